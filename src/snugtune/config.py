@@ -1,0 +1,155 @@
+"""Settings of a fit: one flat, strict model under the names PEFT and Transformers users know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from snugtune.errors import ConfigError
+from snugtune.files import write_text
+
+DEFAULT_EFFECTIVE_BATCH_SIZE = 32
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class FitConfig(BaseModel):
+    """Everything that decides a fit; a YAML file of these keys reproduces it.
+
+    Settings that Transformers or PEFT have too carry their names and mean what they mean there.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Data
+    train: str
+    test: str | None = None
+    text: tuple[str, ...] | None = None
+    label: str | None = None
+    sheet: str | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    duplicates: Literal["keep", "drop"] = "drop"
+    conflicts: Literal["keep", "drop"] = "keep"
+    merge_label_variants: bool = True
+    min_class_count: PositiveInt = 1
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    test_fraction: Fraction = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    # Model
+    model: str = "minilm"
+    revision: str | None = None
+    max_length: PositiveInt | None = None
+    method: Literal["lora", "full", "head"] = "lora"
+    task_type: Literal["SEQ_CLS"] = "SEQ_CLS"
+    r: PositiveInt = 16
+    lora_alpha: PositiveFloat = 32
+    target_modules: tuple[str, ...] | str | None = None
+    lora_dropout: Fraction = 0.0
+    bias: Literal["none", "all", "lora_only"] = "none"
+    modules_to_save: tuple[str, ...] | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+    init_lora_weights: bool | Literal["gaussian", "pissa", "olora", "orthogonal"] = True
+    layers_to_transform: tuple[int, ...] | None = None
+
+    # Training
+    effective_batch_size: PositiveInt | None = None
+    per_device_train_batch_size: PositiveInt | None = None
+    per_device_eval_batch_size: PositiveInt | None = None
+    gradient_accumulation_steps: PositiveInt | None = None
+    tokens_per_micro_batch: PositiveInt = 4096
+    num_train_epochs: PositiveFloat = 4
+    learning_rate: PositiveFloat | None = None
+    head_learning_rate: PositiveFloat | None = None
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_ratio: Fraction = 0.1
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    max_grad_norm: PositiveFloat = 1.0
+    label_smoothing: Fraction = 0.0
+    hidden_dropout: Fraction = 0.0
+    probe_start: bool = True
+    metric: Literal["accuracy", "f1_macro"] = "accuracy"
+    early_stopping_patience: PositiveInt | None = 3
+    fp16: bool = False
+    bf16: bool | None = None
+
+    # Result
+    precision_target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    price_per_hour_usd: Annotated[float, Field(ge=0.0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_batch_size(self) -> FitConfig:
+        product = self._batch_size_product()
+        if self.effective_batch_size and product and self.effective_batch_size != product:
+            raise ValueError(
+                f"effective_batch_size={self.effective_batch_size} contradicts per_device_train_batch_size x "
+                f"gradient_accumulation_steps = {product}; set one or the other"
+            )
+        if self.fp16 and self.bf16:
+            raise ValueError("fp16 and bf16 exclude each other; set one")
+        return self
+
+    def _batch_size_product(self) -> int | None:
+        if self.per_device_train_batch_size is None and self.gradient_accumulation_steps is None:
+            return None
+        # Transformers' own defaults stand in for the one that is left out.
+        return (self.per_device_train_batch_size or 8) * (self.gradient_accumulation_steps or 1)
+
+    @property
+    def step_examples(self) -> int:
+        """Examples per optimiser step, from whichever of the batch settings were given."""
+        return self.effective_batch_size or self._batch_size_product() or DEFAULT_EFFECTIVE_BATCH_SIZE
+
+
+def make_config(settings: Mapping[str, Any]) -> FitConfig:
+    """Validate ``settings``.
+
+    Raises:
+        ConfigError: naming every unknown key and every value out of range, all at once.
+    """
+    try:
+        return FitConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        faults = "; ".join(_fault(item) for item in error.errors(include_url=False))
+        raise ConfigError(f"The settings cannot be used: {faults}.") from None
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Settings from a YAML file, not yet validated, so that command-line options can go on top.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or is not a mapping of settings.
+    """
+    path = Path(path)
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the configuration file {path}: {error}.") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f" near line {place.line + 1}" if place else ""
+        raise ConfigError(f"The configuration file {path} is not valid YAML{where}; correct it.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"The configuration file {path} holds no settings; write lines such as 'r: 16'.")
+    return {str(key): item for key, item in value.items()}
+
+
+def write_config(config: FitConfig, path: str | Path) -> None:
+    """Save every setting, defaults included, as YAML."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def _fault(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting '{name}'"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}={item['input']!r}: {message}" if name else message

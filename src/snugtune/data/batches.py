@@ -1,0 +1,66 @@
+"""Which examples make an optimiser step, and how a step is cut into micro-batches.
+
+The first decides the result, the second only memory and speed: they are separate functions, and the second
+never looks at anything but lengths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+STEPS_PER_POOL = 16
+"""Steps whose examples are sorted by length together: enough that each step's texts are of like length."""
+
+
+def epoch_steps(
+    lengths: NDArray[np.int64], step_examples: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """One epoch as optimiser steps of ``step_examples`` indices each (the last may hold fewer).
+
+    The examples are shuffled, cut into pools, sorted by length inside each pool and sliced into steps;
+    the steps are then shuffled, so that length does not rise through a pool.
+    """
+    order = rng.permutation(len(lengths))
+    pool_size = step_examples * STEPS_PER_POOL
+    steps: list[NDArray[np.int64]] = []
+    for start in range(0, len(order), pool_size):
+        pool = order[start : start + pool_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        steps += [pool[i : i + step_examples] for i in range(0, len(pool), step_examples)]
+    for i in rng.permutation(len(steps)):
+        yield steps[i]
+
+
+def steps_per_epoch(n: int, step_examples: int) -> int:
+    """How many steps ``epoch_steps`` yields for ``n`` examples."""
+    full_pools, rest = divmod(n, step_examples * STEPS_PER_POOL)
+    return full_pools * STEPS_PER_POOL + math.ceil(rest / step_examples)
+
+
+def micro_batches(
+    indices: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    tokens_per_micro_batch: int,
+    max_examples: int | None = None,
+) -> list[NDArray[np.int64]]:
+    """Cut ``indices`` into micro-batches whose padded size stays within the token budget.
+
+    Sorted by length, so that padding is small; a single text longer than the budget goes alone.
+    """
+    ordered = indices[np.argsort(lengths[indices], kind="stable")]
+    batches: list[NDArray[np.int64]] = []
+    start = 0
+    for stop in range(1, len(ordered) + 1):
+        count = stop - start
+        too_many = max_examples is not None and count > max_examples
+        too_large = count * lengths[ordered[stop - 1]] > tokens_per_micro_batch
+        if count > 1 and (too_many or too_large):
+            batches.append(ordered[start : stop - 1])
+            start = stop - 1
+    if start < len(ordered):
+        batches.append(ordered[start:])
+    return batches

@@ -1,0 +1,37 @@
+"""Every exception snugtune raises on purpose, as one tree.
+
+The message is one clear sentence for the person at the keyboard: what is wrong, where (file, sheet, row,
+column) and what to do. The command line prints it without a traceback and exits with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+
+class SnugtuneError(Exception):
+    """Base of all errors raised on purpose; the command line exits with ``exit_code``."""
+
+    exit_code = 1
+
+
+class UserInputError(SnugtuneError):
+    """The file, column, option or setting given by the user cannot be used as it is."""
+
+    exit_code = 2
+
+
+class ConfigError(UserInputError):
+    """One or more settings are unknown or out of range; all faults are listed at once."""
+
+
+class TrainingError(SnugtuneError):
+    """Training cannot go on, for instance because the loss is not finite."""
+
+
+class ArtifactError(SnugtuneError):
+    """A saved model does not reload to what was trained."""
+
+
+class RunInterrupted(SnugtuneError):
+    """The user pressed Ctrl-C before anything worth keeping existed."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""How good is the model: metrics, calibration, the linear baseline and the mixture of both (no torch)."""

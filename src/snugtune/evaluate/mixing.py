@@ -1,0 +1,182 @@
+"""Two models that err differently, pooled: how much of the second one helps, and is that more than noise?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from snugtune.evaluate.calibration import fit_temperature, log_softmax, softmax
+from snugtune.evaluate.metrics import macro_f1
+
+Metric = Literal["accuracy", "macro_f1", "log_loss"]
+Floats = NDArray[np.floating[Any]]
+
+_WEIGHTS = np.linspace(0, 1, 21)
+_TAUS = np.linspace(0, 1.5, 7)  # 1 is the value Menon et al. derive for the balanced error
+_LOG_FLOOR = np.log(1e-12)  # no member may rule out a class all by itself
+_RESAMPLES = 200
+_LEVEL = 0.05  # a gain counts if its one-sided 95 % bootstrap bound is above zero
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Log-linear pool of two classifiers over the same K classes, with a logit adjustment for rare ones.
+
+    ``p = softmax(((1 - weight) * log p_a + weight * log p_b) / temperature - tau * log class_prior)`` where
+    ``log p_a = log_softmax(logits_a / temperature_a)``, likewise b (the logarithmic
+    pool of Genest & Zidek 1986; the post-hoc logit adjustment of Menon et al. 2021). ``weight`` is the share of
+    b in 0..1. With ``tau > 0`` the probabilities are those of a world with more even classes.
+    """
+
+    weight: float = 0.0
+    temperature: float = 1.0
+    tau: float = 0.0
+    temperature_a: float = 1.0
+    temperature_b: float = 1.0
+    class_prior: tuple[float, ...] | None = None
+
+    def apply(self, logits_a: Floats, logits_b: Floats) -> NDArray[np.float64]:
+        """Probabilities ``(N, K)`` from the logits ``(N, K)`` of both models."""
+        log_a, log_b = (_floored(logits_a, self.temperature_a), _floored(logits_b, self.temperature_b))
+        return self._pool(log_a, log_b)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as JSON-ready values."""
+        fields = asdict(self)
+        return {**fields, "class_prior": None if self.class_prior is None else list(self.class_prior)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Mixture:
+        """The mixture that `as_dict` described."""
+        prior = fields.get("class_prior")
+        return cls(**{**fields, "class_prior": None if prior is None else tuple(prior)})
+
+    def _pool(self, log_a: Floats, log_b: Floats) -> NDArray[np.float64]:
+        logits = ((1 - self.weight) * log_a + self.weight * log_b) / self.temperature
+        if self.tau and self.class_prior is not None:
+            logits = logits - self.tau * np.log(self.class_prior)
+        return softmax(logits)
+
+
+def fit_mixture(
+    logits_a: Floats,
+    logits_b: Floats,
+    y_true: NDArray[np.int64],
+    *,
+    metric: Metric = "log_loss",
+    class_prior: NDArray[np.floating[Any]] | None = None,
+    seed: int = 0,
+) -> Mixture:
+    """Choose the share of model b on held-out rows: ``logits (N, K)`` of both, ``y_true (N,)``.
+
+    Each model is calibrated by itself, then the weight of b is chosen from a grid, then tau if a
+    ``class_prior (K,)`` is given (class shares in training; zeros count as half of the smallest other). Weight
+    and tau stay 0 unless they improve ``metric`` beyond the noise of these rows, judged by a paired bootstrap.
+    Rows with ``y_true == -1`` are ignored; without others the answer is model a as it is.
+
+    Raises:
+        ValueError: the shapes disagree.
+
+    """
+    _check_shapes(logits_a, logits_b, y_true, class_prior)
+    known = y_true >= 0
+    if not known.any():
+        return Mixture()
+    logits_a, logits_b, y_true = logits_a[known], logits_b[known], y_true[known]
+    alone = Mixture(
+        temperature_a=fit_temperature(logits_a, y_true), temperature_b=fit_temperature(logits_b, y_true)
+    )
+    judge = _Judge(
+        _floored(logits_a, alone.temperature_a), _floored(logits_b, alone.temperature_b), y_true, metric, seed
+    )
+    chosen = judge.better([judge.recalibrated(replace(alone, weight=float(weight))) for weight in _WEIGHTS])
+    if class_prior is None:
+        return chosen
+    prior = _positive(class_prior)
+    adjusted = judge.better([replace(chosen, tau=float(tau), class_prior=prior) for tau in _TAUS])
+    return adjusted if adjusted.tau else chosen
+
+
+class _Judge:
+    """Compares mixtures on the same rows; log-probabilities ``(N, K)``, ``y_true (N,)``."""
+
+    def __init__(
+        self, log_a: Floats, log_b: Floats, y_true: NDArray[np.int64], metric: Metric, seed: int
+    ) -> None:
+        self.log_a, self.log_b, self.y_true, self.metric, self.seed = log_a, log_b, y_true, metric, seed
+
+    def recalibrated(self, mixture: Mixture) -> Mixture:
+        """The mixture with the temperature that suits the pool: pooling leaves probabilities too even."""
+        pooled = (1 - mixture.weight) * self.log_a + mixture.weight * self.log_b
+        return replace(mixture, temperature=fit_temperature(pooled, self.y_true))
+
+    def better(self, candidates: list[Mixture]) -> Mixture:
+        """The best candidate, if it beats the first one beyond noise; otherwise the first."""
+        once = np.ones((1, len(self.y_true)), np.float32)
+        scores = [float(self._score(candidate, once)[0]) for candidate in candidates]
+        first, best = candidates[0], candidates[int(np.argmax(scores))]
+        if best is first:
+            return first
+        repeats = self._resamples()
+        gains = self._score(best, repeats) - self._score(first, repeats)
+        return best if np.quantile(gains, _LEVEL) > 0 else first
+
+    def _resamples(self) -> NDArray[np.float32]:
+        """How often each row is drawn in each bootstrap sample: ``(B, N)``."""
+        rows = len(self.y_true)
+        draws = np.random.default_rng(self.seed).multinomial(rows, np.full(rows, 1 / rows), size=_RESAMPLES)
+        return draws.astype(np.float32)
+
+    def _score(self, mixture: Mixture, repeats: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The metric, larger is better, of each row-weighted sample ``(B, N)``: ``(B,)``."""
+        probs = mixture._pool(self.log_a, self.log_b)
+        if self.metric == "macro_f1":
+            return _macro_f1(self.y_true, probs, repeats)
+        if self.metric == "accuracy":
+            per_row = (probs.argmax(axis=1) == self.y_true).astype(np.float64)
+        else:
+            of_truth = probs[np.arange(len(self.y_true)), self.y_true]
+            per_row = np.log(of_truth.clip(np.finfo(np.float64).eps))
+        return np.asarray(repeats @ per_row / len(self.y_true))
+
+
+def _macro_f1(y_true: NDArray[np.int64], probs: Floats, repeats: NDArray[np.float32]) -> NDArray[np.float64]:
+    K, y_pred = probs.shape[1], probs.argmax(axis=1)
+    right = y_true == y_pred
+    hits = _sum_by_class(repeats[:, right], y_true[right], K)
+    return macro_f1(hits, _sum_by_class(repeats, y_true, K), _sum_by_class(repeats, y_pred, K))
+
+
+def _sum_by_class(repeats: NDArray[np.float32], ids: NDArray[np.int64], K: int) -> NDArray[np.float64]:
+    """Row weights ``(B, N)`` summed by the class ``ids (N,)`` of each row: ``(B, K)``."""
+    one_hot = csr_array((np.ones(len(ids)), (np.arange(len(ids)), ids)), shape=(len(ids), K))
+    return np.asarray(repeats @ one_hot, np.float64)
+
+
+def _floored(logits: Floats, temperature: float) -> NDArray[np.float64]:
+    return np.maximum(log_softmax(logits, temperature), _LOG_FLOOR)
+
+
+def _positive(class_prior: NDArray[np.floating[Any]]) -> tuple[float, ...]:
+    """The prior as shares, zeros lifted to half of the smallest other one so that the log is finite."""
+    prior = np.asarray(class_prior, np.float64)
+    prior = np.where(prior > 0, prior, prior[prior > 0].min() / 2)
+    return tuple((prior / prior.sum()).tolist())
+
+
+def _check_shapes(
+    logits_a: Floats, logits_b: Floats, y_true: NDArray[np.int64], class_prior: Floats | None
+) -> None:
+    if logits_a.shape != logits_b.shape or len(logits_a) != len(y_true):
+        shapes = f"{logits_a.shape}, {logits_b.shape} and {y_true.shape}"
+        raise ValueError(f"logits_a and logits_b must be (N, K) and y_true (N,), got {shapes}.")
+    if class_prior is None:
+        return
+    if len(class_prior) != logits_a.shape[1] or np.min(class_prior) < 0 or np.max(class_prior) <= 0:
+        raise ValueError(
+            f"class_prior must hold {logits_a.shape[1]} shares, none below zero and not all zero."
+        )

@@ -1,0 +1,1 @@
+"""The model: backbone, adapter, head, attention, parameters, and the saved folder."""

@@ -1,0 +1,50 @@
+"""Our registered attention: torch's fused kernel, at the precision that is fastest where it runs.
+
+On a CPU the backward pass of torch's fused attention in bfloat16 is many times slower than in float32 for
+short texts and never faster (see ``decisions/0002-attention-on-cpu.md``), so while gradients are needed
+queries, keys and values go through it in float32. Elsewhere this is plain scaled-dot-product attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "snugtune_sdpa"
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention in Transformers' interface: (batch, heads, length, head_dim) in, (batch, length, heads, head_dim) out."""
+    plain = query.device.type != "cpu" or query.dtype == torch.float32 or not torch.is_grad_enabled()
+    if plain or getattr(module, "is_causal", False) or key.shape[1] != query.shape[1]:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+    mask = attention_mask.float() if attention_mask is not None and attention_mask.is_floating_point() else attention_mask
+    with torch.autocast("cpu", enabled=False):
+        mixed = scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), attn_mask=mask, dropout_p=dropout, scale=scaling
+        )
+    return mixed.to(query.dtype).transpose(1, 2).contiguous(), None
+
+
+def register() -> str:
+    """Make the attention known to Transformers; returns its name for ``attn_implementation``."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

@@ -1,0 +1,1 @@
+"""Prediction with a finished run: texts or tables in, labels with confidence out."""

@@ -1,0 +1,1 @@
+"""Training: the frozen pass and its probe, the engine (one visible loop), optimiser and schedule."""

@@ -1,0 +1,220 @@
+"""The engine: one visible loop. An optimiser step is defined by its examples, never by how they are cut."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from snugtune.config import FitConfig
+from snugtune.data.batches import epoch_steps, micro_batches, steps_per_epoch
+from snugtune.data.tokens import Tokens
+from snugtune.errors import TrainingError
+from snugtune.model.adapter import load_trainable_state, trainable_state
+from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.train.forward import collate, predict_logits
+from snugtune.train.optim import make_optimizer, make_scheduler
+
+MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokenized texts with their class ids (N,)."""
+
+    tokens: Tokens
+    y: NDArray[np.int64]
+
+
+@dataclass
+class TrainResult:
+    """What training did; the model holds the best weights when it returns."""
+
+    steps: int = 0
+    best_step: int = 0
+    best_score: float = -math.inf
+    interrupted: bool = False
+    stopped_early: bool = False
+    train_s: float = 0.0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train(
+    model: nn.Module,
+    train_set: Examples,
+    validation_set: Examples,
+    config: FitConfig,
+    *,
+    head_names: tuple[str, ...],
+    pad_token_id: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    observer: Observer | None = None,
+) -> TrainResult:
+    """Train ``model`` in place and leave it with the weights that scored best on validation.
+
+    The untrained state (the probe start) is scored first, so the result is never worse than the probe
+    on validation. Ctrl-C ends training and keeps the best so far.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite; names the step and the rows.
+    """
+    observer = observer or Observer()
+    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[dtype], cpu=device.type == "cpu")
+    per_epoch = steps_per_epoch(len(train_set.y), config.step_examples)
+    total = max(1, math.ceil(per_epoch * config.num_train_epochs))
+    optimizer = make_optimizer(model, config, head_names)
+    scheduler = make_scheduler(optimizer, config, total)
+    optimizer = accelerator.prepare(optimizer)
+    rng = np.random.default_rng(config.seed)
+    torch.manual_seed(config.seed)
+    keeper = _BestKeeper(model, config.early_stopping_patience)
+    result = TrainResult()
+    started = time.perf_counter()
+
+    def validate(epoch: float) -> None:
+        logits = predict_logits(
+            model, validation_set.tokens, pad_token_id=pad_token_id, device=device, dtype=dtype
+        )
+        score, log_loss = score_logits(logits, validation_set.y, config.metric)
+        best = keeper.offer(score, log_loss, result.steps)
+        result.metrics.append(
+            {"step": result.steps, "epoch": epoch, "eval_score": score, "eval_loss": log_loss, "best": best}
+        )
+        observer.on_validation(ValidationInfo(result.steps, epoch, score, log_loss, best))
+
+    try:
+        validate(0.0)
+        while result.steps < total and not keeper.exhausted:
+            model.train()
+            for step_rows in epoch_steps(train_set.tokens.lengths, config.step_examples, rng):
+                rate = scheduler.get_last_lr()[0]
+                loss = _optimizer_step(
+                    model, train_set, step_rows, accelerator, optimizer, config, pad_token_id, device, result.steps
+                )
+                scheduler.step()
+                result.steps += 1
+                elapsed = time.perf_counter() - started
+                remaining = elapsed / result.steps * (total - result.steps)
+                result.metrics.append(
+                    {"step": result.steps, "loss": loss, "learning_rate": rate, "elapsed_s": elapsed}
+                )
+                observer.on_step(StepInfo(result.steps, total, loss, rate, elapsed, remaining))
+                if result.steps == total:
+                    break
+            validate(result.steps / per_epoch)
+    except KeyboardInterrupt:
+        result.interrupted = True
+    keeper.restore()
+    result.stopped_early = keeper.exhausted and result.steps < total
+    result.best_step, result.best_score = keeper.step, keeper.score
+    result.train_s = time.perf_counter() - started
+    return result
+
+
+def step_loss(
+    model: Callable[..., Any],
+    examples: Examples,
+    rows: NDArray[np.int64],
+    config: FitConfig,
+    pad_token_id: int,
+    device: torch.device,
+    *,
+    autocast: Callable[[], Any],
+    backward: Callable[[Tensor], None],
+) -> float:
+    """The mean cross-entropy over ``rows``, accumulated over micro-batches, each sent ``backward``.
+
+    Each micro-batch contributes its sum divided by the step's own count, so the cut changes nothing.
+    """
+    total = torch.zeros((), device=device)
+    for part in micro_batches(
+        rows, examples.tokens.lengths, config.tokens_per_micro_batch, config.per_device_train_batch_size
+    ):
+        batch = collate(examples.tokens, part, pad_token_id, device)
+        with autocast():
+            logits = model(**batch).logits
+        target = torch.from_numpy(examples.y[part]).to(device)
+        loss = cross_entropy(
+            logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing
+        ) / len(rows)
+        backward(loss)
+        total += loss.detach()
+    return float(total)
+
+
+def score_logits(logits: NDArray[np.float32], y: NDArray[np.int64], metric: str) -> tuple[float, float]:
+    """The validation score (``accuracy`` or ``f1_macro``) and the log loss of logits (N, K)."""
+    predicted = logits.argmax(1)
+    score = accuracy_score(y, predicted) if metric == "accuracy" else f1_score(y, predicted, average="macro")
+    return float(score), float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(y)))
+
+
+def _optimizer_step(
+    model: nn.Module,
+    examples: Examples,
+    rows: NDArray[np.int64],
+    accelerator: Any,
+    optimizer: Any,
+    config: FitConfig,
+    pad_token_id: int,
+    device: torch.device,
+    step: int,
+) -> float:
+    optimizer.zero_grad(set_to_none=True)
+    loss = step_loss(
+        model, examples, rows, config, pad_token_id, device,
+        autocast=accelerator.autocast, backward=accelerator.backward,
+    )  # fmt: skip
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norm = float(accelerator.clip_grad_norm_(trained, config.max_grad_norm))
+    # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
+    if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
+        raise TrainingError(_not_finite(step + 1, rows, loss))
+    optimizer.step()
+    return loss
+
+
+def _not_finite(step: int, rows: NDArray[np.int64], loss: float) -> str:
+    shown = ", ".join(str(i) for i in rows[:8])
+    what = "loss" if not math.isfinite(loss) else "gradient"
+    return (
+        f"The {what} is not finite at step {step} (training rows {shown}, ...); "
+        "lower learning_rate, or use bf16 or float32 instead of fp16."
+    )
+
+
+class _BestKeeper:
+    """Keeps the weights that scored best; ties go to the lower log loss."""
+
+    def __init__(self, model: nn.Module, patience: int | None) -> None:
+        self.model, self.patience = model, patience
+        self.score, self.log_loss, self.step, self.since = -math.inf, math.inf, 0, 0
+        self.state: dict[str, Tensor] | None = None
+
+    def offer(self, score: float, log_loss: float, step: int) -> bool:
+        better = (score, -log_loss) > (self.score, -self.log_loss)
+        if better:
+            self.score, self.log_loss, self.step, self.since = score, log_loss, step, 0
+            self.state = trainable_state(self.model)
+        else:
+            self.since += 1
+        return better
+
+    @property
+    def exhausted(self) -> bool:
+        return self.patience is not None and self.since >= self.patience
+
+    def restore(self) -> None:
+        if self.state is not None:
+            load_trainable_state(self.model, self.state)

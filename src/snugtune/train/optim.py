@@ -1,0 +1,41 @@
+"""Optimiser and learning-rate schedule."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from snugtune.config import FitConfig
+
+LORA_LEARNING_RATE = 1e-3
+FULL_LEARNING_RATE = 5e-5
+HEAD_LEARNING_RATE = 1e-3
+"""Defaults found by experiment on validation parts; see ``decisions/0004-learning-rates.md``."""
+
+
+def learning_rates(config: FitConfig) -> tuple[float, float]:
+    """The adapter's (or backbone's) and the head's learning rate."""
+    body = config.learning_rate or (FULL_LEARNING_RATE if config.method == "full" else LORA_LEARNING_RATE)
+    return body, config.head_learning_rate or HEAD_LEARNING_RATE
+
+
+def make_optimizer(model: nn.Module, config: FitConfig, head_names: tuple[str, ...]) -> torch.optim.AdamW:
+    """AdamW with one group for adapter or backbone and one for the head."""
+    body: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (head if any(part in head_names for part in name.split(".")) else body).append(parameter)
+    body_rate, head_rate = learning_rates(config)
+    groups = [{"params": body, "lr": body_rate}, {"params": head, "lr": head_rate}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, config: FitConfig, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up over ``warmup_ratio`` of the steps, then the chosen decay."""
+    warmup = round(config.warmup_ratio * steps)
+    name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
