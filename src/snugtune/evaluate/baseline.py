@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -176,7 +177,7 @@ def baseline_metrics(
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`classification_metrics` of a fitted baseline on N ``texts`` of classes ``y_true (N,)``, and its ``name``."""
+    """`classification_metrics` of a fitted baseline on N ``texts``, classes ``y_true (N,)``, plus ``name``."""
     probs = baseline.probabilities(texts)
     metrics = classification_metrics(
         y_true, probs, label_names, bootstrap_samples=bootstrap_samples, seed=seed
@@ -217,7 +218,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         saved = json.loads((folder / "baseline.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "baseline.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ArtifactError(f"Cannot read the baseline in {folder}: {error}; train it again.") from error
     if not isinstance(saved, dict) or saved.get("format") != _FORMAT:
         raise ArtifactError(

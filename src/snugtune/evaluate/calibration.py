@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from scipy.stats import beta
 
 REVIEW_EVERYTHING = 1.000001
@@ -48,11 +47,12 @@ def fit_temperature(logits: Floats, y_true: NDArray[np.int64]) -> float:
         raise ValueError("logits must be finite, got NaN or infinity: the model has diverged.")
     if not len(y_true):
         return 1.0
-    # Measured from the true class, the loss of a row is logsumexp of its margins.
-    margins = logits - logits[np.arange(len(y_true)), y_true][:, None]
+    below_best = logits - logits.max(axis=1, keepdims=True)
+    of_truth = float(below_best[np.arange(len(y_true)), y_true].mean())
 
     def loss(log_temperature: float) -> float:
-        return float(logsumexp(margins * math.exp(-log_temperature), axis=1).mean())
+        inverse = math.exp(-log_temperature)
+        return float(np.log(np.exp(below_best * inverse).sum(axis=1)).mean()) - inverse * of_truth
 
     bounds = (math.log(_TEMPERATURES[0]), math.log(_TEMPERATURES[1]))
     return math.exp(float(minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}).x))
@@ -78,10 +78,10 @@ def review_threshold(
 
     "With" means: the one-sided Clopper-Pearson lower bound at level ``delta`` of the precision among the rows
     at or above the threshold meets the target. Picking the best of many thresholds would void that level, so
-    they are tested in a fixed order, from the most confident rows downwards, and the search stops at the first
-    failure: the chance that the answer misses the target stays below ``delta`` (fixed-sequence testing, as in
-    Angelopoulos et al. 2021, Learn then Test). The order depends on the confidences alone. The thresholds
-    tested grow by 2 % of rows, so the answer is the smallest within that step.
+    they are tested in a fixed order, from the most confident rows downwards, until the first failure: the
+    chance that the answer misses the target stays below ``delta`` (fixed-sequence testing, as in Angelopoulos
+    et al. 2021, Learn then Test). The order depends on the confidences alone. Each test takes 2 % more rows
+    than the one before, so the answer is the smallest threshold to within that step.
 
     ``confidence (N,)`` in 0..1, ``correct (N,)``, both held out. Returns `REVIEW_EVERYTHING`, a number just
     above 1, when no threshold passes.
@@ -103,7 +103,7 @@ def review_threshold(
 
 
 def precision_lower_bound(hits: int, rows: int, delta: float) -> float:
-    """One-sided lower bound at level ``delta`` of the rate behind ``hits`` in ``rows`` (Clopper-Pearson 1934)."""
+    """One-sided lower bound at level ``delta`` of the rate of ``hits`` in ``rows`` (Clopper-Pearson 1934)."""
     return float(beta.ppf(delta, hits, rows - hits + 1)) if hits else 0.0
 
 

@@ -34,9 +34,9 @@ def classification_metrics(
 
     Rows with ``y_true == -1`` (blank label, or one unseen in training) cannot be right; they are not scored
     but counted in ``rows_unseen_label``. Macro averages run over the classes that occur in ``y_true`` or in
-    the predictions, as in scikit-learn. ``confusion`` lists the mistakes as ``[true_id, pred_id, count]``, most
-    frequent first. ``intervals`` holds 95 % percentile bootstrap intervals over rows (Efron & Tibshirani 1993,
-    An Introduction to the Bootstrap, ch. 13); it is empty if no bootstrap samples are asked for.
+    the predictions, as in scikit-learn. ``confusion`` lists the mistakes as ``[true_id, pred_id, count]``,
+    most frequent first. ``intervals`` holds 95 % percentile bootstrap intervals over rows (Efron & Tibshirani
+    1993, An Introduction to the Bootstrap, ch. 13); it is empty if no bootstrap samples are asked for.
 
     Raises:
         ValueError: shapes disagree, an id is out of range or a probability is not finite.
@@ -209,4 +209,6 @@ def _sum_by_class(drawn: Counts, ids: Counts, K: int) -> NDArray[np.float64]:
 
 def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     """``part / whole``, and 0 where ``whole`` is 0."""
-    return np.divide(part, whole, out=np.zeros(np.shape(whole), np.float64), where=np.asarray(whole) > 0)
+    ratio = np.zeros(np.shape(whole), np.float64)
+    np.divide(part, whole, out=ratio, where=np.asarray(whole) > 0)
+    return ratio

@@ -28,8 +28,8 @@ class Mixture:
 
     ``p = softmax(((1 - weight) * log p_a + weight * log p_b) / temperature - tau * log class_prior)`` where
     ``log p_a = log_softmax(logits_a / temperature_a)``, likewise b (the logarithmic
-    pool of Genest & Zidek 1986; the post-hoc logit adjustment of Menon et al. 2021). ``weight`` is the share of
-    b in 0..1. With ``tau > 0`` the probabilities are those of a world with more even classes.
+    pool of Genest & Zidek 1986; the post-hoc logit adjustment of Menon et al. 2021). ``weight`` is the share
+    of b in 0..1. With ``tau > 0`` the probabilities are those of a world with more even classes.
     """
 
     weight: float = 0.0
@@ -74,9 +74,9 @@ def fit_mixture(
     """Choose the share of model b on held-out rows: ``logits (N, K)`` of both, ``y_true (N,)``.
 
     Each model is calibrated by itself, then the weight of b is chosen from a grid, then tau if a
-    ``class_prior (K,)`` is given (class shares in training; zeros count as half of the smallest other). Weight
-    and tau stay 0 unless they improve ``metric`` beyond the noise of these rows, judged by a paired bootstrap.
-    Rows with ``y_true == -1`` are ignored; without others the answer is model a as it is.
+    ``class_prior (K,)`` is given (class shares in training; zeros count as half of the smallest other).
+    Weight and tau stay 0 unless they improve ``metric`` beyond the noise of these rows, judged by a paired
+    bootstrap. Rows with ``y_true == -1`` are ignored; without others the answer is model a as it is.
 
     Raises:
         ValueError: the shapes disagree.

@@ -1,0 +1,5 @@
+"""``python -m snugtune``."""
+
+from snugtune.cli import main
+
+main()

@@ -1,0 +1,38 @@
+"""The command line: parse, call the library, render. The only place that prints."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from snugtune.cli.data import app as data_app
+from snugtune.cli.fit import fit
+from snugtune.cli.plan import plan
+from snugtune.cli.predict import predict
+from snugtune.cli.sample import sample
+from snugtune.errors import SnugtuneError
+
+app = typer.Typer(
+    help="Fine-tune a language model into your own text classifier, on the GPU you have.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(fit)
+app.command()(predict)
+app.command()(plan)
+app.command()(sample)
+app.add_typer(data_app, name="data")
+
+
+def main() -> None:
+    """Run the command line; exits 0 done, 1 failed, 2 the user's input, 130 interrupted."""
+    try:
+        app()
+    except SnugtuneError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(130)

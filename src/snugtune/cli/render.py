@@ -1,0 +1,84 @@
+"""Progress bars and tables of the terminal, through rich."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.units import duration
+
+PHASES = {
+    "data": "Reading and splitting the data",
+    "probe": "Frozen pass for the probe start",
+    "train": "Training",
+    "evaluate": "Evaluating",
+    "save": "Saving and reloading in a new process",
+}
+
+
+class RichObserver(Observer):
+    """Draws a job's progress on standard error, so that standard output holds results alone."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> RichObserver:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def say(self, sentence: str) -> None:
+        """Print the sentence above the bar."""
+        self.console.print(sentence, markup=False, highlight=False)
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Name the phase; draw a bar if its size is known."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.task = self.progress.add_task(PHASES.get(name, name), total=total or 1, note="")
+
+    def advance(self, done: int) -> None:
+        """Move the bar."""
+        if self.task is not None:
+            self.progress.advance(self.task, done)
+
+    def on_step(self, info: StepInfo) -> None:
+        """Show step, loss and time left."""
+        if self.task is not None:
+            note = f"loss {info.loss:.3f}  {duration(info.remaining_s)} left"
+            self.progress.update(self.task, completed=info.step, total=info.steps, note=note)
+
+    def on_validation(self, info: ValidationInfo) -> None:
+        """Print one line for each look at the validation part."""
+        mark = "  best so far" if info.best else ""
+        self.say(f"Epoch {info.epoch:.1f}: validation score {info.score:.4f}, log loss {info.log_loss:.4f}{mark}")
+
+
+def show_run(record: dict[str, Any], run: Path) -> None:
+    """The result of a fit as a table, and where everything lies."""
+    console = Console()
+    table = Table("", *record["metrics"])
+    for key in ("accuracy", "f1_macro", "f1_weighted", "ece"):
+        table.add_row(key, *(f"{part[key]:.4f}" for part in record["metrics"].values()))
+    console.print(table)
+    console.print(f"Trained in {duration(record['time']['train_s'])}; everything lies in {run}", markup=False)

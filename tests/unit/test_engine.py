@@ -1,0 +1,95 @@
+"""An optimiser step is defined by its examples: how it is cut must change nothing."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from snugtune.config import make_config
+from snugtune.data.tokens import Tokens, Truncation
+from snugtune.errors import TrainingError
+from snugtune.model import attention
+from snugtune.model.adapter import trainable_state, wrap
+from snugtune.model.head import find_head
+from snugtune.train.engine import Examples, train
+
+CPU = torch.device("cpu")
+
+
+def tiny_model(seed: int = 0) -> BertForSequenceClassification:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        num_labels=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0,
+    )  # fmt: skip
+    config._attn_implementation = attention.register()
+    return BertForSequenceClassification(config)
+
+
+def examples(n: int, seed: int) -> Examples:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 4, n)
+    # The class can be read off the second token.
+    ids = [np.r_[1, 10 + label, rng.integers(20, 60, rng.integers(1, 30))].astype(np.int32) for label in y]
+    lengths = np.array([len(row) for row in ids])
+    return Examples(Tokens(ids, lengths, Truncation(64, n, 0, int(lengths.sum()), 0)), y)
+
+
+def run(**settings):
+    settings = {"train": "x", "num_train_epochs": 2, "early_stopping_patience": 9, **settings}
+    config = make_config(settings)
+    plain = tiny_model()
+    head_names = find_head(plain).modules_to_save
+    model = wrap(plain, config)
+    result = train(
+        model, examples(90, 1), examples(40, 2), config,
+        head_names=head_names, pad_token_id=0, dtype=torch.float32, device=CPU,
+    )  # fmt: skip
+    return result, trainable_state(model)
+
+
+@pytest.mark.parametrize("budget", [16, 100, 333])
+def test_the_cut_changes_neither_losses_nor_weights(budget):
+    whole, whole_state = run(tokens_per_micro_batch=100_000)
+    cut, cut_state = run(tokens_per_micro_batch=budget)
+    losses = [[m["loss"] for m in r.metrics if "loss" in m] for r in (whole, cut)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-6)
+    for name, tensor in whole_state.items():
+        torch.testing.assert_close(cut_state[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def test_accumulation_settings_mean_what_they_say():
+    one, _ = run(effective_batch_size=16)
+    two, _ = run(per_device_train_batch_size=2, gradient_accumulation_steps=8)
+    first, second = (next(m["loss"] for m in r.metrics if "loss" in m) for r in (one, two))
+    assert first == pytest.approx(second, abs=1e-6)
+    assert one.steps == two.steps
+
+
+def test_it_learns_and_keeps_the_best_weights():
+    result, _ = run(num_train_epochs=12, learning_rate=5e-3, head_learning_rate=5e-3, effective_batch_size=8)
+    scores = [m["eval_score"] for m in result.metrics if "eval_score" in m]
+    assert result.best_score == max(scores)
+    assert result.best_score > scores[0] + 0.3
+
+
+def test_only_adapter_and_head_are_trained_in_float32():
+    model = wrap(tiny_model().to(torch.bfloat16), make_config({"train": "x"}))
+    trained = {n: p.dtype for n, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in n or "classifier" in n or "pooler" in n for n in trained)
+    assert set(trained.values()) == {torch.float32}
+    frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16}
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rows():
+    plain = tiny_model()
+    with torch.no_grad():
+        plain.classifier.weight.fill_(float("nan"))
+    config = make_config({"train": "x"})
+    model = wrap(plain, config)
+    with pytest.raises(TrainingError, match=r"step 1 \(training rows"):
+        train(
+            model, examples(20, 1), examples(8, 2), config,
+            head_names=("pooler", "classifier"), pad_token_id=0, dtype=torch.float32, device=CPU,
+        )  # fmt: skip
