@@ -31,7 +31,7 @@ class ArtifactError(SnugtuneError):
     """A saved model does not reload to what was trained."""
 
 
-class RunInterrupted(SnugtuneError):
+class RunInterruptedError(SnugtuneError):
     """The user pressed Ctrl-C before anything worth keeping existed."""
 
     exit_code = 130

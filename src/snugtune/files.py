@@ -60,5 +60,7 @@ def _as_user_error(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserInputError(f"Cannot write {path}: no permission; choose another output path.")
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
-        return UserInputError(f"Cannot write {path}: the folder {path.parent} does not exist; create it first.")
+        return UserInputError(
+            f"Cannot write {path}: the folder {path.parent} does not exist; create it first."
+        )
     return error

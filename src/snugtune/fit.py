@@ -23,7 +23,7 @@ from snugtune.data.labels import CleaningPolicy, CleanResult, LabelSet, clean
 from snugtune.data.split import Split, split_rows
 from snugtune.data.table import read_table
 from snugtune.data.tokens import Tokens, tokenize
-from snugtune.errors import RunInterrupted, UserInputError
+from snugtune.errors import RunInterruptedError, UserInputError
 from snugtune.evaluate.calibration import fit_temperature, review_threshold, softmax
 from snugtune.evaluate.metrics import classification_metrics, single_class_alarm
 from snugtune.files import replacing, write_json, write_text
@@ -54,7 +54,9 @@ class Data:
     cleaning: dict[str, Any]
 
 
-def fit(config: FitConfig, out: str | Path, *, overwrite: bool = False, observer: Observer | None = None) -> Path:
+def fit(
+    config: FitConfig, out: str | Path, *, overwrite: bool = False, observer: Observer | None = None
+) -> Path:
     """Train a classifier as ``config`` says and write the run folder ``out``; returns its path.
 
     Raises:
@@ -96,7 +98,7 @@ def fit(config: FitConfig, out: str | Path, *, overwrite: bool = False, observer
         observer=observer,
     )
     if result.best_step == 0 and result.interrupted and not config.probe_start:
-        raise RunInterrupted("Interrupted before anything was learned; nothing was written.")
+        raise RunInterruptedError("Interrupted before anything was learned; nothing was written.")
 
     observer.phase("evaluate")
     final = _restore_full_precision(model, config, data, backbone, device)
@@ -107,7 +109,9 @@ def fit(config: FitConfig, out: str | Path, *, overwrite: bool = False, observer
     }
     decision = _calibrate(logits["validation"], data.y["validation"], config.precision_target)
     metrics = {
-        part: classification_metrics(data.y[part], softmax(values, decision["temperature"]), data.labels.names)
+        part: classification_metrics(
+            data.y[part], softmax(values, decision["temperature"]), data.labels.names
+        )
         for part, values in logits.items()
     }
     for part, values in logits.items():
@@ -163,9 +167,7 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
     y = labels.encode(cleaned.labels)
     groups = near_duplicate_groups(cleaned.texts)
     test_fraction = 0.0 if config.test else config.test_fraction
-    split = split_rows(
-        y, groups, validation=config.validation_fraction, test=test_fraction, seed=config.seed
-    )
+    split = split_rows(y, groups, validation=config.validation_fraction, test=test_fraction, seed=config.seed)
     data = _by_part(split, cleaned, y, labels, columns)
     return _with_test_file(data, config, observer) if config.test else data
 
@@ -174,11 +176,15 @@ def _claim_folder(out: Path, overwrite: bool) -> Path:
     if out.exists() and not out.is_dir():
         raise UserInputError(f"The output {out} is a file; name a folder.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UserInputError(f"The folder {out} already holds something; choose another --out or add --overwrite.")
+        raise UserInputError(
+            f"The folder {out} already holds something; choose another --out or add --overwrite."
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserInputError(f"Cannot create the folder {out}: {error.strerror}; choose another --out.") from None
+        raise UserInputError(
+            f"Cannot create the folder {out}: {error.strerror}; choose another --out."
+        ) from None
     return out
 
 
@@ -224,7 +230,9 @@ def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
     given = [str(v).strip() if v is not None else "" for v in table.frame[columns.label].to_list()]
     rows = np.array([i for i, text in enumerate(texts) if text.strip() and given[i]], dtype=np.int64)
     if not len(rows):
-        raise UserInputError(f"The test file {config.test} has no row with both a text and a label; check it.")
+        raise UserInputError(
+            f"The test file {config.test} has no row with both a text and a label; check it."
+        )
     labels = [given[i] for i in rows]
     if unseen := data.labels.unseen(labels):
         observer.say(
@@ -273,9 +281,7 @@ def _restore_full_precision(
 ) -> torch.nn.Module:
     """The trained tensors on the backbone's published weights: exactly what a user of the folder loads."""
     state = trainable_state(model)
-    fresh = load_backbone(
-        config.model, data.labels, revision=config.revision, max_length=config.max_length
-    )
+    fresh = load_backbone(config.model, data.labels, revision=config.revision, max_length=config.max_length)
     final = wrap(fresh.model, config)
     load_trainable_state(final, state)
     final.config._name_or_path = backbone.source  # type: ignore[union-attr]
@@ -304,7 +310,11 @@ def _write_predictions(
     names = np.array([*data.labels.names, None], dtype=object)
     frames = []
     for part, rows in data.rows.items():
-        columns: dict[str, Any] = {"row": rows, "part": [part] * len(rows), "label": names[data.y[part]].tolist()}
+        columns: dict[str, Any] = {
+            "row": rows,
+            "part": [part] * len(rows),
+            "label": names[data.y[part]].tolist(),
+        }
         if part in logits:
             probabilities = softmax(logits[part], temperature)
             columns["predicted_label"] = names[probabilities.argmax(1)].tolist()

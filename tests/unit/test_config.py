@@ -37,7 +37,8 @@ def test_saved_settings_read_back_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [("r: [", "not valid YAML near line 1"), ("- a", "holds no settings"), ("", "holds no")]
+    ("content", "word"),
+    [("r: [", "not valid YAML near line 1"), ("- a", "holds no settings"), ("", "holds no")],
 )
 def test_broken_settings_files_are_explained(tmp_path, content, word):
     path = tmp_path / "config.yaml"

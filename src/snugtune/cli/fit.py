@@ -31,7 +31,9 @@ def fit(
     num_train_epochs: Annotated[float | None, Option("--epochs", help="Passes over the data.")] = None,
     effective_batch_size: Annotated[int | None, Option(help="Examples per optimiser step.")] = None,
     seed: Annotated[int | None, Option(help="Seed of split, order and initial weights.")] = None,
-    price_per_hour_usd: Annotated[float | None, Option("--price", help="USD per hour of this machine.")] = None,
+    price_per_hour_usd: Annotated[
+        float | None, Option("--price", help="USD per hour of this machine.")
+    ] = None,
     overwrite: Annotated[bool, Option(help="Write into a folder that holds something.")] = False,
     json: Annotated[bool, Option("--json", help="Print run.json alone.")] = False,
 ) -> None:

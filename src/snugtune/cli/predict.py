@@ -13,7 +13,9 @@ def predict(
     run: Annotated[Path, typer.Argument(help="The run folder that fit wrote.")],
     source: Annotated[str, typer.Argument(metavar="INPUT", help="The table to classify.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV, TSV, Parquet, JSON lines or .xlsx.")],
-    text: Annotated[list[str] | None, typer.Option(help="Text column, if named otherwise than in training.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Text column, if named otherwise than in training.")
+    ] = None,
     sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,

@@ -71,7 +71,9 @@ class RichObserver(Observer):
     def on_validation(self, info: ValidationInfo) -> None:
         """Print one line for each look at the validation part."""
         mark = "  best so far" if info.best else ""
-        self.say(f"Epoch {info.epoch:.1f}: validation score {info.score:.4f}, log loss {info.log_loss:.4f}{mark}")
+        self.say(
+            f"Epoch {info.epoch:.1f}: validation score {info.score:.4f}, log loss {info.log_loss:.4f}{mark}"
+        )
 
 
 def show_run(record: dict[str, Any], run: Path) -> None:

@@ -52,7 +52,7 @@ def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> Tokens:
     ids = _encode(texts, tokenizer)
     full = np.array([len(row) for row in ids], dtype=np.int64)
     too_long = np.flatnonzero(full > max_length)
-    cut = _encode([texts[i] for i in too_long], tokenizer, truncation=True, max_length=max_length)
+    cut = _encode([texts[int(i)] for i in too_long], tokenizer, truncation=True, max_length=max_length)
     for i, row in zip(too_long, cut, strict=True):
         ids[i] = row
     lengths = np.array([len(row) for row in ids], dtype=np.int64)

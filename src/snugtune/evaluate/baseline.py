@@ -42,7 +42,6 @@ class TfidfBaseline:
         char_ngrams: add character n-grams within words: for noisy spelling and languages without spaces.
         max_features: most frequent n-grams kept, per kind; fewer if the weights would exceed 50 MB.
         C: inverse strength of the L2 penalty.
-
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class TfidfBaseline:
         Raises:
             ValueError: a class id is out of range.
             UserInputError: no row has a label, or the texts hold no word at all.
-
         """
         texts, y = _labelled(texts, np.asarray(y, np.int64), K)
         self._K, self.temperature = K, 1.0
@@ -116,7 +114,6 @@ class TfidfBaseline:
 
         Raises:
             ArtifactError: a file is missing or is not a baseline of this version.
-
         """
         saved, tensors = _read(Path(folder))
         baseline = cls(**{name: saved[name] for name in cls()._settings()})
@@ -177,7 +174,7 @@ def baseline_metrics(
     bootstrap_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`classification_metrics` of a fitted baseline on N ``texts``, classes ``y_true (N,)``, plus ``name``."""
+    """`classification_metrics` of a fitted baseline on N ``texts``, classes ``y_true (N,)`` and ``name``."""
     probs = baseline.probabilities(texts)
     metrics = classification_metrics(
         y_true, probs, label_names, bootstrap_samples=bootstrap_samples, seed=seed

@@ -39,7 +39,6 @@ def fit_temperature(logits: Floats, y_true: NDArray[np.int64]) -> float:
 
     Raises:
         ValueError: a logit is not finite.
-
     """
     known = y_true >= 0
     logits, y_true = logits[known].astype(np.float64), y_true[known]
@@ -88,7 +87,6 @@ def review_threshold(
 
     Raises:
         ValueError: ``precision`` or ``delta`` is not strictly between 0 and 1.
-
     """
     if not (0 < precision < 1 and 0 < delta < 1):
         raise ValueError(f"precision and delta must lie between 0 and 1, got {precision} and {delta}.")

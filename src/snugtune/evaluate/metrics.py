@@ -41,7 +41,6 @@ def classification_metrics(
     Raises:
         ValueError: shapes disagree, an id is out of range or a probability is not finite.
         UserInputError: no row has a known label.
-
     """
     _check_inputs(y_true, pred_probs, label_names)
     scored = y_true != UNSEEN

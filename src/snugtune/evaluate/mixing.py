@@ -80,7 +80,6 @@ def fit_mixture(
 
     Raises:
         ValueError: the shapes disagree.
-
     """
     _check_shapes(logits_a, logits_b, y_true, class_prior)
     known = y_true >= 0

@@ -40,11 +40,12 @@ def wrap(model: PreTrainedModel, config: FitConfig) -> nn.Module:
         UserInputError: PEFT finds no module of the names in ``target_modules``.
     """
     head = find_head(model, config.modules_to_save)
+    wrapped: nn.Module = model
     if config.method == "full":
-        return model.float().requires_grad_(True)
+        wrapped.float().requires_grad_(True)
+        return wrapped
     if config.method == "head":
         _train_only(model, lambda name: any(part in head.modules_to_save for part in name.split(".")))
-        wrapped: nn.Module = model
     else:
         try:
             wrapped = get_peft_model(model, lora_config(config, head.modules_to_save))
@@ -83,9 +84,16 @@ def _train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
 def _compute_heads_in_float32(model: nn.Module, names: tuple[str, ...]) -> None:
     for name, module in model.named_modules():
         trained = next(iter(module.parameters(recurse=True)), None)
-        is_head = name.split(".")[-1] in (*names, "default") and any(part in names for part in name.split("."))
-        if is_head and trained is not None and trained.requires_grad and not hasattr(module, "modules_to_save"):
-            module.forward = _in_float32(module.forward)  # type: ignore[method-assign]
+        is_head = name.split(".")[-1] in (*names, "default") and any(
+            part in names for part in name.split(".")
+        )
+        if (
+            is_head
+            and trained is not None
+            and trained.requires_grad
+            and not hasattr(module, "modules_to_save")
+        ):
+            module.forward = _in_float32(module.forward)
 
 
 def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:

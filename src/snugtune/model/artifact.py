@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from snugtune.errors import ArtifactError
-from snugtune.model.adapter import is_peft
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference of a logit between the trained model and the reloaded one, both in float32."""
@@ -40,14 +39,15 @@ with torch.inference_mode():
     logits = model(**batch).logits.float().tolist()
 merged = model.merge_and_unload() if peft else model
 classify = pipeline("text-classification", model=merged, tokenizer=tokenizer)
-labels = [row["label"] for row in classify(request["texts"], truncation=True, max_length=request["max_length"])]
+rows = classify(request["texts"], truncation=True, max_length=request["max_length"])
+labels = [row["label"] for row in rows]
 print(json.dumps({"logits": logits, "labels": labels}))
 """
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path, max_length: int) -> None:
     """Save adapter (or model), configuration with the user's labels, and tokenizer into ``folder``."""
-    model.save_pretrained(folder, safe_serialization=True) if not is_peft(model) else model.save_pretrained(folder)  # type: ignore[operator]
+    model.save_pretrained(folder)  # type: ignore[operator]
     # PEFT leaves out the model's configuration; with it the user's labels travel in the folder.
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     tokenizer.save_pretrained(folder)
@@ -80,7 +80,9 @@ def check_reload(
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     difference = float(np.abs(np.array(answer["logits"], dtype=np.float32) - expected_logits).max())
     if not difference <= LOGIT_TOLERANCE:
-        raise ArtifactError(f"The saved model in {folder} gives other logits than trained (by {difference:.3g}).")
+        raise ArtifactError(
+            f"The saved model in {folder} gives other logits than trained (by {difference:.3g})."
+        )
     _check_labels(answer["labels"], expected_logits, label_names, folder)
     return difference
 

@@ -29,13 +29,20 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in Transformers' interface: (batch, heads, length, head_dim) in, (batch, length, heads, head_dim) out."""
+    """Attention in Transformers' interface.
+
+    Takes (batch, heads, length, head_dim) and returns (batch, length, heads, head_dim).
+    """
     plain = query.device.type != "cpu" or query.dtype == torch.float32 or not torch.is_grad_enabled()
     if plain or getattr(module, "is_causal", False) or key.shape[1] != query.shape[1]:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
-    mask = attention_mask.float() if attention_mask is not None and attention_mask.is_floating_point() else attention_mask
+    mask = (
+        attention_mask.float()
+        if attention_mask is not None and attention_mask.is_floating_point()
+        else attention_mask
+    )
     with torch.autocast("cpu", enabled=False):
         mixed = scaled_dot_product_attention(
             query.float(), key.float(), value.float(), attn_mask=mask, dropout_p=dropout, scale=scaling

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError
 from snugtune.model import attention
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2, as published on the Hub."""
+"""SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
 
 FALLBACK_MAX_LENGTH = 512
-"""For models that state no limit of their own (some decoders state one far beyond any classification text)."""
+"""For models that state no limit of their own, or one far beyond any text worth classifying."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,11 @@ def resolve(name: str) -> str:
 @cache
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
 
 
 def _digest(file: Any) -> str:
@@ -112,7 +121,9 @@ def _load(factory: Any, source: str, name: str, **options: Any) -> Any:
 def _explain(message: str, name: str) -> str:
     if "trust_remote_code" in message or "custom code" in message:
         return f"The model {name} asks to run its own code, which snugtune never does; choose another model."
-    if "safetensors" in message and ("does not appear to have" in message or "no file named" in message.lower()):
+    if "safetensors" in message and (
+        "does not appear to have" in message or "no file named" in message.lower()
+    ):
         return f"The model {name} has no safetensors weights; choose another one or convert it."
     if Path(name).exists():
         return f"The folder {name} holds no usable Transformers model: {_first_line(message)}"

@@ -12,11 +12,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 TANH_SCALE = 0.5
 """Standardised features are scaled by this before tanh: most stay in its nearly linear part."""
 
-TANH_HEADS = {"bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "data2vec-text", "ernie"}
+TANH_HEADS = {
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "mpnet",
+    "data2vec-text",
+    "ernie",
+}
 """Model types (``config.model_type``) whose head is dense, tanh, linear in Transformers 5."""
 
 
@@ -38,11 +48,11 @@ class Head:
         return self.dense or self.final
 
 
-def find_head(model: nn.Module, modules_to_save: tuple[str, ...] | None = None) -> Head:
+def find_head(model: PreTrainedModel, modules_to_save: tuple[str, ...] | None = None) -> Head:
     """Find the head; ``dense`` is used only if it is among the modules that will be saved."""
     named = dict(model.named_modules())
-    final_name = _final_name(named, model.config.num_labels)  # type: ignore[union-attr, arg-type]
-    tanh = model.config.model_type in TANH_HEADS  # type: ignore[union-attr]
+    final_name = _final_name(named, model.config.num_labels)
+    tanh = model.config.model_type in TANH_HEADS
     dense_name = _dense_name(named, final_name) if tanh else None
     default = tuple(dict.fromkeys(_owner(name) for name in (dense_name, final_name) if name))
     saved = modules_to_save or default
@@ -70,7 +80,10 @@ def write_probe(head: Head, probe: Probe) -> None:
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe over standardised features: ``weight`` (K, H), ``bias`` (K,), ``mean`` and ``std`` (H,)."""
+    """A linear probe over standardised features.
+
+    ``weight`` is (K, H), ``bias`` (K,), ``mean`` and ``std`` (H,).
+    """
 
     weight: Tensor
     bias: Tensor
@@ -102,6 +115,6 @@ def _dense_name(named: dict[str, nn.Module], final_name: str) -> str | None:
 
 
 def _owner(name: str) -> str:
-    """The module to save: ``classifier`` for ``classifier.out_proj``, ``pooler`` for ``bert.pooler.dense``."""
+    """The module to save: ``classifier`` of ``classifier.out_proj``, ``pooler`` of ``bert.pooler.dense``."""
     parts = name.split(".")
     return "pooler" if "pooler" in parts else parts[0]

@@ -21,7 +21,9 @@ def compute_dtype(config: FitConfig, device: torch.device) -> torch.dtype:
     """
     if config.fp16:
         if device.type == "cpu":
-            raise UserInputError("fp16 needs a GPU (on a CPU it is several times slower); leave it out or set bf16.")
+            raise UserInputError(
+                "fp16 needs a GPU (on a CPU it is several times slower); leave it out or set bf16."
+            )
         return torch.float16
     if config.bf16 is not None:
         return torch.bfloat16 if config.bf16 else torch.float32

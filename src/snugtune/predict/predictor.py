@@ -50,7 +50,9 @@ class Predictor:
         try:
             record = json.loads((run / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise UserInputError(f"{run} is not a finished run (it has no readable run.json); check the path.") from None
+            raise UserInputError(
+                f"{run} is not a finished run (it has no readable run.json); check the path."
+            ) from None
         device = pick_device()
         model, tokenizer = load_model(
             run / record["model"]["folder"], dtype=torch.float32, attn_implementation=attention.register()

@@ -98,9 +98,17 @@ def train(
         while result.steps < total and not keeper.exhausted:
             model.train()
             for step_rows in epoch_steps(train_set.tokens.lengths, config.step_examples, rng):
-                rate = scheduler.get_last_lr()[0]
+                rate = float(scheduler.get_last_lr()[0])
                 loss = _optimizer_step(
-                    model, train_set, step_rows, accelerator, optimizer, config, pad_token_id, device, result.steps
+                    model,
+                    train_set,
+                    step_rows,
+                    accelerator,
+                    optimizer,
+                    config,
+                    pad_token_id,
+                    device,
+                    result.steps,
                 )
                 scheduler.step()
                 result.steps += 1

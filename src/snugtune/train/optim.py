@@ -38,4 +38,7 @@ def make_scheduler(
     """Linear warm-up over ``warmup_ratio`` of the steps, then the chosen decay."""
     warmup = round(config.warmup_ratio * steps)
     name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+    )
+    return scheduler
