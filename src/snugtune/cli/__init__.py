@@ -6,11 +6,8 @@ import sys
 
 import typer
 
-from snugtune.cli.data import app as data_app
 from snugtune.cli.fit import fit
-from snugtune.cli.plan import plan
 from snugtune.cli.predict import predict
-from snugtune.cli.sample import sample
 from snugtune.errors import SnugtuneError
 
 app = typer.Typer(
@@ -21,9 +18,6 @@ app = typer.Typer(
 )
 app.command()(fit)
 app.command()(predict)
-app.command()(plan)
-app.command()(sample)
-app.add_typer(data_app, name="data")
 
 
 def main() -> None:

@@ -38,10 +38,11 @@ def fit(
     json: Annotated[bool, Option("--json", help="Print run.json alone.")] = False,
 ) -> None:
     """Train a classifier on a table: snugtune fit complaints.csv --text narrative --label issue."""
-    from snugtune.cli.render import RichObserver, show_run
+    from snugtune.cli.render import RichObserver, quiet_libraries, show_run
     from snugtune.config import make_config, read_config
     from snugtune.fit import fit as run_fit
 
+    quiet_libraries()
     given: dict[str, Any] = {
         "train": train, "test": test, "text": tuple(text) if text else None, "label": label, "model": model,
         "sheet": sheet, "encoding": encoding, "max_length": max_length, "method": method, "r": r,

@@ -21,9 +21,11 @@ def predict(
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,
 ) -> None:
     """Classify a table: snugtune predict runs/run new.xlsx -o done.xlsx."""
+    from snugtune.cli.render import quiet_libraries
     from snugtune.predict.predictor import Predictor
     from snugtune.predict.write import write_tables
 
+    quiet_libraries()
     predictor = Predictor.load(run)
     tables = predictor.tables(source, text=tuple(text) if text else None, sheet=sheet, encoding=encoding)
     counts = write_tables(tables, output)

@@ -76,6 +76,17 @@ class RichObserver(Observer):
         )
 
 
+def quiet_libraries() -> None:
+    """Keep Transformers' loading bars and reports, and PEFT's deprecation notes, off the terminal."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
 def show_run(record: dict[str, Any], run: Path) -> None:
     """The result of a fit as a table, and where everything lies."""
     console = Console()

@@ -1,0 +1,194 @@
+"""Labels and rows as found in the wild: counted, reported, and treated by a stated default."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snugtune.errors import UserInputError
+
+
+@dataclass(frozen=True)
+class CleaningPolicy:
+    """What is done with rows that are doubtful; blank labels and empty texts are always left out."""
+
+    duplicates: Literal["keep", "drop"] = "drop"
+    conflicts: Literal["keep", "drop"] = "keep"
+    merge_label_variants: bool = True
+    min_class_count: int = 1
+
+
+@dataclass(frozen=True)
+class CleaningReport:
+    """Counts of everything found; ``merged_labels`` maps the kept spelling to the merged ones."""
+
+    rows_in: int
+    empty_texts: int
+    blank_labels: int
+    exact_duplicates: int
+    conflicting_rows: int
+    merged_labels: dict[str, list[str]]
+    rare_classes: dict[str, int]
+    dropped_rare_rows: int
+    rows_kept: int
+    classes: int
+    policy: CleaningPolicy
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def sentences(self) -> list[str]:
+        """What was found and done, one line each; nothing found says nothing."""
+        merged = sum(len(others) for others in self.merged_labels.values())
+        lines = [
+            (self.empty_texts, "rows without a text left out"),
+            (self.blank_labels, "rows without a label left out"),
+            (self.exact_duplicates, f"exact duplicates: {self.policy.duplicates} (--duplicates)"),
+            (
+                self.conflicting_rows,
+                f"rows share their text with another label: {self.policy.conflicts} (--conflicts)",
+            ),
+            (merged, f"label spellings that differ only by case or spacing: {self._merging()}"),
+            (len(self.rare_classes), "classes have one or two examples (--min-class-count drops them)"),
+            (
+                self.dropped_rare_rows,
+                f"rows of classes below {self.policy.min_class_count} examples left out",
+            ),
+        ]
+        head = f"{self.rows_kept:,} of {self.rows_in:,} rows kept, {self.classes} classes."
+        return [head, *(f"{count:,} {what}." for count, what in lines if count)]
+
+    def _merging(self) -> str:
+        kept = "merged into the most frequent (--keep-label-variants)"
+        return kept if self.policy.merge_label_variants else "kept apart"
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """Kept rows: their indices in the input, texts and labels, and the report."""
+
+    row: NDArray[np.int64]
+    texts: list[str]
+    labels: list[str]
+    report: CleaningReport
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The classes of a model: ``names[i]`` is the user's text of class ``i``."""
+
+    names: tuple[str, ...]
+
+    @cached_property
+    def label2id(self) -> dict[str, int]:
+        """Class id of each label text."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    @cached_property
+    def id2label(self) -> dict[int, str]:
+        """Label text of each class id."""
+        return dict(enumerate(self.names))
+
+    def encode(self, labels: Sequence[str]) -> NDArray[np.int64]:
+        """Class ids (N,); -1 marks a label that is not in the set."""
+        return np.array([self.label2id.get(label, -1) for label in labels], dtype=np.int64)
+
+    def unseen(self, labels: Sequence[str]) -> dict[str, int]:
+        """How often each label outside the set occurs."""
+        return dict(Counter(label for label in labels if label not in self.label2id))
+
+
+def clean(
+    texts: Sequence[str | None], labels: Sequence[str | None], policy: CleaningPolicy, *, source: str
+) -> CleanResult:
+    """Clean N rows as ``policy`` says.
+
+    Raises:
+        UserInputError: no text is left, all rows carry one class, or every row has a class of its own.
+    """
+    stripped = [(text or "").strip() for text in texts]
+    given = [" ".join((label or "").split()) for label in labels]
+    filled = [i for i, text in enumerate(stripped) if text]
+    rows = [i for i in filled if given[i]]
+    merged = _merge_variants(given, rows) if policy.merge_label_variants else {}
+    spelling = {other: kept for kept, others in merged.items() for other in others}
+    final = {i: spelling.get(given[i], given[i]) for i in rows}
+
+    duplicates = _exact_duplicates(rows, stripped, final)
+    conflicts = _conflicts(rows, stripped, final)
+    left_out = set(duplicates if policy.duplicates == "drop" else ())
+    left_out |= set(conflicts if policy.conflicts == "drop" else ())
+    rows = [i for i in rows if i not in left_out]
+    counts = Counter(final[i] for i in rows)
+    kept = [i for i in rows if counts[final[i]] >= policy.min_class_count]
+    report = CleaningReport(
+        rows_in=len(stripped),
+        empty_texts=len(stripped) - len(filled),
+        blank_labels=sum(not given[i] for i in filled),
+        exact_duplicates=len(duplicates),
+        conflicting_rows=len(conflicts),
+        merged_labels=merged,
+        rare_classes={label: n for label, n in sorted(counts.items()) if n <= 2},
+        dropped_rare_rows=len(rows) - len(kept),
+        rows_kept=len(kept),
+        classes=len({final[i] for i in kept}),
+        policy=policy,
+    )
+    _check(report, source)
+    return CleanResult(
+        np.array(kept, dtype=np.int64), [stripped[i] for i in kept], [final[i] for i in kept], report
+    )
+
+
+def _merge_variants(given: Sequence[str], rows: Sequence[int]) -> dict[str, list[str]]:
+    counts = Counter(given[i] for i in rows)
+    variants: dict[str, list[str]] = defaultdict(list)
+    for label in counts:  # in the order first seen
+        variants[label.casefold()].append(label)
+    merged = {}
+    for spellings in variants.values():
+        kept = max(spellings, key=lambda label: counts[label])
+        if len(spellings) > 1:
+            merged[kept] = [label for label in spellings if label != kept]
+    return merged
+
+
+def _exact_duplicates(rows: Sequence[int], texts: Sequence[str], labels: dict[int, str]) -> list[int]:
+    seen: set[tuple[str, str]] = set()
+    repeated = []
+    for i in rows:
+        key = (texts[i], labels[i])
+        if key in seen:
+            repeated.append(i)
+        seen.add(key)
+    return repeated
+
+
+def _conflicts(rows: Sequence[int], texts: Sequence[str], labels: dict[int, str]) -> list[int]:
+    found: dict[str, set[str]] = defaultdict(set)
+    for i in rows:
+        found[texts[i]].add(labels[i])
+    return [i for i in rows if len(found[texts[i]]) > 1]
+
+
+def _check(report: CleaningReport, source: str) -> None:
+    if not report.rows_kept:
+        raise UserInputError(
+            f"{source} has no row with both a text and a label left; check --text and --label."
+        )
+    if report.classes == 1:
+        raise UserInputError(
+            f"All rows of {source} carry the same label; a classifier needs two or more, so check --label."
+        )
+    if report.rows_kept < 2 * report.classes and len(report.rare_classes) == report.classes:
+        raise UserInputError(
+            f"{source} has {report.classes} classes for {report.rows_kept} rows, too few to learn from; "
+            "the label column looks like an identifier or free text, so check --label."
+        )

@@ -1,0 +1,22 @@
+import os
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A small CSV whose label can be read off the text, with some of what real tables have."""
+    topics = {"Card lost": "card stolen wallet", "Fees": "fee charged twice", "Löan": "loan interest rate"}
+    words = "please help me the bank did not answer my call about it yesterday morning again".split()
+    lines = ["Text;Category"]
+    for i in range(120):
+        label = list(topics)[i % 3]
+        text = " ".join([*topics[label].split()[: 1 + i % 3], *words[i % 7 : i % 7 + 4], f"ref{i}"])
+        lines.append(f'"{text}\nsecond line";{label}')
+    lines += [";Fees", "no label here;", lines[1], "shouting fee;FEES"]
+    path = tmp_path / "complaints.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,71 @@
+"""The whole job through the command line, on the real MiniLM weights."""
+
+import json
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+
+def snugtune(*args, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "snugtune", *map(str, args)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_fit_then_predict(table, tmp_path):
+    run = tmp_path / "run"
+    done = snugtune("fit", table, "--test", table, "--out", run, "--epochs", 1, "--price", 1.0, "--json")
+    record = json.loads(done.stdout)
+    assert record == json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert record["labels"] == ["Card lost", "Fees", "Löan"]
+    cleaning = record["data"]["cleaning"]
+    assert (cleaning["empty_texts"], cleaning["blank_labels"], cleaning["exact_duplicates"]) == (1, 1, 1)
+    assert cleaning["merged_labels"] == {"Fees": ["FEES"]}
+    assert record["metrics"]["test"]["accuracy"] > 0.9
+    assert {"f1_macro", "accuracy"} <= set(record["metrics"]["test"])
+    assert record["reload"]["largest_logit_difference"] <= 1e-3
+    assert record["parameters"]["trainable"] < record["parameters"]["all"]
+    assert record["time"]["train_s"] > 0
+    assert record["cost"]["usd"] > 0
+    assert (run / "adapter" / "adapter_config.json").exists()
+
+    snugtune("fit", table, "--out", run, code=2)
+
+    output = tmp_path / "done.xlsx"
+    snugtune("predict", run, table, "-o", output)
+    predicted = pl.read_excel(output)
+    assert predicted.height == 124
+    added = ["predicted_label", "confidence", "needs_review", "second_label", "third_label"]
+    assert predicted.columns == ["Text", "Category", *added]
+    clean = predicted.head(120)
+    assert (clean["predicted_label"] == clean["Category"]).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.csv"], ["nowhere.csv", "check the path"]),
+        (["{table}", "--label", "Categry"], ["no column 'Categry'", "Did you mean 'Category'"]),
+        (["{table}", "--method", "magic"], ["method='magic'"]),
+        (["{table}", "--text", "Category", "--label", "Category"], ["both text and label"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(table, tmp_path, arguments, words):
+    filled = [argument.format(table=table) for argument in arguments]
+    done = snugtune("fit", *filled, "--out", tmp_path / "run", code=2)
+    assert all(word in done.stderr for word in words), done.stderr
+    assert done.stdout == ""
+
+
+def test_start_up_loads_nothing_heavy():
+    code = (
+        "import sys, snugtune, snugtune.cli; "
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'polars', 'sklearn')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
