@@ -5,12 +5,14 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+FILLER = "please help me the bank did not answer my call about it yesterday morning again"
+
 
 @pytest.fixture
 def table(tmp_path):
     """A small CSV whose label can be read off the text, with some of what real tables have."""
     topics = {"Card lost": "card stolen wallet", "Fees": "fee charged twice", "Löan": "loan interest rate"}
-    words = "please help me the bank did not answer my call about it yesterday morning again".split()
+    words = FILLER.split()
     lines = ["Text;Category"]
     for i in range(120):
         label = list(topics)[i % 3]

@@ -1,0 +1,56 @@
+import pytest
+
+from snugtune.data.labels import CleaningPolicy, LabelSet, clean
+from snugtune.errors import UserInputError
+
+TEXTS = ["a", " a ", "b", "b", "", None, "c", "d", "e", "f", "g"]
+LABELS = ["X", "X", "X", "Y", "Y", "X", " ", None, "x", "Y", "Z"]
+
+
+def test_everything_is_counted_and_treated_by_the_defaults():
+    result = clean(TEXTS, LABELS, CleaningPolicy(), source="t")
+    report = result.report
+    assert report.rows_in == 11
+    assert (report.empty_texts, report.blank_labels) == (2, 2)
+    assert (report.exact_duplicates, report.conflicting_rows) == (1, 2)
+    assert report.merged_labels == {"X": ["x"]}
+    assert report.rare_classes == {"Y": 2, "Z": 1}
+    assert result.row.tolist() == [0, 2, 3, 8, 9, 10]
+    assert result.labels == ["X", "X", "Y", "X", "Y", "Z"]
+
+
+def test_options_change_the_treatment():
+    policy = CleaningPolicy(
+        duplicates="keep", conflicts="drop", merge_label_variants=False, min_class_count=1
+    )
+    texts, labels = [*TEXTS, "h", "i", "j"], [*LABELS, "Z", "Z", "Z"]
+    assert clean(texts, labels, policy, source="t").row.tolist() == [0, 1, 8, 9, 10, 11, 12, 13]
+    rare = clean(TEXTS, LABELS, CleaningPolicy(min_class_count=2), source="t")
+    assert rare.report.dropped_rare_rows == 1
+    assert "Z" not in rare.labels
+
+
+def test_the_report_says_what_was_done_and_how_to_change_it():
+    text = "\n".join(clean(TEXTS, LABELS, CleaningPolicy(), source="t").report.sentences())
+    assert "6 of 11 rows kept, 3 classes" in text
+    assert "1 exact duplicates: drop (--duplicates)" in text
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "words"),
+    [
+        (["", " "], ["a", "b"], "no row with both"),
+        (["a", "b"], ["x", "x"], "same label"),
+        (["a", "b", "c"], ["x", "y", "z"], "looks like an identifier"),
+    ],
+)
+def test_data_that_cannot_be_learned_from(texts, labels, words):
+    with pytest.raises(UserInputError, match=words):
+        clean(texts, labels, CleaningPolicy(), source="t")
+
+
+def test_unknown_labels_are_marked():
+    labels = LabelSet(("a", "b"))
+    assert labels.encode(["b", "z", "a"]).tolist() == [1, -1, 0]
+    assert labels.unseen(["b", "z", "z"]) == {"z": 2}
+    assert labels.id2label == {0: "a", 1: "b"}
