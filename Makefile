@@ -3,27 +3,56 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
+BENCHMARKS := $(wildcard benchmarks/*.py)
 
-.PHONY: help setup test lint clean
+.PHONY: help setup demo test lint bench docs clean
+.DEFAULT_GOAL := help
 
 help:
-	@echo "make setup | test | lint | clean"
+	@echo "make setup   create $(VENV) with the exact versions of constraints.txt"
+	@echo "make demo    run snugtune demo"
+	@echo "make test    lint, then every test"
+	@echo "make lint    ruff, mypy, layering contracts"
+	@echo "make bench   run the scripts in benchmarks/"
+	@echo "make docs    build the documentation into site/"
+	@echo "make clean   remove $(VENV), builds and caches"
 
 setup: $(READY)
 
+# Re-runs only when the project's dependencies or their exact versions change.
 $(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "constraints.txt needs Python 3.11 or newer; run: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $@
 
+demo: $(READY)
+	$(BIN)/snugtune demo
+
 lint: $(READY)
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 test: lint
 	$(BIN)/pytest
 
+bench: $(READY)
+	@test -n "$(BENCHMARKS)" || { echo "There is nothing in benchmarks/ yet."; exit 1; }
+	set -e; for script in $(BENCHMARKS); do echo "+ $$script"; $(BIN)/python $$script; done
+
+# The README is the front page; its links are relative to the root, those of the site to docs/.
+docs: $(DOCS_READY)
+	sed 's#](docs/#](#g' README.md > docs/index.md
+	$(BIN)/mkdocs build
+
+$(DOCS_READY): $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site docs/index.md src/*.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,11 +1,21 @@
 import os
+from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+REAL_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 FILLER = "please help me the bank did not answer my call about it yesterday morning again"
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of the real data sets, not part of the repository; mark such tests ``realdata``."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("the real data sets are not here: they belong in ../shared/data, beside the repository")
+    return REAL_DATA.resolve()
 
 
 @pytest.fixture

@@ -37,6 +37,11 @@ def test_fit_then_predict(table, tmp_path):
 
     snugtune("fit", table, "--out", run, code=2)
 
+    scored = json.loads(snugtune("evaluate", run, table, "--json").stdout)
+    assert scored["metrics"]["accuracy"] == pytest.approx(record["metrics"]["test"]["accuracy"])
+    assert scored["unseen_labels"] == {"FEES": 1}
+    assert scored["rows_without_text"] == 1
+
     output = tmp_path / "done.xlsx"
     snugtune("predict", run, table, "-o", output)
     predicted = pl.read_excel(output)
@@ -51,7 +56,7 @@ def test_fit_then_predict(table, tmp_path):
     ("arguments", "words"),
     [
         (["nowhere.csv"], ["nowhere.csv", "check the path"]),
-        (["{table}", "--label", "Categry"], ["no column 'Categry'", "Did you mean 'Category'"]),
+        (["{table}", "--label", "Categry"], ["no column 'Categry'", "did you mean 'Category'"]),
         (["{table}", "--method", "magic"], ["method='magic'"]),
         (["{table}", "--text", "Category", "--label", "Category"], ["both text and label"]),
     ],

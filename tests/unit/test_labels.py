@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from snugtune.data.labels import CleaningPolicy, LabelSet, clean
@@ -54,3 +56,43 @@ def test_unknown_labels_are_marked():
     assert labels.encode(["b", "z", "a"]).tolist() == [1, -1, 0]
     assert labels.unseen(["b", "z", "z"]) == {"z": 2}
     assert labels.id2label == {0: "a", 1: "b"}
+
+
+def test_spacing_inside_a_label_is_a_variant_like_case():
+    texts = list("abcdefg")
+    labels = ["late  fee", "late  fee", "late fee", "Late fee ", "fraud", "fraud", "fraud"]
+    merged = clean(texts, labels, CleaningPolicy(), source="t")
+    assert merged.report.merged_labels == {"late  fee": ["late fee", "Late fee"]}
+    assert set(merged.labels) == {"late  fee", "fraud"}
+    apart = clean(texts, labels, CleaningPolicy(merge_label_variants=False), source="t")
+    assert apart.labels == ["late  fee", "late  fee", "late fee", "Late fee", "fraud", "fraud", "fraud"]
+    assert apart.report.merged_labels == {}
+
+
+def test_the_first_seen_spelling_wins_a_tie():
+    result = clean(list("abcd"), ["fee", "FEE", "z", "z"], CleaningPolicy(), source="t")
+    assert result.labels == ["fee", "fee", "z", "z"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "policy", "words"),
+    [
+        (["a", "a", "b", "b"], CleaningPolicy(min_class_count=5), "no row of t.*lower --min-class-count"),
+        (["a", "a", "a", "b"], CleaningPolicy(min_class_count=2), "one class of t.*lower --min-class-count"),
+        (["a", "A", "a", "A"], CleaningPolicy(), "one class of t.*--keep-label-variants"),
+    ],
+)
+def test_when_cleaning_took_the_classes_the_error_names_the_option(labels, policy, words):
+    with pytest.raises(UserInputError, match=words):
+        clean(list("pqrs"), labels, policy, source="t")
+
+
+def test_conflicts_that_leave_nothing_name_their_option():
+    with pytest.raises(UserInputError, match="use --conflicts keep"):
+        clean(list("ppqq"), list("abab"), CleaningPolicy(conflicts="drop"), source="t")
+
+
+def test_the_report_is_json_ready():
+    record = clean(TEXTS, LABELS, CleaningPolicy(), source="t").report.as_dict()
+    assert json.loads(json.dumps(record)) == record
+    assert record["policy"]["duplicates"] == "drop"

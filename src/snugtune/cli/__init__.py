@@ -6,8 +6,13 @@ import sys
 
 import typer
 
+from snugtune.cli.data import app as data_app
+from snugtune.cli.demo import demo
+from snugtune.cli.evaluate import evaluate
 from snugtune.cli.fit import fit
+from snugtune.cli.plan import plan
 from snugtune.cli.predict import predict
+from snugtune.cli.sample import sample
 from snugtune.errors import SnugtuneError
 
 app = typer.Typer(
@@ -17,6 +22,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(fit)
+app.command()(evaluate)
+app.command()(plan)
+app.command()(demo)
+app.command()(sample)
+app.add_typer(data_app, name="data")
 app.command()(predict)
 
 

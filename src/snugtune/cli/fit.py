@@ -38,7 +38,7 @@ def fit(
     json: Annotated[bool, Option("--json", help="Print run.json alone.")] = False,
 ) -> None:
     """Train a classifier on a table: snugtune fit complaints.csv --text narrative --label issue."""
-    from snugtune.cli.render import RichObserver, quiet_libraries, show_run
+    from snugtune.cli.render import RichObserver, quiet_libraries, read_run, show_run
     from snugtune.config import make_config, read_config
     from snugtune.fit import fit as run_fit
 
@@ -54,7 +54,7 @@ def fit(
     settings |= {key: value for key, value in given.items() if value is not None}
     with RichObserver() as observer:
         run = run_fit(make_config(settings), out, overwrite=overwrite, observer=observer)
-    record = json_module.loads((run / "run.json").read_text(encoding="utf-8"))
+    record = read_run(run)
     if json:
         typer.echo(json_module.dumps(record, ensure_ascii=False))
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -87,6 +89,12 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
+def read_run(run: Path) -> dict[str, Any]:
+    """The ``run.json`` of a finished run."""
+    record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    return record
+
+
 def show_run(record: dict[str, Any], run: Path) -> None:
     """The result of a fit as a table, and where everything lies."""
     console = Console()
@@ -95,3 +103,23 @@ def show_run(record: dict[str, Any], run: Path) -> None:
         table.add_row(key, *(f"{part[key]:.4f}" for part in record["metrics"].values()))
     console.print(table)
     console.print(f"Trained in {duration(record['time']['train_s'])}; everything lies in {run}", markup=False)
+
+
+def show_evaluation(result: dict[str, Any]) -> None:
+    """Metrics and classes of an evaluated table, the largest classes first."""
+    console = Console()
+    console.print(f"{result['rows']:,} rows, {100 * result['review_share']:.1f} % for a person to look at")
+    if unseen := result.get("unseen_labels"):
+        count = sum(unseen.values())
+        console.print(f"{count:,} rows carry {len(unseen)} labels unseen in training; they are not scored.")
+    if "metrics" not in result:
+        return
+    metrics = result["metrics"]
+    low, high = metrics["intervals"]["accuracy"]
+    console.print(f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    console.print(f"F1 macro {metrics['f1_macro']:.4f}, weighted {metrics['f1_weighted']:.4f}")
+    table = Table("class", "precision", "recall", "F1", "support")
+    for row in sorted(metrics["per_class"], key=lambda row: -row["support"]):
+        figures = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
+        table.add_row(escape(row["label"]), *figures, f"{row['support']:,}")
+    console.print(table)

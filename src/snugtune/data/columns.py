@@ -1,35 +1,33 @@
-"""Which column holds the text and which the label: as named, or found when there is no doubt."""
+"""Which columns hold the text and the label: as named, or found where only one answer is possible."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import polars as pl
 
 from snugtune.errors import UserInputError
 
-TEXT_NAMES = (
-    "consumer complaint narrative",  # the CFPB's CSV export
-    "complaint_what_happened",  # the CFPB's search API
-    "text",
-    "texts",
-    "sentence",
-    "narrative",
-    "message",
-    "body",
-    "description",
-    "content",
-    "review",
-    "utterance",
+# The narrative of the CFPB consumer complaint database, in the CSV export and in the search API:
+# https://cfpb.github.io/api/ccdb/fields.html
+_CFPB_TEXT = frozenset({"consumer complaint narrative", "complaint what happened"})
+_TEXT_NAMES = frozenset(
+    {"text", "texts", "narrative", "sentence", "message", "body", "description", "content", "comment"}
+    | {"review", "complaint", "document", "utterance", "query", "question"}
 )
-LABEL_NAMES = ("label", "labels", "category", "class", "target", "intent", "label_text")
+# Not "tag": a CFPB export has a column "Tags", which is nobody's target.
+_LABEL_NAMES = frozenset(["label", "labels", "category", "class", "target", "intent", "topic", "sentiment"])
+_BY_FAR = 2.0  # the text column is at least this many times as long as the next
+_MOST_CLASSES = 1_000  # a column with more distinct values has to be named
+_LISTED = 40  # columns named in an error
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The chosen columns; ``label`` is None where none was needed."""
+    """The columns a model reads (``text``, in order) and learns (``label``; None where none is needed)."""
 
     text: tuple[str, ...]
     label: str | None
@@ -43,26 +41,28 @@ def choose_columns(
     label: str | None,
     need_label: bool = True,
 ) -> Columns:
-    """Check the named columns, and find those left out when only one can be meant.
+    """The columns named by the user, and those left out where they are unambiguous.
+
+    The text column is found by a known name, else as the string column with by far the longest cells; the
+    label by a known name, else as the single other string column whose values repeat.
 
     Raises:
-        UserInputError: a named column does not exist, or several could be meant; lists them.
+        UserInputError: a named column is missing, or what was left out has no or several candidates.
     """
-    for name in (*(text or ()), *((label,) if label else ())):
-        _require(frame, name, source)
+    named = [*dict.fromkeys(text or ()), *([label] if label is not None else [])]
+    for name in named:
+        _check_exists(name, frame, source)
+    if text and label in text:
+        raise UserInputError(f"Column {label!r} of {source} is both text and label; name another --label.")
+    texts = tuple(dict.fromkeys(text)) if text else (_find_text(frame, source, label),)
     if label is None and need_label:
-        label = _find_label(frame, source, text)
-    chosen = tuple(text) if text else (_find_text(frame, source, label),)
-    if label in chosen:
-        raise UserInputError(
-            f"Column '{label}' of {source} is named as both text and label; name two columns."
-        )
-    return Columns(chosen, label)
+        label = _find_label(frame, source, texts)
+    return Columns(texts, label)
 
 
 def join_texts(frame: pl.DataFrame, text: Sequence[str]) -> list[str]:
-    """One text per row: a single column as it is, several as ``Name: value`` lines without the empty ones."""
-    columns = [_as_strings(frame[name]) for name in text]
+    """One text per row: the cell of one column, or "Name: value" lines of several without the empty ones."""
+    columns = [_as_strings(frame, name) for name in text]
     if len(columns) == 1:
         return columns[0]
     return [
@@ -71,57 +71,87 @@ def join_texts(frame: pl.DataFrame, text: Sequence[str]) -> list[str]:
     ]
 
 
-def _as_strings(series: pl.Series) -> list[str]:
-    return ["" if value is None else str(value) for value in series.to_list()]
+def _as_strings(frame: pl.DataFrame, name: str) -> list[str]:
+    return frame[name].cast(pl.String).fill_null("").to_list()
 
 
-def _require(frame: pl.DataFrame, name: str, source: str) -> None:
+def _check_exists(name: str, frame: pl.DataFrame, source: str) -> None:
     if name not in frame.columns:
-        close = get_close_matches(name, frame.columns, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UserInputError(
-            f"{source} has no column '{name}'.{hint} Its columns are: {_listed(frame.columns)}."
-        )
+        close = _closest(name, frame.columns)
+        meant = f"; did you mean {close!r}?" if close else "."
+        raise UserInputError(f"{source} has no column {name!r}{meant} It has {_listing(frame.columns)}.")
+    if frame.schema[name].is_nested():
+        raise UserInputError(f"Column {name!r} of {source} holds lists or structures, not plain values.")
+
+
+def _closest(name: str, names: Sequence[str]) -> str | None:
+    # The last of two names that differ by case only stands for both.
+    folded = {_plain(candidate): candidate for candidate in names}
+    found = difflib.get_close_matches(_plain(name), folded, n=1)
+    return folded[found[0]] if found else None
 
 
 def _find_text(frame: pl.DataFrame, source: str, label: str | None) -> str:
-    candidates = [name for name in _string_columns(frame) if name != label]
-    known = [name for wanted in TEXT_NAMES for name in candidates if name.strip().casefold() == wanted]
-    if known:
-        return known[0]
+    taken = label or _only(_strings(frame), _LABEL_NAMES)
+    strings = [name for name in _strings(frame) if name != taken]
+    if not strings:
+        raise UserInputError(f"{source} has no column of texts; it has {_listing(frame.columns)}.")
+    known = _only(strings, _CFPB_TEXT) or _only(strings, _TEXT_NAMES)
+    if known is not None:
+        return known
+    lengths = {name: _mean_length(frame[name]) for name in strings}
+    first, *others = sorted(strings, key=lambda name: -lengths[name])
+    if lengths[first] == 0 or (others and lengths[first] < _BY_FAR * lengths[others[0]]):
+        raise UserInputError(
+            f"Which column of {source} holds the text is not clear; name it with --text: {_listing(strings)}."
+        )
+    return first
+
+
+def _find_label(frame: pl.DataFrame, source: str, texts: Sequence[str]) -> str:
+    flat = [n for n in frame.columns if n not in texts and not frame.schema[n].is_nested()]
+    known = _only(flat, _LABEL_NAMES)
+    if known is not None:
+        return known
+    candidates = [name for name in _strings(frame) if name not in texts and _repeats(frame[name])]
     if len(candidates) == 1:
         return candidates[0]
-    lengths = {name: frame[name].str.len_chars().mean() or 0.0 for name in candidates}
-    ranked = sorted(candidates, key=lambda name: -float(lengths[name]))  # type: ignore[arg-type]
-    # One column much longer than all others is the text.
-    if ranked and float(lengths[ranked[0]]) > 3 * float(lengths[ranked[1]]) + 20:  # type: ignore[arg-type]
-        return ranked[0]
+    if candidates:
+        raise UserInputError(
+            f"{source} has several columns that could be the label; name one with --label: "
+            f"{_listing(candidates)}."
+        )
     raise UserInputError(
-        f"Which column of {source} holds the text? Name it with --text; candidates: {_listed(candidates)}."
+        f"{source} has no column that looks like a label; name one with --label: {_listing(frame.columns)}."
     )
 
 
-def _find_label(frame: pl.DataFrame, source: str, text: Sequence[str] | None) -> str:
-    candidates = [name for name in frame.columns if name not in (text or ())]
-    known = [name for name in candidates if name.strip().casefold() in LABEL_NAMES]
-    if len(known) == 1:
-        return known[0]
-    if not known:
-        body = set(text or [_find_text(frame, source, None)])
-        candidates = [name for name in candidates if name not in body]
-        likely = [name for name in candidates if 2 <= frame[name].n_unique() <= max(2, frame.height // 3)]
-        if len(likely) == 1:
-            return likely[0]
-        candidates = likely or candidates
-    raise UserInputError(
-        f"Which column of {source} holds the label? Name it with --label; candidates: "
-        f"{_listed(known or candidates)}."
-    )
+def _repeats(column: pl.Series) -> bool:
+    """Whether the values look like classes: two or more, each on two rows or more on average."""
+    filled = column.drop_nulls()
+    filled = filled.filter(filled.str.strip_chars() != "")
+    return 2 <= filled.n_unique() <= min(_MOST_CLASSES, filled.len() / 2)
 
 
-def _string_columns(frame: pl.DataFrame) -> list[str]:
-    return [name for name, kind in frame.schema.items() if kind == pl.String]
+def _mean_length(column: pl.Series) -> float:
+    """Mean number of characters of the filled cells; a narrative given on few rows is still a narrative."""
+    mean = column.drop_nulls().str.len_chars().mean()
+    return float(mean) if isinstance(mean, (int, float)) else 0.0
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "none"
+def _strings(frame: pl.DataFrame) -> list[str]:
+    return [name for name, dtype in frame.schema.items() if dtype == pl.String]
+
+
+def _only(names: Iterable[str], known: frozenset[str]) -> str | None:
+    matches = [name for name in names if _plain(name) in known]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _listing(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:_LISTED]))
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

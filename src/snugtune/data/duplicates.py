@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 PERMUTATIONS = 64
 BANDS = 16
-"""16 bands of 4 rows: a pair at Jaccard .8 shares a band with probability .9998, at .3 with .12."""
+"""16 bands of 4 rows: a pair at Jaccard .8 shares a band with probability .9998, at .5 .64, at .3 .12."""
 
 SHINGLE_WORDS = 3
 _WORD = re.compile(r"\w+")
@@ -27,7 +27,8 @@ def near_duplicate_groups(
     """Group ids (N,): texts whose word 3-shingles overlap by Jaccard >= ``threshold`` share one.
 
     Case, digits and XXXX redactions are ignored. Within a bucket each text is compared with the first
-    only, so that a template sent ten thousand times costs linear time.
+    only, so that a template sent ten thousand times costs linear time. Words are runs of letters: in scripts
+    written without spaces only equal phrases are found.
     """
     shingles = [_shingles(text) for text in texts]
     signatures = _signatures(shingles, seed)
@@ -45,7 +46,9 @@ def near_duplicate_groups(
 
 
 def _shingles(text: str) -> NDArray[np.uint32]:
-    words = _WORD.findall(_MASKED.sub("#", text.casefold()))
+    folded = text.casefold()
+    # A text of nothing but digits or signs is its own word, or all such texts would be one group.
+    words = _WORD.findall(_MASKED.sub("#", folded)) or [folded.strip()]
     size = min(SHINGLE_WORDS, max(1, len(words)))
     pieces = (" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1)))
     return np.unique(np.fromiter((zlib.crc32(piece.encode()) for piece in pieces), dtype=np.uint32))

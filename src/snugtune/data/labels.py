@@ -55,7 +55,11 @@ class CleaningReport:
                 self.conflicting_rows,
                 f"rows share their text with another label: {self.policy.conflicts} (--conflicts)",
             ),
-            (merged, f"label spellings that differ only by case or spacing: {self._merging()}"),
+            (
+                merged,
+                "label spellings that differ only by case or spacing merged into the most frequent "
+                "(--keep-label-variants)",
+            ),
             (len(self.rare_classes), "classes have one or two examples (--min-class-count drops them)"),
             (
                 self.dropped_rare_rows,
@@ -64,10 +68,6 @@ class CleaningReport:
         ]
         head = f"{self.rows_kept:,} of {self.rows_in:,} rows kept, {self.classes} classes."
         return [head, *(f"{count:,} {what}." for count, what in lines if count)]
-
-    def _merging(self) -> str:
-        kept = "merged into the most frequent (--keep-label-variants)"
-        return kept if self.policy.merge_label_variants else "kept apart"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def clean(
         UserInputError: no text is left, all rows carry one class, or every row has a class of its own.
     """
     stripped = [(text or "").strip() for text in texts]
-    given = [" ".join((label or "").split()) for label in labels]
+    given = [(label or "").strip() for label in labels]
     filled = [i for i, text in enumerate(stripped) if text]
     rows = [i for i in filled if given[i]]
     merged = _merge_variants(given, rows) if policy.merge_label_variants else {}
@@ -151,7 +151,7 @@ def _merge_variants(given: Sequence[str], rows: Sequence[int]) -> dict[str, list
     counts = Counter(given[i] for i in rows)
     variants: dict[str, list[str]] = defaultdict(list)
     for label in counts:  # in the order first seen
-        variants[label.casefold()].append(label)
+        variants[" ".join(label.split()).casefold()].append(label)
     merged = {}
     for spellings in variants.values():
         kept = max(spellings, key=lambda label: counts[label])
@@ -179,9 +179,12 @@ def _conflicts(rows: Sequence[int], texts: Sequence[str], labels: dict[int, str]
 
 
 def _check(report: CleaningReport, source: str) -> None:
-    if not report.rows_kept:
+    if report.rows_in == report.empty_texts + report.blank_labels:
+        raise UserInputError(f"{source} has no row with both a text and a label; check --text and --label.")
+    if report.classes < 2 and (remedies := _remedies(report)):
+        left = "one class" if report.classes else "no row"
         raise UserInputError(
-            f"{source} has no row with both a text and a label left; check --text and --label."
+            f"Cleaning leaves {left} of {source} where a classifier needs two or more classes; {remedies}."
         )
     if report.classes == 1:
         raise UserInputError(
@@ -192,3 +195,13 @@ def _check(report: CleaningReport, source: str) -> None:
             f"{source} has {report.classes} classes for {report.rows_kept} rows, too few to learn from; "
             "the label column looks like an identifier or free text, so check --label."
         )
+
+
+def _remedies(report: CleaningReport) -> str:
+    """The options that would bring back classes which the policy, not the file, took away."""
+    taken = [
+        (report.dropped_rare_rows, "lower --min-class-count"),
+        (report.policy.conflicts == "drop" and report.conflicting_rows, "use --conflicts keep"),
+        (report.merged_labels, "use --keep-label-variants"),
+    ]
+    return " or ".join(remedy for happened, remedy in taken if happened)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from snugtune.errors import UserInputError
 
+PARTS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class Split:
-    """``part`` (N,) holds "train", "validation" or "test" for each row."""
+    """``part`` (N,) holds "train", "validation" or "test" for each row, ``groups`` (N,) what stayed whole."""
 
     part: NDArray[np.str_]
+    groups: NDArray[np.int64]
     seed: int
 
     def indices(self, name: str) -> NDArray[np.int64]:
@@ -30,65 +33,136 @@ def split_rows(
     validation: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
+    max_validation: int | None = None,
+    fixed: NDArray[np.str_] | None = None,
 ) -> Split:
-    """Split N rows with class ids ``y`` (N,) and near-duplicate ``groups`` (N,).
+    """Split N rows with class ids ``y`` (N,) and near-duplicate ``groups`` (N,), in time linear in N.
 
     Each group is dealt as a whole to one part. Classes are dealt one after the other, rarest first, and a
     class is never left without a row in training.
 
+    Args:
+        y: class ids (N,).
+        groups: group ids (N,), as from ``near_duplicate_groups``.
+        validation: share of the rows; ``max_validation`` caps it in rows, for tables so large that
+            a tenth says no more than a few thousand.
+        test: share of the rows, 0 where a test file is given.
+        seed: of the draw; the same seed gives the same split on every machine.
+        max_validation: most validation rows to ask for.
+        fixed: part names (N,) that are already decided, "" where they are not. An undecided row follows
+            the first decided row of its group; groups that ``fixed`` itself divides stay divided.
+
     Raises:
-        UserInputError: a fraction is negative, or the two leave nothing to train on.
+        UserInputError: a fraction is negative, the two leave nothing to train on, or ``fixed`` holds an
+            unknown name or leaves a class without a row in training.
     """
-    if validation < 0 or test < 0 or validation + test >= 1:
+    _check_fractions(validation, test)
+    if max_validation is not None:
+        validation = min(validation, max_validation / max(1, len(y)))
+    rng = np.random.default_rng(seed)
+    deal = _Deal(y, groups)
+    if fixed is not None:
+        _check_fixed(fixed)
+        deal.fix(fixed)
+        _check_training(deal.held["train"], y)
+    classes, counts = np.unique(y, return_counts=True)
+    rarest_first = np.argsort(counts, kind="stable")
+    wanted = {
+        name: _wanted(counts[rarest_first], fraction, rng)
+        for name, fraction in (("validation", validation), ("test", test))
+    }
+    for i, label in enumerate(classes[rarest_first].tolist()):
+        shuffled = rng.permutation(deal.groups_of[label]).tolist()
+        for name in wanted:
+            deal.move(shuffled, name, label, int(wanted[name][i]))
+        deal.settle(shuffled)
+    return Split(deal.part, groups, seed)
+
+
+class _Deal:
+    """The parts dealt so far, with the counts that decide on each group without a look at its rows."""
+
+    def __init__(self, y: NDArray[np.int64], groups: NDArray[np.int64]) -> None:
+        self.y, self.groups = y, groups
+        self.part = np.full(len(y), "train", dtype="<U10")
+        self.decided: set[int] = set()
+        self.rows_of: dict[int, list[int]] = defaultdict(list)
+        self.labels_of: dict[int, Counter[int]] = defaultdict(Counter)
+        self.groups_of: dict[int, list[int]] = defaultdict(list)
+        for row, (label, group) in enumerate(zip(y.tolist(), groups.tolist(), strict=True)):
+            if label not in self.labels_of[group]:
+                self.groups_of[label].append(group)
+            self.rows_of[group].append(row)
+            self.labels_of[group][label] += 1
+        self.held = self._count()
+
+    def fix(self, fixed: NDArray[np.str_]) -> None:
+        """Take over the decided rows, and the undecided ones of their groups."""
+        first: dict[int, str] = {}
+        for group, name in zip(self.groups.tolist(), fixed.tolist(), strict=True):
+            if name:
+                first.setdefault(group, name)
+        follows = [first.get(group, "train") for group in self.groups.tolist()]
+        self.part = np.where(fixed == "", follows, fixed).astype(self.part.dtype)
+        self.decided = set(first)
+        self.held = self._count()
+
+    def move(self, candidates: list[int], name: str, label: int, wanted: int) -> None:
+        """Move groups from training to part ``name`` while it holds at most ``wanted`` rows of ``label``."""
+        for group in candidates:
+            if self.held[name][label] >= wanted:
+                return
+            if group not in self.decided and self._fits(group, name, label, wanted):
+                self.part[self.rows_of[group]] = name
+                self.held["train"].subtract(self.labels_of[group])
+                self.held[name].update(self.labels_of[group])
+                self.decided.add(group)
+
+    def settle(self, candidates: list[int]) -> None:
+        """What these groups hold now is final: a commoner class that shares one does not move it."""
+        self.decided.update(candidates)
+
+    def _fits(self, group: int, name: str, label: int, wanted: int) -> bool:
+        labels = self.labels_of[group]
+        leaves_training = all(self.held["train"][other] > count for other, count in labels.items())
+        return leaves_training and self.held[name][label] + labels[label] <= wanted
+
+    def _count(self) -> dict[str, Counter[int]]:
+        return {name: Counter(self.y[self.part == name].tolist()) for name in PARTS}
+
+
+def _wanted(counts: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rows to take of each class (K,): ``fraction * counts`` rounded so that the total is right as well.
+
+    Systematic sampling (Madow 1949): one random offset for all classes, so that each share is rounded up or
+    down with the right expectation and their sum is off by less than one row.
+    """
+    tolerance = 1e-9  # keeps .1 + .2 from falling short of the whole row it stands for
+    edges = np.floor(np.cumsum([0.0, *(fraction * counts)]) + rng.random() + tolerance)
+    return np.diff(edges).astype(np.int64)
+
+
+def _check_fractions(validation: float, test: float) -> None:
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise UserInputError(
             f"validation_fraction={validation} and test_fraction={test} leave nothing to train on; "
             "both must be 0 or more and their sum below 1."
         )
-    rng = np.random.default_rng(seed)
-    members = _members(groups)
-    part = np.full(len(y), "train", dtype="<U10")
-    dealt: set[int] = set()
-    classes, counts = np.unique(y, return_counts=True)
-    for label in classes[np.argsort(counts, kind="stable")]:
-        _deal_class(y, groups, members, part, dealt, int(label), (validation, test), rng)
-    return Split(part, seed)
 
 
-def _deal_class(
-    y: NDArray[np.int64],
-    groups: NDArray[np.int64],
-    members: dict[int, NDArray[np.int64]],
-    part: NDArray[np.str_],
-    dealt: set[int],
-    label: int,
-    fractions: tuple[float, float],
-    rng: np.random.Generator,
-) -> None:
-    rows = np.flatnonzero(y == label)
-    mine = list(dict.fromkeys(groups[rows].tolist()))
-    rng.shuffle(mine)
-    for name, fraction in zip(("validation", "test"), fractions, strict=True):
-        # Rounding at random keeps the expected share right for classes of a few rows.
-        wanted = int(np.floor(fraction * len(rows) + rng.random()))
-        for group in mine:
-            held = members[group]
-            if group in dealt or int((part[rows] == name).sum()) + (y[held] == label).sum() > wanted:
-                continue
-            if _leaves_training(y, part, held):
-                part[held] = name
-                dealt.add(group)
-    dealt.update(mine)
+def _check_fixed(fixed: NDArray[np.str_]) -> None:
+    for row, name in enumerate(fixed.tolist()):
+        if name and name not in PARTS:
+            raise UserInputError(
+                f"Row {row} of the given split is {name!r}; "
+                f"use {', '.join(PARTS)}, or nothing to leave it open."
+            )
 
 
-def _leaves_training(y: NDArray[np.int64], part: NDArray[np.str_], held: NDArray[np.int64]) -> bool:
-    """Whether each class of these rows would still have a row in training without them."""
-    staying = part == "train"
-    staying[held] = False
-    return all((staying & (y == label)).any() for label in np.unique(y[held]))
-
-
-def _members(groups: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-    found: dict[int, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups.tolist()):
-        found[group].append(row)
-    return {group: np.array(rows, dtype=np.int64) for group, rows in found.items()}
+def _check_training(held: Counter[int], y: NDArray[np.int64]) -> None:
+    missing = [label for label in np.unique(y).tolist() if not held[label]]
+    if missing:
+        raise UserInputError(
+            f"The given split leaves {len(missing)} classes (first: class {missing[0]}) without a row "
+            "in train; move at least one row of each there."
+        )

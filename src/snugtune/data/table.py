@@ -1,55 +1,89 @@
-"""Tables in: CSV and its kin, Excel, Parquet, JSON lines. What cannot be read is said, never guessed at."""
+"""Tables in: CSV, Excel, Parquet, JSON lines and Hugging Face datasets, whole or batch by batch.
+
+Whatever cannot be read exactly is refused with a sentence that says where; nothing is guessed into place:
+no replacement characters, no cut rows, no renamed columns. ``read_table`` is the batches of ``iter_tables``
+put together, so the two agree by construction.
+"""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import datetime as dt
 import json
-import sys
-import zipfile
-from collections.abc import Callable, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import openpyxl
 import polars as pl
+from openpyxl.cell.cell import ERROR_CODES
+from openpyxl.utils import get_column_letter
+from openpyxl.utils.escape import unescape
 
 from snugtune.errors import UserInputError
 
-DELIMITERS = ",;\t|"
-SNIFF_ROWS = 200
-BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-OLE_MAGIC = b"\xd0\xcf\x11\xe0"
-"""How old .xls files and encrypted workbooks begin (MS-CFB, section 2.2)."""
+_DELIMITERS = (",", ";", "\t", "|")
+_NO_DELIMITER = "\x1f"  # ASCII "unit separator": a single column has nothing to split at
+_DELIMITER_NAMES = {"\\t": "\t", "tab": "\t"}  # shells hand "\t" over as two characters
+_SNIFF_CHARACTERS = 1 << 18
+_SNIFF_RECORDS = 200
+_LONGEST_CELL = 1 << 24  # characters; the csv module's own 131,072 is less than some documents have
+_WHOLE_BATCH = 100_000  # rows per piece when the whole table is wanted
+_PARQUET_SLICE = 1 << 16  # a slice decodes its row group again, so slices are not small
+_HEADER_WITHIN = 100  # rows of a sheet in which its header is looked for
+
+_ZIP, _OLE, _PARQUET, _GZIP = b"PK\x03\x04", bytes.fromhex("D0CF11E0"), b"PAR1", b"\x1f\x8b"
+_BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_FORMATS = "CSV, TSV, TXT, .xlsx, Parquet, JSON lines, or the folder of a saved Hugging Face dataset"
+
+Row = list[str | None]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table and where it came from."""
+    """A table as read.
+
+    ``first_row`` is the 1-based row, in the file, of the first data row (blank lines of a text file are not
+    counted), so that errors can name rows as a spreadsheet shows them.
+    """
 
     frame: pl.DataFrame
     source: str
-    sheet: str | None = None
+    sheet: str | None
+    first_row: int
 
 
 def read_table(
-    source: str | Path,
-    *,
-    sheet: str | None = None,
-    encoding: str | None = None,
-    delimiter: str | None = None,
+    source: str | Path, *, sheet: str | None = None, encoding: str | None = None, delimiter: str | None = None
 ) -> Table:
-    """Read a whole table. CSV cells stay the strings they are.
+    """Read a whole table.
+
+    Columns of CSV files and workbooks are text; empty cells are null. Parquet, JSON lines and datasets keep
+    their types, class ids of a dataset's ``ClassLabel`` becoming the class names.
+
+    Args:
+        source: a file, the folder of a saved Hugging Face dataset, or ``hf://owner/name[:split]``. Without a
+            split: the only one, else ``train``.
+        sheet: sheet of a workbook; the first one if left out.
+        encoding: of a text file; UTF-8, or what its byte order mark says, if left out.
+        delimiter: of a text file; found among ``, ; tab |`` if left out.
 
     Raises:
-        UserInputError: the file is missing, empty, broken, of another kind than its name says, in an
-            encoding that must be named, or has no such sheet.
+        UserInputError: the source is missing, empty, damaged, or not what its name says.
     """
-    frames = list(
-        iter_tables(source, rows_per_batch=sys.maxsize, sheet=sheet, encoding=encoding, delimiter=delimiter)
-    )
-    return Table(frames[0], str(source), sheet)
+    opened = _open(_Request(str(source), _WHOLE_BATCH, sheet, encoding, delimiter))
+    return Table(pl.concat(opened.batches), str(source), opened.sheet, opened.first_row)
 
 
 def iter_tables(
@@ -60,193 +94,561 @@ def iter_tables(
     encoding: str | None = None,
     delimiter: str | None = None,
 ) -> Iterator[pl.DataFrame]:
-    """The same table in batches, in order, without holding it whole.
+    """The rows of ``read_table`` in order, ``rows_per_batch`` at a time.
+
+    Memory is constant in the number of rows, but for the distinct strings of a workbook, which Excel keeps in
+    one list that has to be read first.
 
     Raises:
-        UserInputError: as ``read_table``.
+        UserInputError: as ``read_table``; faults further down the file surface when they are reached.
     """
+    if rows_per_batch < 1:
+        raise UserInputError(f"The rows per batch must be 1 or more, not {rows_per_batch}.")
+    return _open(_Request(str(source), rows_per_batch, sheet, encoding, delimiter)).batches
+
+
+# --- which reader ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Request:
+    source: str
+    rows: int  # per batch
+    sheet: str | None
+    encoding: str | None
+    delimiter: str | None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.source)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    batches: Iterator[pl.DataFrame]
+    first_row: int
+    sheet: str | None = None
+
+
+Reader = Callable[[_Request], _Opened]
+
+
+def _open(request: _Request) -> _Opened:
+    source, reader = request.source, _reader(request.source)
+    if request.sheet is not None and reader is not _open_workbook:
+        raise UserInputError(f"{source} is not an Excel workbook and has no sheets; drop --sheet.")
+    opened = reader(request)
+    first = next(opened.batches, None)
+    if first is None or first.is_empty():
+        raise UserInputError(f"{source} has a header but no rows; check that it is the right file.")
+    return _Opened(chain([first], opened.batches), opened.first_row, opened.sheet)
+
+
+def _reader(source: str) -> Reader:
+    if source.startswith("hf://"):
+        return _open_hub_dataset
     path = Path(source)
-    kind = _kind(path)
-    if kind == "parquet":
-        yield from _parquet(path, rows_per_batch)
-        return
-    if kind == "csv":
-        header, rows = _csv_rows(path, encoding, delimiter)
-    elif kind == "xlsx":
-        header, rows = _xlsx_rows(path, sheet)
-    else:
-        header, rows = _json_rows(path)
-    _check_header(header, path)
-    empty = True
-    while batch := list(islice(rows, rows_per_batch)):
-        empty = False
-        columns = {name: [row[i] for row in batch] for i, name in enumerate(header)}
-        yield pl.DataFrame(columns, strict=False)
-    if empty:
-        raise UserInputError(f"{path} has a header but no rows; check the file.")
-
-
-def _kind(path: Path) -> str:
-    if not path.exists():
-        raise UserInputError(f"There is no file {path}; check the path.")
     if path.is_dir():
-        raise UserInputError(f"{path} is a folder; name a file.")
-    if path.stat().st_size == 0:
+        return _check_dataset_folder(path)
+    if not path.exists():
+        raise UserInputError(f"{source} does not exist; check the path.")
+    if not path.is_file():
+        raise UserInputError(f"{source} is not a regular file; save the table to a file first.")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserInputError(f"{source} is of no known format; use {_FORMATS}.{_hint(path.suffix)}")
+    _check_content(path, reader)
+    return reader
+
+
+def _hint(suffix: str) -> str:
+    if suffix.lower() in (".xls", ".xlsb", ".ods"):
+        return " Open it in a spreadsheet program and save it as .xlsx."
+    return " Unpack it first." if suffix.lower() in (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z") else ""
+
+
+def _check_content(path: Path, reader: Reader) -> None:
+    """Refuse an empty file and one whose first bytes are not those of its suffix."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            file.seek(max(path.stat().st_size - 4, 0))
+            tail = file.read()
+    except OSError as error:
+        raise UserInputError(f"{path} cannot be read: {error.strerror}.") from None
+    if not head:
         raise UserInputError(f"{path} is empty.")
-    kinds = {
-        ".csv": "csv",
-        ".tsv": "csv",
-        ".txt": "csv",
-        ".xlsx": "xlsx",
-        ".xlsm": "xlsx",
-        ".parquet": "parquet",
+    if head.startswith(_OLE):
+        raise UserInputError(_about_ole(path))
+    if reader is _open_workbook and not head.startswith(_ZIP):
+        raise UserInputError(
+            f"{path} is not an .xlsx workbook, whatever its name; if it is a CSV, rename it to .csv."
+        )
+    if reader is _open_parquet and not (head.startswith(_PARQUET) and tail == _PARQUET):
+        raise UserInputError(f"{path} is not a whole Parquet file: it is cut off or something else renamed.")
+    if reader in (_open_delimited, _open_json_lines):
+        _refuse_binary(path, head)
+
+
+def _refuse_binary(path: Path, head: bytes) -> None:
+    known = {
+        _ZIP: "a zip archive or an Excel workbook; unpack it, or rename it to .xlsx",
+        _PARQUET: "a Parquet file; rename it to .parquet",
+        _GZIP: "a gzip archive; unpack it first",
     }
-    kinds |= {".jsonl": "json", ".ndjson": "json"}
-    kind = kinds.get(path.suffix.lower())
-    if kind is None:
-        raise UserInputError(f"{path} is of no known kind; use one of {', '.join(kinds)}.")
-    return kind
+    for magic, what in known.items():
+        if head.startswith(magic):
+            raise UserInputError(f"{path} is not a text table but {what}.")
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise UserInputError(f"{path} has several columns named '{twice[0]}'; give each its own name.")
+def _about_ole(path: Path) -> str:
+    # [MS-OFFCRYPTO] 2.3.4: an encrypted workbook is an OLE file with a stream of this name.
+    if "EncryptedPackage".encode("utf-16-le") in path.read_bytes():
+        return f"{path} is protected by a password; remove it in Excel (File, Info) and save it again."
+    return f"{path} is a workbook in the old .xls format; open it in Excel and save it as .xlsx."
 
 
-def _csv_rows(
-    path: Path, encoding: str | None, delimiter: str | None
-) -> tuple[list[str], Iterator[list[Any]]]:
-    encoding = encoding or _bom_encoding(path)
-    if delimiter is None:
-        delimiter = _find_delimiter(path, encoding)
-    rows = _parsed(path, encoding, delimiter)
-    header = next((row for row in rows if row), None)
-    if header is None:
-        raise UserInputError(f"{path} has no rows.")
-    return header, _even(rows, len(header), path)
+# --- CSV, TSV, TXT ---------------------------------------------------------------------------------------
 
 
-def _bom_encoding(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(4)
-    return next((name for bom, name in BOMS if head.startswith(bom)), "utf-8")
+def _open_delimited(request: _Request) -> _Opened:
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
+    source, path = request.source, request.path
+    codec = _codec(path, request.encoding)
+    records = _records(path, codec, _delimiter(path, codec, request.delimiter))
+    _, header = next(records, ("", []))
+    if not header:
+        raise UserInputError(f"{source} is empty.")
+    names = _column_names(header, source)
+    cells = (_same_width(record, len(names), where, source) for where, record in records)
+    return _Opened(_string_frames(names, cells, request.rows), first_row=2)
 
 
-def _find_delimiter(path: Path, encoding: str) -> str:
-    """The delimiter that cuts the first rows into the most columns, the same number in each."""
-    best, best_columns = ",", 1
-    for candidate in DELIMITERS:
-        widths = {len(row) for row in islice(_parsed(path, encoding, candidate), SNIFF_ROWS) if row}
-        if len(widths) == 1 and (columns := widths.pop()) > best_columns:
-            best, best_columns = candidate, columns
-    return best
+def _string_frames(names: Sequence[str], cells: Iterator[Row], rows: int) -> Iterator[pl.DataFrame]:
+    schema = dict.fromkeys(names, pl.String)
+    while batch := list(islice(cells, rows)):
+        columns = zip(*batch, strict=True)
+        yield pl.DataFrame(dict(zip(names, columns, strict=True)), schema=schema)
 
 
-def _parsed(path: Path, encoding: str, delimiter: str) -> Iterator[list[str]]:
-    csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            yield from csv.reader(file, delimiter=delimiter)
-    except LookupError:
-        raise UserInputError(f"There is no encoding '{encoding}'; try --encoding cp1252.") from None
-    except UnicodeDecodeError as error:
+def _column_names(header: Sequence[str | None], source: str) -> list[str]:
+    """Names without surrounding blanks; a column without one is called by its number."""
+    names = [(name or "").strip() or f"column_{i}" for i, name in enumerate(header, start=1)]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
         raise UserInputError(
-            f"{path} is not valid {encoding} (byte 0x{error.object[error.start]:02x}); "
-            "name its encoding, for instance --encoding cp1252."
-        ) from None
-    except csv.Error as error:
-        raise UserInputError(f"{path} is not a readable CSV file: {error}.") from None
+            f"{source} has more than one column named {_listing(repeated)}; make each name unique."
+        )
+    return names
 
 
-def _even(rows: Iterator[list[str]], columns: int, path: Path) -> Iterator[list[str | None]]:
-    for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
-        if len(row) != columns:
-            raise UserInputError(
-                f"Row {number} of {path} has {len(row)} cells where the header has {columns}; "
-                "correct it, or name the delimiter with --delimiter."
-            )
-        yield [cell or None for cell in row]
-
-
-def _xlsx_rows(path: Path, sheet: str | None) -> tuple[list[str], Iterator[list[Any]]]:
-    with path.open("rb") as file:
-        if file.read(4) == OLE_MAGIC:
-            raise UserInputError(
-                f"{path} is encrypted or an old .xls file; open it in a spreadsheet program and save it "
-                "as .xlsx without a password."
-            )
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError):
+def _same_width(record: list[str], width: int, where: str, source: str) -> Row:
+    if len(record) != width:
         raise UserInputError(
-            f"{path} is not a whole .xlsx workbook (cut off or renamed?); save it again."
-        ) from None
-    if sheet is not None and sheet not in book.sheetnames:
-        raise UserInputError(f"{path} has no sheet '{sheet}'; its sheets are: {', '.join(book.sheetnames)}.")
-    rows = book[sheet or book.sheetnames[0]].iter_rows(values_only=True)
-    header = _header_row(rows, path)
-    used = [i for i, name in enumerate(header) if name]
-    cells = ([row[i] if i < len(row) else None for i in used] for row in rows)
-    filled = ([_cell(value) for value in row] for row in cells if any(v is not None for v in row))
-    return [header[i] for i in used], filled
+            f"{source}, {where} has {len(record)} cells where the header has {width}; put cells that contain "
+            "the delimiter into double quotes, or name the right --delimiter."
+        )
+    return [cell or None for cell in record]
 
 
-def _header_row(rows: Iterator[Any], path: Path) -> list[str]:
-    """The first row with two or more texts, or the first that is not empty; titles above it are skipped."""
-    first: list[str] | None = None
-    for row in islice(rows, 20):
-        names = ["" if value is None else str(value).strip() for value in row]
-        filled = [name for name in names if name]
-        if len(filled) >= 2:
-            return names
-        first = first or (names if filled else None)
-    if first is None:
-        raise UserInputError(f"{path} has no header row among the first 20 rows of the sheet.")
-    return first
+def _records(path: Path, codec: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """The non-blank records with their place, as in "row 3 (line 7)"."""
+    reader = csv.reader(_lines(path, codec), delimiter=delimiter, strict=True)
+    row = 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            record = next(reader, None)
+        except csv.Error as error:
+            raise UserInputError(_about_csv(error, path, row + 1, line)) from None
+        if record is None:
+            return
+        if record:
+            row += 1
+            yield f"row {row} (line {line})", record
 
 
-def _cell(value: Any) -> Any:
-    return value if value is None or isinstance(value, str) else str(value)
+def _about_csv(error: csv.Error, path: Path, row: int, line: int) -> str:
+    fault = {
+        "unexpected end of data": "opens a quoted cell that is never closed",
+        f"field larger than field limit ({_LONGEST_CELL})": "opens a quoted cell that does not close",
+    }.get(str(error), f"is not valid CSV ({error})")
+    return f'{path}, row {row} (line {line}) {fault}; write a quote inside a quoted cell twice ("").'
 
 
-def _json_rows(path: Path) -> tuple[list[str], Iterator[list[Any]]]:
-    header = list(dict.fromkeys(name for row in _json_objects(path) for name in row))
-    return header, ([row.get(name) for name in header] for row in _json_objects(path))
+def _delimiter(path: Path, codec: str, named: str | None) -> str:
+    if named is not None:
+        delimiter = _DELIMITER_NAMES.get(named, named)
+        if len(delimiter) != 1 or delimiter in '"\r\n\0':
+            raise UserInputError(f"The --delimiter must be one character such as ; or tab, not {named!r}.")
+        return delimiter
+    if path.suffix.lower() in (".tsv", ".tab"):
+        return "\t"
+    lines = _head(path, codec)
+    best = max(_DELIMITERS, key=lambda delimiter: _consistency(lines, delimiter))
+    return best if any(_consistency(lines, best)) else _NO_DELIMITER
 
 
-def _json_objects(path: Path) -> Iterator[dict[str, Any]]:
+def _consistency(lines: Sequence[str], delimiter: str) -> tuple[bool, float, int]:
+    """How well ``delimiter`` explains the head: it splits the header, share of even rows, their width."""
+    records = [record for record in islice(csv.reader(lines, delimiter=delimiter), _SNIFF_RECORDS) if record]
+    widths = Counter(map(len, records))
+    width, count = max(widths.items(), key=lambda item: (item[1], item[0]), default=(1, 1))
+    share = count / max(len(records), 1)
+    splits_header = bool(records) and len(records[0]) > 1
+    # Commas in running text are no delimiter; the same number of them in nearly every row is one.
+    if not splits_header and (width == 1 or share < 0.9 or len(records) < 4):
+        return False, 0.0, 0
+    return splits_header, share, width
+
+
+def _head(path: Path, codec: str) -> list[str]:
+    lines, size = [], 0
+    with closing(_lines(path, codec)) as stream:
+        for line in islice(stream, 2 * _SNIFF_RECORDS):
+            lines.append(line)
+            size += len(line)
+            if size > _SNIFF_CHARACTERS:
+                break
+    return lines
+
+
+def _lines(path: Path, codec: str) -> Generator[str]:
+    """Lines with their ends, decoded strictly."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding=codec, newline="") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json_object(line, number, path)
-    except UnicodeDecodeError:
-        raise UserInputError(f"{path} is not valid UTF-8, as JSON must be; save it again.") from None
+                if "\0" in line:
+                    raise UserInputError(
+                        f"{path}, line {number} contains a NUL byte: the file is binary, damaged, or encoded "
+                        "as UTF-16 (then name it: --encoding utf-16)."
+                    )
+                yield line
+    except UnicodeError as error:
+        raise UserInputError(_about_bytes(path, codec, error)) from None
 
 
-def _json_object(line: str, number: int, path: Path) -> dict[str, Any]:
-    fault: Callable[[str], UserInputError] = lambda what: UserInputError(f"Line {number} of {path} {what}.")  # noqa: E731
+def _codec(path: Path, encoding: str | None) -> str:
+    if encoding is None:
+        with path.open("rb") as file:
+            head = file.read(4)
+        return next((codec for mark, codec in _BOMS if head.startswith(mark)), "utf-8-sig")
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        raise fault("is not valid JSON; correct it") from None
-    if not isinstance(value, dict):
-        raise fault("is not a JSON object; write one {...} per line")
-    return value
+        name = codecs.lookup(encoding).name
+        "".encode(name)  # refuses codecs that are not of text, such as base64
+    except (LookupError, ValueError):
+        raise UserInputError(f"There is no encoding {encoding!r}; use e.g. utf-8 or cp1252.") from None
+    return "utf-8-sig" if name == "utf-8" else name
 
 
-def _parquet(path: Path, rows_per_batch: int) -> Iterator[pl.DataFrame]:
+def _about_bytes(path: Path, codec: str, error: UnicodeError) -> str:
+    """Say where decoding fails: text streams know the offset in their buffer only, so read once more."""
+    name = codec.removesuffix("-sig").upper()
+    advice = "name the file's encoding, e.g. --encoding cp1252"
+    decoder = codecs.getincrementaldecoder(codec)()
+    offset, line = 0, 1
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(1 << 20)
+            pending = len(decoder.getstate()[0])
+            try:
+                line += decoder.decode(chunk, final=not chunk).count("\n")
+            except UnicodeDecodeError as fault:
+                at = offset - pending + fault.start
+                line += fault.object[: fault.start].decode(fault.encoding, errors="ignore").count("\n")
+                byte = fault.object[fault.start]
+                return f"{path}, line {line}: byte 0x{byte:02X} at offset {at} is not {name}; {advice}."
+            except UnicodeError as fault:  # some codecs, such as UTF-16 without its mark, say no more
+                return f"{path} is not {name} ({fault}); {advice}."
+            if not chunk:
+                return f"{path} is not {name} ({error}); {advice}."
+            offset += len(chunk)
+
+
+# --- Excel -----------------------------------------------------------------------------------------------
+
+
+def _open_workbook(request: _Request) -> _Opened:
+    book, name = _workbook(request.source, request.sheet)
+    where = f"{request.source}, sheet {name!r}"
+    cells = _sheet_rows(book, name, request.source)
+    head = list(islice(cells, _HEADER_WITHIN))
+    if not head:
+        raise UserInputError(f"{where} is empty; name another one with --sheet.")
+    at = _header_index(head)
+    columns, names = _sheet_columns(head[at], head[at + 1 :], where)
+    numbered = enumerate(chain(head[at + 1 :], cells), start=at + 2)
+    data = (_named_cells(row, columns, f"{where}, row {number}") for number, row in numbered)
+    return _Opened(_string_frames(names, data, request.rows), first_row=at + 2, sheet=name)
+
+
+def _workbook(source: str, sheet: str | None) -> tuple[Any, str]:
+    """The workbook, opened for streaming, and the name of the sheet to read."""
+    with _damage(source), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of looks that openpyxl does not keep: nothing is written back
+        book = openpyxl.load_workbook(source, read_only=True, data_only=True)
+    names = [str(worksheet.title) for worksheet in book.worksheets]  # without sheets that are charts
+    if names and sheet in (None, *names):
+        return book, sheet or names[0]
+    book.close()
+    missing = "with cells" if sheet is None else repr(sheet)
+    raise UserInputError(f"{source} has no sheet {missing}; it has {_listing(names) or 'none'}.")
+
+
+@contextmanager
+def _damage(source: str) -> Iterator[None]:
+    """Whatever the parser stumbles over is damage of the file: it raises all kinds of errors."""
     try:
-        lazy = pl.scan_parquet(path)
-        height = int(lazy.select(pl.len()).collect().item())
-        if not height:
-            raise UserInputError(f"{path} has no rows; check the file.")
-        for start in range(0, height, rows_per_batch):
-            yield lazy.slice(start, min(rows_per_batch, height - start)).collect()
-    except pl.exceptions.PolarsError:
+        yield
+    except Exception as error:
         raise UserInputError(
-            f"{path} is not a whole Parquet file (cut off or renamed?); save it again."
+            f"{source} is damaged, cut off or not an Excel workbook ({_first_line(error)}); "
+            "open it in Excel and save it again."
+        ) from error
+
+
+def _sheet_rows(book: Any, name: str, source: str) -> Iterator[Row]:
+    """The cells as text, row 1 first; blank rows are kept where rows follow, so that row numbers hold."""
+    with closing(book), _damage(source):
+        worksheet = book[name]
+        worksheet.reset_dimensions()  # the size some writers record is wrong and would cut the table
+        blank = 0
+        for values in worksheet.iter_rows(values_only=True):
+            row = [_cell_text(value) for value in values]
+            if not any(row):
+                blank += 1
+                continue
+            yield from ([] for _ in range(blank))
+            blank = 0
+            yield row
+
+
+def _cell_text(value: Any) -> str | None:
+    """The text of a cell: ISO dates, whole numbers without a point; an error such as #N/A is no value."""
+    if value is None or value in ERROR_CODES:
+        return None
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:  # Excel keeps 15 digits
+        return str(int(value))
+    if isinstance(value, dt.datetime):
+        return value.date().isoformat() if value.time() == dt.time() else value.isoformat(sep=" ")
+    # A carriage return is stored as _x000D_ (ECMA-376 part 1, 22.9.2.19).
+    return unescape(value) or None if isinstance(value, str) else str(value)
+
+
+def _header_index(head: Sequence[Row]) -> int:
+    """The first row in which most of the used columns hold text; titles above it fill one or two cells.
+
+    A column is used if a tenth of the rows fill it, so that a stray note does not count as one.
+    """
+    filled = Counter(c for row in head for c, cell in enumerate(row) if cell)
+    used = [c for c, count in filled.items() if 10 * count >= sum(map(any, head))]
+    for i, row in enumerate(head):
+        texts = sum(c < len(row) and _is_name(row[c]) for c in used)
+        if 2 * texts > len(used):
+            return i
+    return next(i for i, row in enumerate(head) if any(row))
+
+
+def _is_name(cell: str | None) -> bool:
+    return cell is not None and any(character.isalpha() for character in cell)
+
+
+def _sheet_columns(header: Row, below: Iterable[Row], where: str) -> tuple[list[int], list[str]]:
+    """Indices and names of the columns that have a name or cells below the header."""
+    filled = {c for row in chain([header], below) for c, cell in enumerate(row) if cell}
+    columns = sorted(filled)
+    named = [header[c] if c < len(header) and header[c] else f"column_{c + 1}" for c in columns]
+    return columns, _column_names(named, where)
+
+
+def _named_cells(row: Row, columns: Sequence[int], where: str) -> Row:
+    stray = {c for c, cell in enumerate(row) if cell} - set(columns)
+    if stray:
+        letter = get_column_letter(min(stray) + 1)
+        raise UserInputError(
+            f"{where} has a value in column {letter}, which has no name; give it one or clear the cell."
+        )
+    return [row[c] if c < len(row) else None for c in columns]
+
+
+# --- Parquet ---------------------------------------------------------------------------------------------
+
+
+def _open_parquet(request: _Request) -> _Opened:
+    return _Opened(_parquet_frames(request.source, request.rows), first_row=1)
+
+
+def _parquet_frames(source: str, rows: int) -> Iterator[pl.DataFrame]:
+    step = max(rows, _PARQUET_SLICE // rows * rows)  # full batches but the last
+    try:
+        lazy = pl.scan_parquet(source, glob=False)
+        height = lazy.select(pl.len()).collect().item()
+        texts = pl.col(pl.Categorical, pl.Enum).cast(pl.String)
+        for start in range(0, height, step):
+            yield from lazy.slice(start, step).with_columns(texts).collect().iter_slices(rows)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise UserInputError(f"{source} is a damaged Parquet file ({_first_line(error)}).") from None
+
+
+# --- JSON lines ------------------------------------------------------------------------------------------
+
+
+def _open_json_lines(request: _Request) -> _Opened:
+    path = request.path
+    codec = _codec(path, request.encoding)
+    schema = _json_schema(_json_objects(path, codec))  # a first pass: a late row may bring a new key
+    if not schema:
+        raise UserInputError(f"{path} is empty.")
+    return _Opened(_json_frames(_json_objects(path, codec), schema, request.rows), first_row=1)
+
+
+def _json_frames(
+    objects: Iterator[dict[str, Any]], schema: dict[str, pl.DataType], rows: int
+) -> Iterator[pl.DataFrame]:
+    while batch := list(islice(objects, rows)):
+        columns = {
+            name: [_json_value(row.get(name), dtype) for row in batch] for name, dtype in schema.items()
+        }
+        yield pl.DataFrame(columns, schema=schema)
+
+
+def _json_value(value: Any, dtype: pl.DataType) -> Any:
+    if value is None or dtype != pl.String or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _json_schema(objects: Iterable[dict[str, Any]]) -> dict[str, pl.DataType]:
+    kinds: dict[str, set[str]] = {}
+    for row in objects:
+        for name, value in row.items():
+            kinds.setdefault(name, set()).add(_json_kind(value))
+    return {name: _json_dtype(kind - {"null"}) for name, kind in kinds.items()}
+
+
+def _json_kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "int" if -(2**63) <= value < 2**63 else "big"
+    return type(value).__name__
+
+
+def _json_dtype(kinds: set[str]) -> pl.DataType:
+    """The type all values share; text, which holds everything, where they share none."""
+    if kinds == {"bool"}:
+        return pl.Boolean()
+    if kinds == {"int"}:
+        return pl.Int64()
+    return pl.Float64() if "float" in kinds and kinds <= {"int", "float"} else pl.String()
+
+
+def _json_objects(path: Path, codec: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(_lines(path, codec), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            if "\\u" in line:
+                json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserInputError(f"{path}, line {number} holds half of a surrogate pair (\\uD800).") from None
+        except (ValueError, RecursionError) as error:
+            raise UserInputError(f"{path}, line {number} is not JSON: {_first_line(error)}.") from None
+        if not isinstance(value, dict):
+            raise UserInputError(
+                f'{path}, line {number} is not an object; write one per line: {{"text": ..., "label": ...}}.'
+            )
+        yield value
+
+
+# --- Hugging Face datasets -------------------------------------------------------------------------------
+
+
+def _check_dataset_folder(path: Path) -> Reader:
+    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        return _open_saved_dataset
+    raise UserInputError(f"{path} is a folder and not a saved Hugging Face dataset; name a file in it.")
+
+
+def _open_saved_dataset(request: _Request) -> _Opened:
+    source = request.source
+    datasets = _import_datasets(source)
+    try:
+        found = datasets.load_from_disk(source)
+    except Exception as error:
+        raise UserInputError(f"{source} is a damaged dataset folder ({_first_line(error)}).") from error
+    return _open_dataset(datasets, found, request, f"{source}/SPLIT")
+
+
+def _open_hub_dataset(request: _Request) -> _Opened:
+    source = request.source
+    datasets = _import_datasets(source)
+    name, _, split = source.removeprefix("hf://").partition(":")
+    try:
+        found = datasets.load_dataset(name, split=split or None)
+    except Exception as error:
+        raise UserInputError(
+            f"{source} cannot be loaded from the Hugging Face Hub ({_first_line(error)}); check the name, "
+            "the split and the network."
+        ) from error
+    return _open_dataset(datasets, found, request, f"hf://{name}:SPLIT")
+
+
+def _import_datasets(source: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserInputError(
+            f"{source} is a Hugging Face dataset; to read it: pip install 'snugtune[datasets]'."
         ) from None
+    return datasets
+
+
+def _open_dataset(datasets: Any, found: Any, request: _Request, spelling: str) -> _Opened:
+    if isinstance(found, dict):
+        found = found[_split(list(found), request.source, spelling)]
+    classes = {
+        name: dict(enumerate(feature.names))
+        for name, feature in found.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    return _Opened(_dataset_frames(found, classes, request.rows), first_row=1)
+
+
+def _split(names: Sequence[str], source: str, spelling: str) -> str:
+    if len(names) == 1:
+        return names[0]
+    if "train" not in names:
+        raise UserInputError(f"{source} has the splits {_listing(names)}; name one, as {spelling}.")
+    return "train"
+
+
+def _dataset_frames(found: Any, classes: dict[str, dict[int, str]], rows: int) -> Iterator[pl.DataFrame]:
+    names = [
+        pl.col(column).replace_strict(ids, default=None, return_dtype=pl.String)  # -1 stands for "no label"
+        for column, ids in classes.items()
+    ]
+    for frame in found.with_format("polars").iter(batch_size=rows):
+        yield frame.with_columns(names)
+
+
+# --- words -----------------------------------------------------------------------------------------------
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+_READERS: dict[str, Reader] = {
+    **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), _open_delimited),
+    **dict.fromkeys((".xlsx", ".xlsm"), _open_workbook),
+    **dict.fromkeys((".parquet", ".pq"), _open_parquet),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _open_json_lines),
+}

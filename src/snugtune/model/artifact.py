@@ -24,15 +24,16 @@ import json, sys, warnings
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 folder, peft, request = sys.argv[1], sys.argv[2] == "peft", json.load(sys.stdin)
-config = AutoConfig.from_pretrained(folder)
+safe = {"trust_remote_code": False}
+config = AutoConfig.from_pretrained(folder, **safe)
 if peft:
     from peft import AutoPeftModelForSequenceClassification
     model = AutoPeftModelForSequenceClassification.from_pretrained(
-        folder, id2label=config.id2label, label2id=config.label2id)
+        folder, id2label=config.id2label, label2id=config.label2id, use_safetensors=True, **safe)
 else:
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **safe)
 model.eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
 batch = tokenizer(request["texts"], padding=True, truncation=True,
                   max_length=request["max_length"], return_tensors="pt")
 with torch.inference_mode():
@@ -102,11 +103,13 @@ def load_model(folder: Path, *, dtype: torch.dtype, attn_implementation: str) ->
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    options = {"attn_implementation": attn_implementation}
+    # Left out, trust_remote_code makes Transformers ask on a terminal whether to run the folder's code.
+    safe = {"trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+    options = {"attn_implementation": attn_implementation, "use_safetensors": True, **safe}
     if not (folder / "adapter_config.json").exists():
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **options), tokenizer
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, **safe)
     # Merged in float32, then rounded once: merging into rounded weights would round twice.
     model = AutoPeftModelForSequenceClassification.from_pretrained(
         folder, id2label=config.id2label, label2id=config.label2id, dtype=torch.float32, **options

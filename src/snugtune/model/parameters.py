@@ -1,14 +1,46 @@
-"""How many parameters there are, and how many of them are trained, exactly and by part."""
+"""How many parameters there are, and how many of them are trained, exactly and by part.
+
+Nothing here needs weights: models are built on PyTorch's meta device, where tensors have shapes only.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from snugtune.config import FitConfig
+from snugtune.errors import UserInputError
+from snugtune.model.adapter import wrap
+from snugtune.model.known import find_config
+
+PARTS = ("embeddings", "encoder", "adapter", "head")
 
 EMBEDDING_NAMES = {"embeddings", "embed_tokens", "wte", "wpe", "word_embedding", "tok_embeddings"}
-HEAD_NAMES = {"classifier", "score", "pre_classifier", "pooler", "classification_head"}
+"""Modules, by the architectures' own names, that turn token ids and positions into vectors."""
+
+HEAD_NAMES = {"classifier", "score", "pre_classifier", "pooler", "classification_head", "head"}
+"""Modules between the last hidden state and the logits ("head" is ModernBERT's dense layer)."""
+
+SAVED_NAMES = {"modules_to_save", "original_module"}
+"""What PEFT's ``ModulesToSaveWrapper`` calls the trained copy and the module it was copied from."""
+
+ADAPTER_PREFIXES = (*PEFT_TYPE_TO_PREFIX_MAPPING.values(), "prompt_encoder")
+"""Beginnings of the parameter names of PEFT's methods: ``lora_``, ``ia3_``, ``oft_`` and so on."""
+
+TARGET_MODULES = {
+    "albert": ("query", "value"),
+    "distilbert": ("q_lin", "v_lin"),
+    "modernbert": ("Wqkv",),
+    "mpnet": ("q", "v"),
+}
+"""Query and value projections (Hu et al. 2021, arXiv:2106.09685, section 4.2) of the model types for which
+PEFT has no default; ModernBERT keeps query, key and value in one matrix."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +53,7 @@ class PartCount:
 
 @dataclass(frozen=True)
 class ParameterReport:
-    """Totals and parts: embeddings, encoder, adapter, head."""
+    """Totals and parts: embeddings, encoder, adapter, head. ``percent`` is 100 x trainable / all."""
 
     all: int
     trainable: int
@@ -33,27 +65,79 @@ class ParameterReport:
         return asdict(self)
 
 
-def count_parameters(model: nn.Module) -> ParameterReport:
-    """Count each tensor once.
+def plan_parameters(config: FitConfig, num_labels: int) -> ParameterReport:
+    """What a fit with ``config`` would train on ``num_labels`` classes; needs no data and no weights.
 
-    PEFT keeps the head's starting weights beside the trained copy; both are in memory, and both are in
-    ``all``, as in PEFT's own count.
+    Raises:
+        UserInputError: fewer than two classes, a model that cannot be found or is no text classifier, or
+            target modules that it does not have.
     """
-    parts = {name: PartCount() for name in ("embeddings", "encoder", "adapter", "head")}
+    if num_labels < 2:
+        raise UserInputError(f"A classifier needs at least 2 labels, not {num_labels}; give their number.")
+    model = meta_model(find_config(config.model, num_labels, revision=config.revision))
+    return count_parameters(wrap(model, _for_counting(config, model.config.model_type)))
+
+
+def meta_model(config: PretrainedConfig, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The sequence-classification model of ``config`` on the meta device: shapes, no memory.
+
+    Raises:
+        UserInputError: Transformers has no sequence-classification model of this architecture.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise UserInputError(
+            f"Transformers has no text classifier of the architecture {config.model_type}; "
+            "choose another model."
+        ) from error
+
+
+def count_parameters(model: nn.Module) -> ParameterReport:
+    """Count every tensor of a plain or PEFT-wrapped sequence-classification model once.
+
+    Tied weights are one tensor. PEFT's ``modules_to_save`` keeps the head as loaded beside the copy that is
+    trained: two tensors, both in memory, so both are in ``all`` as in PEFT's own
+    ``get_nb_trainable_parameters``; only the copy is in ``trainable``.
+
+    For xlm-roberta-large, r=16 on query and value, 214 labels:
+
+    ==========  ===========  =========  ==========================================================
+    part                all  trainable  formula
+    ==========  ===========  =========  ==========================================================
+    embeddings  256,531,456          0  (250,002 + 514 + 1) x 1,024, and 2 x 1,024 of layer norm
+    encoder     302,309,376          0  24 layers of 12,596,224
+    adapter       1,572,864  1,572,864  24 layers x 2 modules x r x (1,024 + 1,024)
+    head          2,537,900  1,268,950  2 copies of 1,024 x 1,025 + 214 x 1,025
+    total       562,951,596  2,841,814  0.5048 %
+    ==========  ===========  =========  ==========================================================
+
+    The often-quoted 4,110,764 trainable parameters of this setting are 1,572,864 + 2 x 1,268,950: PEFT
+    releases of that time left ``requires_grad`` on for the unused original of the head and counted it too.
+    """
+    counts = {part: [0, 0] for part in PARTS}
     for name, parameter in model.named_parameters():
-        part = _part(name)
-        size = parameter.numel()
-        old = parts[part]
-        parts[part] = PartCount(old.all + size, old.trainable + (size if parameter.requires_grad else 0))
-    total = sum(part.all for part in parts.values())
-    trainable = sum(part.trainable for part in parts.values())
-    return ParameterReport(total, trainable, 100 * trainable / total, parts)
+        count = counts[_part(name)]
+        count[0] += parameter.numel()
+        count[1] += parameter.numel() if parameter.requires_grad else 0
+    total, trainable = (sum(count[i] for count in counts.values()) for i in (0, 1))
+    percent = 100 * trainable / total if total else 0.0
+    return ParameterReport(total, trainable, percent, {part: PartCount(*counts[part]) for part in PARTS})
+
+
+def _for_counting(config: FitConfig, model_type: str) -> FitConfig:
+    # Meta tensors have no values to decompose, and no initialisation changes a shape.
+    changes: dict[str, Any] = {"init_lora_weights": True}
+    if config.target_modules is None and model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        changes["target_modules"] = TARGET_MODULES.get(model_type)
+    return config.model_copy(update=changes)
 
 
 def _part(name: str) -> str:
-    pieces = set(name.split("."))
-    if any(piece.startswith("lora_") for piece in pieces):
+    pieces = name.split(".")
+    if any(piece.startswith(ADAPTER_PREFIXES) for piece in pieces):
         return "adapter"
-    if pieces & HEAD_NAMES:
-        return "head"
-    return "embeddings" if pieces & EMBEDDING_NAMES else "encoder"
+    if not EMBEDDING_NAMES.isdisjoint(pieces):
+        return "embeddings"
+    return "encoder" if (HEAD_NAMES | SAVED_NAMES).isdisjoint(pieces) else "head"

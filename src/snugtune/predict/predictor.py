@@ -34,6 +34,7 @@ class Predictor:
     tokenizer: Any
     labels: LabelSet
     text_columns: tuple[str, ...]
+    label_column: str
     max_length: int
     temperature: float
     confidence_threshold: float
@@ -62,6 +63,7 @@ class Predictor:
             tokenizer=tokenizer,
             labels=LabelSet(tuple(record["labels"])),
             text_columns=tuple(record["columns"]["text"]),
+            label_column=record["columns"]["label"],
             max_length=record["model"]["max_length"],
             temperature=record["decision"]["temperature"],
             confidence_threshold=record["decision"]["confidence_threshold"],
