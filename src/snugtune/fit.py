@@ -136,6 +136,7 @@ def fit(
             "format": 1,
             "config": config.model_dump(mode="json"),
             "labels": list(data.labels.names),
+            "label_aliases": dict(data.labels.aliases),
             "columns": {"text": list(data.columns.text), "label": data.columns.label},
             "data": {
                 "cleaning": data.cleaning,
@@ -163,7 +164,7 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
     columns, cleaned = _read_clean(config, config.train, config.text, config.label, config.min_class_count)
     for sentence in cleaned.report.sentences():
         observer.say(sentence)
-    labels = LabelSet(tuple(sorted(set(cleaned.labels))))
+    labels = LabelSet(tuple(sorted(set(cleaned.labels))), cleaned.report.aliases)
     y = labels.encode(cleaned.labels)
     groups = near_duplicate_groups(cleaned.texts)
     test_fraction = 0.0 if config.test else config.test_fraction

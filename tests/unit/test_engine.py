@@ -11,7 +11,7 @@ from snugtune.errors import TrainingError
 from snugtune.model import attention
 from snugtune.model.adapter import trainable_state, wrap
 from snugtune.model.head import find_head
-from snugtune.train.engine import Examples, train
+from snugtune.train.engine import Examples, _BestKeeper, train
 
 CPU = torch.device("cpu")
 
@@ -93,3 +93,15 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows():
             model, examples(20, 1), examples(8, 2), config,
             head_names=("pooler", "classifier"), pad_token_id=0, dtype=torch.float32, device=CPU,
         )  # fmt: skip
+
+
+def test_patience_counts_from_the_best_trained_score_not_from_the_start():
+    keeper = _BestKeeper(tiny_model(), patience=2)
+    for step, score in enumerate([0.9, 0.5, 0.6, 0.7]):
+        keeper.offer(score, 1.0, step)
+        assert not keeper.exhausted
+    assert (keeper.score, keeper.step) == (0.9, 0)
+    keeper.offer(0.7, 1.0, 4)
+    assert not keeper.exhausted
+    keeper.offer(0.65, 1.0, 5)
+    assert keeper.exhausted

@@ -51,6 +51,12 @@ def test_data_that_cannot_be_learned_from(texts, labels, words):
         clean(texts, labels, CleaningPolicy(), source="t")
 
 
+def test_merged_spellings_stay_known():
+    labels = LabelSet(("Fees",), {"FEES": "Fees"})
+    assert labels.encode(["FEES", "Fees", "fees"]).tolist() == [0, 0, -1]
+    assert labels.unseen(["FEES", "fees"]) == {"fees": 1}
+
+
 def test_unknown_labels_are_marked():
     labels = LabelSet(("a", "b"))
     assert labels.encode(["b", "z", "a"]).tolist() == [1, -1, 0]

@@ -21,6 +21,13 @@ def fit(
     config: Annotated[Path | None, Option(help="YAML settings; the options given here win.")] = None,
     sheet: Annotated[str | None, Option(help="Sheet of a workbook.")] = None,
     encoding: Annotated[str | None, Option(help="Encoding of a CSV that is not UTF-8.")] = None,
+    delimiter: Annotated[str | None, Option(help="Delimiter of a CSV, if it is not found.")] = None,
+    duplicates: Annotated[str | None, Option(help="Exact duplicates: drop (default) or keep.")] = None,
+    conflicts: Annotated[str | None, Option(help="Same text, other label: keep (default) or drop.")] = None,
+    keep_label_variants: Annotated[
+        bool, Option(help="Labels that differ by case or spacing stay apart.")
+    ] = False,
+    min_class_count: Annotated[int | None, Option(help="Leave out classes with fewer rows.")] = None,
     max_length: Annotated[int | None, Option(help="Tokens kept of each text.")] = None,
     method: Annotated[str | None, Option(help="lora, full or head.")] = None,
     r: Annotated[int | None, Option(help="LoRA rank.")] = None,
@@ -45,7 +52,9 @@ def fit(
     quiet_libraries()
     given: dict[str, Any] = {
         "train": train, "test": test, "text": tuple(text) if text else None, "label": label, "model": model,
-        "sheet": sheet, "encoding": encoding, "max_length": max_length, "method": method, "r": r,
+        "sheet": sheet, "encoding": encoding, "delimiter": delimiter, "duplicates": duplicates,
+        "conflicts": conflicts, "merge_label_variants": False if keep_label_variants else None,
+        "min_class_count": min_class_count, "max_length": max_length, "method": method, "r": r,
         "lora_alpha": lora_alpha, "target_modules": _names(target_modules), "learning_rate": learning_rate,
         "head_learning_rate": head_learning_rate, "num_train_epochs": num_train_epochs,
         "effective_batch_size": effective_batch_size, "seed": seed, "price_per_hour_usd": price_per_hour_usd,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -39,6 +39,11 @@ class CleaningReport:
     rows_kept: int
     classes: int
     policy: CleaningPolicy
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The kept spelling of each merged one."""
+        return {other: kept for kept, others in self.merged_labels.items() for other in others}
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -82,9 +87,13 @@ class CleanResult:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The classes of a model: ``names[i]`` is the user's text of class ``i``."""
+    """The classes of a model: ``names[i]`` is the user's text of class ``i``.
+
+    ``aliases`` maps spellings that were merged in training to the name that was kept.
+    """
 
     names: tuple[str, ...]
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def label2id(self) -> dict[str, int]:
@@ -98,11 +107,14 @@ class LabelSet:
 
     def encode(self, labels: Sequence[str]) -> NDArray[np.int64]:
         """Class ids (N,); -1 marks a label that is not in the set."""
-        return np.array([self.label2id.get(label, -1) for label in labels], dtype=np.int64)
+        return np.array([self._id(label) for label in labels], dtype=np.int64)
 
     def unseen(self, labels: Sequence[str]) -> dict[str, int]:
         """How often each label outside the set occurs."""
-        return dict(Counter(label for label in labels if label not in self.label2id))
+        return dict(Counter(label for label in labels if self._id(label) < 0))
+
+    def _id(self, label: str) -> int:
+        return self.label2id.get(self.aliases.get(label, label), -1)
 
 
 def clean(

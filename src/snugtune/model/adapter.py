@@ -14,10 +14,19 @@ from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.model.head import find_head
 
+TARGET_MODULES = {
+    "albert": ("query", "value"),
+    "distilbert": ("q_lin", "v_lin"),
+    "modernbert": ("Wqkv",),
+    "mpnet": ("q", "v"),
+}
+"""Query and value projections (Hu et al. 2021, arXiv:2106.09685, section 4.2) of the model types for which
+PEFT has no default; ModernBERT keeps query, key and value in one matrix."""
 
-def lora_config(config: FitConfig, modules_to_save: tuple[str, ...]) -> LoraConfig:
+
+def lora_config(config: FitConfig, modules_to_save: tuple[str, ...], model_type: str) -> LoraConfig:
     """PEFT's LoRA settings, each under its own name."""
-    targets = config.target_modules
+    targets = config.target_modules or TARGET_MODULES.get(model_type)
     return LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=config.r,
@@ -48,7 +57,9 @@ def wrap(model: PreTrainedModel, config: FitConfig) -> nn.Module:
         _train_only(model, lambda name: any(part in head.modules_to_save for part in name.split(".")))
     else:
         try:
-            wrapped = get_peft_model(model, lora_config(config, head.modules_to_save))
+            wrapped = get_peft_model(
+                model, lora_config(config, head.modules_to_save, model.config.model_type)
+            )
         except ValueError as error:
             raise UserInputError(f"LoRA cannot be attached to this model: {error}") from error
     for parameter in wrapped.parameters():

@@ -52,11 +52,11 @@ def find_head(model: PreTrainedModel, modules_to_save: tuple[str, ...] | None = 
     """Find the head; ``dense`` is used only if it is among the modules that will be saved."""
     named = dict(model.named_modules())
     final_name = _final_name(named, model.config.num_labels)
-    tanh = model.config.model_type in TANH_HEADS
-    dense_name = _dense_name(named, final_name) if tanh else None
+    dense_name = _dense_name(named, final_name)
     default = tuple(dict.fromkeys(_owner(name) for name in (dense_name, final_name) if name))
     saved = modules_to_save or default
-    dense = named.get(dense_name) if dense_name and _owner(dense_name) in saved else None
+    tanh = model.config.model_type in TANH_HEADS
+    dense = named[dense_name] if tanh and dense_name and _owner(dense_name) in saved else None
     final = named[final_name]
     assert isinstance(final, nn.Linear)
     return Head(dense if isinstance(dense, nn.Linear) else None, final, saved)
@@ -111,7 +111,7 @@ def _final_name(named: dict[str, nn.Module], num_labels: int) -> str:
 def _dense_name(named: dict[str, nn.Module], final_name: str) -> str | None:
     if final_name.endswith(".out_proj"):
         return final_name.removesuffix("out_proj") + "dense"
-    return next((name for name in named if name.endswith(".pooler.dense")), None)
+    return next((name for name in named if f".{name}".endswith(".pooler.dense")), None)
 
 
 def _owner(name: str) -> str:

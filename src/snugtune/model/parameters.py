@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
@@ -32,15 +31,6 @@ SAVED_NAMES = {"modules_to_save", "original_module"}
 
 ADAPTER_PREFIXES = (*PEFT_TYPE_TO_PREFIX_MAPPING.values(), "prompt_encoder")
 """Beginnings of the parameter names of PEFT's methods: ``lora_``, ``ia3_``, ``oft_`` and so on."""
-
-TARGET_MODULES = {
-    "albert": ("query", "value"),
-    "distilbert": ("q_lin", "v_lin"),
-    "modernbert": ("Wqkv",),
-    "mpnet": ("q", "v"),
-}
-"""Query and value projections (Hu et al. 2021, arXiv:2106.09685, section 4.2) of the model types for which
-PEFT has no default; ModernBERT keeps query, key and value in one matrix."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ def plan_parameters(config: FitConfig, num_labels: int) -> ParameterReport:
     if num_labels < 2:
         raise UserInputError(f"A classifier needs at least 2 labels, not {num_labels}; give their number.")
     model = meta_model(find_config(config.model, num_labels, revision=config.revision))
-    return count_parameters(wrap(model, _for_counting(config, model.config.model_type)))
+    return count_parameters(wrap(model, _for_counting(config)))
 
 
 def meta_model(config: PretrainedConfig, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -126,12 +116,9 @@ def count_parameters(model: nn.Module) -> ParameterReport:
     return ParameterReport(total, trainable, percent, {part: PartCount(*counts[part]) for part in PARTS})
 
 
-def _for_counting(config: FitConfig, model_type: str) -> FitConfig:
+def _for_counting(config: FitConfig) -> FitConfig:
     # Meta tensors have no values to decompose, and no initialisation changes a shape.
-    changes: dict[str, Any] = {"init_lora_weights": True}
-    if config.target_modules is None and model_type not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
-        changes["target_modules"] = TARGET_MODULES.get(model_type)
-    return config.model_copy(update=changes)
+    return config.model_copy(update={"init_lora_weights": True})
 
 
 def _part(name: str) -> str:

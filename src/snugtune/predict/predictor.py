@@ -61,7 +61,7 @@ class Predictor:
         return cls(
             model=model.to(device).eval(),
             tokenizer=tokenizer,
-            labels=LabelSet(tuple(record["labels"])),
+            labels=LabelSet(tuple(record["labels"]), record["label_aliases"]),
             text_columns=tuple(record["columns"]["text"]),
             label_column=record["columns"]["label"],
             max_length=record["model"]["max_length"],

@@ -203,20 +203,26 @@ def _not_finite(step: int, rows: NDArray[np.int64], loss: float) -> str:
 
 
 class _BestKeeper:
-    """Keeps the weights that scored best; ties go to the lower log loss."""
+    """Keeps the weights that scored best; ties go to the lower log loss.
+
+    Patience counts looks without a gain over the best *trained* score: training often falls below a good
+    probe start first and passes it later.
+    """
 
     def __init__(self, model: nn.Module, patience: int | None) -> None:
         self.model, self.patience = model, patience
-        self.score, self.log_loss, self.step, self.since = -math.inf, math.inf, 0, 0
+        self.score, self.log_loss, self.step = -math.inf, math.inf, 0
+        self.trained_score, self.since = -math.inf, 0
         self.state: dict[str, Tensor] | None = None
 
     def offer(self, score: float, log_loss: float, step: int) -> bool:
         better = (score, -log_loss) > (self.score, -self.log_loss)
         if better:
-            self.score, self.log_loss, self.step, self.since = score, log_loss, step, 0
+            self.score, self.log_loss, self.step = score, log_loss, step
             self.state = trainable_state(self.model)
-        else:
-            self.since += 1
+        if step > 0:
+            self.since = 0 if score > self.trained_score else self.since + 1
+            self.trained_score = max(score, self.trained_score)
         return better
 
     @property
