@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +23,7 @@ from snugtune.model.adapter import load_trainable_state, trainable_state
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train.forward import collate, predict_logits
 from snugtune.train.optim import make_optimizer, make_scheduler
+from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
 
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -130,37 +130,6 @@ def train(
     return result
 
 
-def step_loss(
-    model: Callable[..., Any],
-    examples: Examples,
-    rows: NDArray[np.int64],
-    config: FitConfig,
-    pad_token_id: int,
-    device: torch.device,
-    *,
-    autocast: Callable[[], Any],
-    backward: Callable[[Tensor], None],
-) -> float:
-    """The mean cross-entropy over ``rows``, accumulated over micro-batches, each sent ``backward``.
-
-    Each micro-batch contributes its sum divided by the step's own count, so the cut changes nothing.
-    """
-    total = torch.zeros((), device=device)
-    for part in micro_batches(
-        rows, examples.tokens.lengths, config.tokens_per_micro_batch, config.per_device_train_batch_size
-    ):
-        batch = collate(examples.tokens, part, pad_token_id, device)
-        with autocast():
-            logits = model(**batch).logits
-        target = torch.from_numpy(examples.y[part]).to(device)
-        loss = cross_entropy(
-            logits.float(), target, reduction="sum", label_smoothing=config.label_smoothing
-        ) / len(rows)
-        backward(loss)
-        total += loss.detach()
-    return float(total)
-
-
 def score_logits(logits: NDArray[np.float32], y: NDArray[np.int64], metric: str) -> tuple[float, float]:
     """The validation score (``accuracy`` or ``f1_macro``) and the log loss of logits (N, K)."""
     predicted = logits.argmax(1)
@@ -180,17 +149,27 @@ def _optimizer_step(
     step: int,
 ) -> float:
     optimizer.zero_grad(set_to_none=True)
-    loss = step_loss(
-        model, examples, rows, config, pad_token_id, device,
-        autocast=accelerator.autocast, backward=accelerator.backward,
+    cut = micro_batches(
+        rows, examples.tokens.lengths, config.tokens_per_micro_batch, config.per_device_train_batch_size
+    )
+    mean_loss = accumulate_gradients(
+        model, (_micro_batch(examples, part, pad_token_id, device) for part in cut), len(rows),
+        autocast=accelerator.autocast, backward=accelerator.backward, label_smoothing=config.label_smoothing,
     )  # fmt: skip
-    trained = [p for p in model.parameters() if p.requires_grad]
-    norm = float(accelerator.clip_grad_norm_(trained, config.max_grad_norm))
+    accelerator.unscale_gradients(optimizer)
+    loss, norm = torch.stack([mean_loss, clip_gradients(model, config.max_grad_norm)]).tolist()
     # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
     if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
         raise TrainingError(_not_finite(step + 1, rows, loss))
     optimizer.step()
-    return loss
+    return float(loss)
+
+
+def _micro_batch(
+    examples: Examples, part: NDArray[np.int64], pad_token_id: int, device: torch.device
+) -> MicroBatch:
+    target = torch.from_numpy(examples.y[part]).to(device, non_blocking=True)
+    return MicroBatch(collate(examples.tokens, part, pad_token_id, device), target)
 
 
 def _not_finite(step: int, rows: NDArray[np.int64], loss: float) -> str:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from snugtune.model.head import Probe
+from snugtune.model.head import Head, Probe
 
 INVERSE_REGULARISATION = 1.0
 """scikit-learn's C on standardised features; .1 to 10 differ little on validation."""
@@ -15,17 +15,33 @@ INVERSE_REGULARISATION = 1.0
 ABSENT_CLASS_BIAS = -10.0
 
 
-def fit_probe(features: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, *, tanh: bool) -> Probe:
-    """Fit on training rows: ``features`` (N, H), ``y`` (N,) class ids below ``n_classes``."""
+def fit_probe(features: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, head: Head) -> Probe:
+    """Fit, on training rows, the probe that ``head`` can hold.
+
+    ``features`` (N, H) are what ``head.feature_layer`` is given, ``y`` (N,) are class ids below
+    ``n_classes``. A head without a bias (the decoders') can neither centre the features nor add a
+    constant, so its probe goes through the origin.
+    """
     x = torch.from_numpy(features)
-    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
-    regression = LogisticRegression(C=INVERSE_REGULARISATION * (4.0 if tanh else 1.0), max_iter=300)
-    regression.fit(Probe.transform(x, mean, std, tanh=tanh), y)
+    has_bias = head.final.bias is not None
+    mean = x.mean(0) if has_bias or head.dense is not None else torch.zeros(x.shape[1])
+    std = (x - mean).square().mean(0).sqrt().clamp_min(1e-6)
+    inputs = Probe.transform(x, mean, std, head.activation)
+    squeeze = head.activation.scale if head.activation else 1.0
+    regression = LogisticRegression(
+        C=INVERSE_REGULARISATION / squeeze**2, max_iter=300, fit_intercept=has_bias
+    ).fit(inputs, y)
+    centre = torch.from_numpy(inputs.mean(0))
     weight = torch.zeros(n_classes, features.shape[1])
-    bias = torch.full((n_classes,), ABSENT_CLASS_BIAS)
+    bias = torch.zeros(n_classes)
+    if has_bias:
+        bias += ABSENT_CLASS_BIAS
+    else:
+        # The same constant for the average text, along the mean of the features.
+        weight += ABSENT_CLASS_BIAS * centre / centre.square().sum().clamp_min(1e-6)
     coefficients, intercepts = _two_sided(regression)
     weight[regression.classes_] = torch.from_numpy(coefficients).float()
-    bias[regression.classes_] = torch.from_numpy(intercepts).float()
+    bias[regression.classes_] = torch.from_numpy(intercepts).float() if has_bias else 0.0
     return Probe(weight, bias, mean, std)
 
 
