@@ -273,7 +273,7 @@ def _start_from_probe(
         backbone.model, head.feature_layer, tokens, pad_token_id=backbone.tokenizer.pad_token_id,
         device=device, dtype=dtype, on_rows=observer.advance,
     )  # fmt: skip
-    probe = fit_probe(features, data.y["train"], len(data.labels.names), tanh=head.dense is not None)
+    probe = fit_probe(features, data.y["train"], len(data.labels.names), head)
     write_probe(head, probe)
 
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from snugtune.model.head import Head, Probe
+from snugtune.model.head import Head, Probe, has_bias
 
 INVERSE_REGULARISATION = 1.0
 """scikit-learn's C on standardised features; .1 to 10 differ little on validation."""
@@ -23,25 +23,25 @@ def fit_probe(features: NDArray[np.float32], y: NDArray[np.int64], n_classes: in
     constant, so its probe goes through the origin.
     """
     x = torch.from_numpy(features)
-    has_bias = head.final.bias is not None
-    mean = x.mean(0) if has_bias or head.dense is not None else torch.zeros(x.shape[1])
+    biased = has_bias(head.final)
+    mean = x.mean(0) if biased or head.dense is not None else torch.zeros(x.shape[1])
     std = (x - mean).square().mean(0).sqrt().clamp_min(1e-6)
     inputs = Probe.transform(x, mean, std, head.activation)
     squeeze = head.activation.scale if head.activation else 1.0
     regression = LogisticRegression(
-        C=INVERSE_REGULARISATION / squeeze**2, max_iter=300, fit_intercept=has_bias
+        C=INVERSE_REGULARISATION / squeeze**2, max_iter=300, fit_intercept=biased
     ).fit(inputs, y)
     centre = torch.from_numpy(inputs.mean(0))
     weight = torch.zeros(n_classes, features.shape[1])
     bias = torch.zeros(n_classes)
-    if has_bias:
+    if biased:
         bias += ABSENT_CLASS_BIAS
     else:
         # The same constant for the average text, along the mean of the features.
         weight += ABSENT_CLASS_BIAS * centre / centre.square().sum().clamp_min(1e-6)
     coefficients, intercepts = _two_sided(regression)
     weight[regression.classes_] = torch.from_numpy(coefficients).float()
-    bias[regression.classes_] = torch.from_numpy(intercepts).float() if has_bias else 0.0
+    bias[regression.classes_] = torch.from_numpy(intercepts).float() if biased else 0.0
     return Probe(weight, bias, mean, std)
 
 
