@@ -11,26 +11,44 @@ import typer
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The run folder that fit wrote.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="The table to score on.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="The table to score on; - is a CSV piped in.")
+    ],
     text: Annotated[
         list[str] | None, typer.Option(help="Text column, if named otherwise than in training.")
     ] = None,
     label: Annotated[str | None, typer.Option(help="Label column, likewise; none at all is fine.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Also write each row with its prediction and whether it is right."
+        ),
+    ] = None,
     sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV, if it is not found.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON alone.")] = False,
 ) -> None:
     """Score a run on a table: snugtune evaluate runs/run may.csv."""
-    from snugtune.cli.render import quiet_libraries, show_evaluation
+    from snugtune.cli.pipe import readable
+    from snugtune.cli.render import RichObserver, quiet_libraries, show_evaluation
     from snugtune.predict.evaluation import evaluate_table
     from snugtune.predict.predictor import Predictor
+    from snugtune.predict.write import check_output
 
+    if output is not None:
+        check_output(output, overwrite=overwrite)
     quiet_libraries()
-    result = evaluate_table(
-        Predictor.load(run), source, text=tuple(text) if text else None, label=label,
-        sheet=sheet, encoding=encoding,
-    )  # fmt: skip
+    predictor = Predictor.load(run)
+    with readable(source) as path, RichObserver() as observer:
+        result = evaluate_table(
+            predictor, path, text=tuple(text) if text else None, label=label, output=output,
+            overwrite=overwrite, observer=observer, sheet=sheet, encoding=encoding, delimiter=delimiter,
+        )  # fmt: skip
     if json:
         typer.echo(json_module.dumps(result, ensure_ascii=False))
-    else:
-        show_evaluation(result)
+        return
+    show_evaluation(result)
+    if output is not None:
+        typer.echo(f"Row by row: {output}")

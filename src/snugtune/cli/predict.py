@@ -3,33 +3,82 @@
 from __future__ import annotations
 
 import json as json_module
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def predict(
     run: Annotated[Path, typer.Argument(help="The run folder that fit wrote.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="The table to classify.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV, TSV, Parquet, JSON lines or .xlsx.")],
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="The table to classify; - is a CSV piped in.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="CSV, TSV, Parquet, JSON lines or .xlsx; - is a CSV on standard output."
+        ),
+    ],
     text: Annotated[
         list[str] | None, typer.Option(help="Text column, if named otherwise than in training.")
     ] = None,
     sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV, if it is not found.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an OUTPUT that exists; it may be INPUT itself.")
+    ] = False,
+    csv_safe: Annotated[
+        bool,
+        typer.Option(
+            "--csv-safe", help="An apostrophe before labels in a CSV that look like a formula (= + - @)."
+        ),
+    ] = False,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Arithmetic: auto (float32, as measured), or bfloat16, faster and a little less exact."
+        ),
+    ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,
 ) -> None:
-    """Classify a table: snugtune predict runs/run new.xlsx -o done.xlsx."""
-    from snugtune.cli.render import quiet_libraries
-    from snugtune.predict.predictor import Predictor
-    from snugtune.predict.write import write_tables
+    """Classify a table: snugtune predict runs/run new.xlsx -o done.xlsx.
 
+    Every row of INPUT comes out in its order with five columns added: predicted_label, confidence,
+    needs_review, second_label, third_label. Columns of these names that INPUT already has are replaced.
+    """
+    from snugtune.cli.pipe import PIPE, readable
+    from snugtune.cli.render import RichObserver, quiet_libraries
+    from snugtune.errors import UserInputError
+    from snugtune.predict.predictor import Predictor
+    from snugtune.predict.table import predict_table
+    from snugtune.predict.write import check_output
+
+    piped = str(output) == PIPE
+    if piped and json:
+        raise UserInputError("--json and --output - would both fill standard output; drop one.")
+    if not piped:
+        check_output(output, overwrite=overwrite)
     quiet_libraries()
-    predictor = Predictor.load(run)
-    tables = predictor.tables(source, text=tuple(text) if text else None, sheet=sheet, encoding=encoding)
-    counts = write_tables(tables, output)
+    predictor = Predictor.load(run, dtype=dtype)  # type: ignore[arg-type]  # checked there
+    target: Any = sys.stdout.buffer if piped else output
+    try:
+        with readable(source) as path, RichObserver() as observer:
+            counts = predict_table(
+                predictor, path, target, text=tuple(text) if text else None, overwrite=overwrite,
+                csv_safe=csv_safe, observer=observer, sheet=sheet, encoding=encoding, delimiter=delimiter,
+            )  # fmt: skip
+    except BrokenPipeError:
+        # The reader has seen enough, as with `| head`; the interpreter would complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
     if json:
         typer.echo(json_module.dumps(counts))
     else:
-        typer.echo(f"{counts['rows']:,} rows, {counts['needs_review']:,} for a person to look at: {output}")
+        where = "standard output" if piped else output
+        typer.echo(
+            f"{counts['rows']:,} rows, {counts['needs_review']:,} for a person to look at: {where}", err=piped
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.units import duration
@@ -20,6 +21,9 @@ PHASES = {
     "probe": "Frozen pass for the probe start",
     "train": "Training",
     "evaluate": "Evaluating",
+    "baseline": "Training the TF-IDF baseline",
+    "survey": "Reading the table",
+    "predict": "Classifying",
     "save": "Saving and reloading in a new process",
 }
 
@@ -27,7 +31,8 @@ PHASES = {
 class RichObserver(Observer):
     """Draws a job's progress on standard error, so that standard output holds results alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, price_per_hour_usd: float | None = None) -> None:
+        self.price_per_hour_usd = price_per_hour_usd
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
@@ -65,10 +70,17 @@ class RichObserver(Observer):
             self.progress.advance(self.task, done)
 
     def on_step(self, info: StepInfo) -> None:
-        """Show step, loss and time left."""
+        """Show step, loss, peak memory and money; the bar itself knows the time left."""
         if self.task is not None:
-            note = f"loss {info.loss:.3f}  {duration(info.remaining_s)} left"
-            self.progress.update(self.task, completed=info.step, total=info.steps, note=note)
+            self.progress.update(self.task, completed=info.step, total=info.steps, note=self._note(info))
+
+    def _note(self, info: StepInfo) -> str:
+        parts = [f"loss {info.loss:.3f}"]
+        if info.peak_gib is not None:
+            parts.append(f"{info.peak_gib:.2f} GiB")
+        if self.price_per_hour_usd is not None:
+            parts.append(f"{info.elapsed_s / 3600 * self.price_per_hour_usd:.2f} USD")
+        return "  ".join(parts)
 
     def on_validation(self, info: ValidationInfo) -> None:
         """Print one line for each look at the validation part."""
@@ -101,25 +113,107 @@ def show_run(record: dict[str, Any], run: Path) -> None:
     table = Table("", *record["metrics"])
     for key in ("accuracy", "f1_macro", "f1_weighted", "ece"):
         table.add_row(key, *(f"{part[key]:.4f}" for part in record["metrics"].values()))
+    baseline = record["baseline"]
+    for key in ("accuracy", "f1_macro"):
+        figures = (f"{part[key]:.4f}" for part in baseline["metrics"].values())
+        table.add_row(f"{baseline['name']}: {key}", *figures, style="dim")
     console.print(table)
+    usd = record["cost"]["usd"]
+    console.print(
+        f"Peak memory {record['memory']['measured_peak_gib']:.2f} GiB"
+        + ("" if usd is None else f", {usd:.2f} USD"),
+        markup=False,
+        highlight=False,
+    )
     console.print(f"Trained in {duration(record['time']['train_s'])}; everything lies in {run}", markup=False)
 
 
 def show_evaluation(result: dict[str, Any]) -> None:
-    """Metrics and classes of an evaluated table, the largest classes first."""
+    """What was found in an evaluated table: counts, averages, classes by size, and the commonest mistakes."""
     console = Console()
-    console.print(f"{result['rows']:,} rows, {100 * result['review_share']:.1f} % for a person to look at")
-    if unseen := result.get("unseen_labels"):
-        count = sum(unseen.values())
-        console.print(f"{count:,} rows carry {len(unseen)} labels unseen in training; they are not scored.")
+
+    def say(sentence: str) -> None:
+        console.print(sentence, markup=False, highlight=False)
+
+    say(f"{result['rows']:,} rows with a text, {100 * result['review_share']:.1f} % for a person to look at.")
+    if result["rows_without_text"]:
+        say(f"{result['rows_without_text']:,} rows have no text; they are not scored.")
+    if result["label_column"] is None:
+        say("There is no label column, so nothing is scored; the predicted mix:")
+    else:
+        _say_unscored(result, say)
     if "metrics" not in result:
+        table = Table("predicted", _right("rows"))
+        for label, count in result["predicted"].items():
+            table.add_row(escape(label), f"{count:,}")
+        console.print(table)
         return
-    metrics = result["metrics"]
-    low, high = metrics["intervals"]["accuracy"]
-    console.print(f"accuracy {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    console.print(f"F1 macro {metrics['f1_macro']:.4f}, weighted {metrics['f1_weighted']:.4f}")
-    table = Table("class", "precision", "recall", "F1", "support")
+    metrics, automated = result["metrics"], result["automated"]
+    if automated["accuracy"] is not None:
+        say(
+            f"Of the {metrics['rows']:,} scored rows, {100 * automated['share']:.1f} % need no review; "
+            f"{100 * automated['accuracy']:.1f} % of those are right."
+        )
+    console.print(_overall(metrics))
+    console.print(_averages(metrics))
+    console.print(_classes(metrics))
+    if result["confusions"]:
+        console.print(_confusions(result["confusions"]))
+
+
+def _say_unscored(result: dict[str, Any], say: Callable[[str], None]) -> None:
+    if result["rows_without_label"]:
+        say(f"{result['rows_without_label']:,} rows have no label; they are not scored.")
+    if unseen := result["unseen_labels"]:
+        first = ", ".join(map(repr, list(unseen)[:3]))
+        say(
+            f"{sum(unseen.values()):,} rows carry {len(unseen):,} labels unseen in training ({first}"
+            f"{', ...' if len(unseen) > 3 else ''}); they are not scored."
+        )
+    if "metrics" not in result:
+        say(
+            f"No label of column {result['label_column']!r} was seen in training, so nothing is scored; "
+            "if that is the wrong column, name another --label. The predicted mix:"
+        )
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _overall(metrics: dict[str, Any]) -> Table:
+    table = Table("overall", _right("value"), _right("95 % interval"))
+    names = {
+        "accuracy": "accuracy",
+        "f1_macro": "F1 macro",
+        "log_loss": "log loss",
+        "ece": "calibration error",
+    }
+    for key, name in names.items():
+        interval = metrics["intervals"].get(key)
+        table.add_row(
+            name, f"{metrics[key]:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+        )
+    return table
+
+
+def _averages(metrics: dict[str, Any]) -> Table:
+    table = Table("average over classes", *map(_right, ("precision", "recall", "F1")))
+    for kind in ("macro", "weighted", "micro"):
+        table.add_row(kind, *(f"{metrics[f'{key}_{kind}']:.4f}" for key in ("precision", "recall", "f1")))
+    return table
+
+
+def _classes(metrics: dict[str, Any]) -> Table:
+    table = Table("class", *map(_right, ("precision", "recall", "F1", "support")))
     for row in sorted(metrics["per_class"], key=lambda row: -row["support"]):
         figures = (f"{row[key]:.3f}" for key in ("precision", "recall", "f1"))
         table.add_row(escape(row["label"]), *figures, f"{row['support']:,}")
-    console.print(table)
+    return table
+
+
+def _confusions(confusions: list[dict[str, Any]]) -> Table:
+    table = Table("most frequent mistakes: label", "predicted", _right("rows"))
+    for row in confusions:
+        table.add_row(escape(row["label"]), escape(row["predicted"]), f"{row['rows']:,}")
+    return table

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
-from snugtune.data.columns import choose_columns, join_texts
-from snugtune.data.table import read_table
 from snugtune.errors import UserInputError
-from snugtune.evaluate.metrics import classification_metrics
-from snugtune.predict.predictor import Predictor
+from snugtune.evaluate.metrics import UNSEEN, classification_metrics
+from snugtune.predict.predictor import ADDED_COLUMNS, ROWS_PER_BATCH, Batch, Predictor, replace_columns
+from snugtune.predict.table import survey
+from snugtune.predict.write import check_output, write_tables
+from snugtune.progress import Observer
+
+PER_ROW_COLUMNS = (*ADDED_COLUMNS, "correct")
+"""What a per-row output adds: ``correct`` is empty for rows that are not scored."""
+
+CONFUSIONS = 10
+"""The most frequent mistakes that are listed by name."""
 
 
 def evaluate_table(
@@ -22,42 +32,141 @@ def evaluate_table(
     *,
     text: Sequence[str] | None = None,
     label: str | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    rows_per_batch: int = ROWS_PER_BATCH,
+    observer: Observer | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
     """Metrics on the rows of ``source`` that have a text and a label the model knows.
 
-    Without a label column only the predicted mix and the share for review are told. Labels unseen in
-    training are counted under ``unseen_labels``, and their rows are not scored.
+    The table is read batch by batch, so only probabilities are held, not texts. Without a label column, or
+    if no label of it was seen in training, there are no ``metrics``: only the predicted mix and the share
+    for review are told. Rows without a label, and those of labels unseen in training
+    (``unseen_labels``), are counted and not scored.
+
+    Args:
+        predictor: a finished run.
+        source: whatever ``read_table`` reads.
+        text: text columns, if named otherwise than in training.
+        label: label column, likewise.
+        output: if given, the table is written there with ``PER_ROW_COLUMNS`` added.
+        overwrite: replace a file that is already there.
+        rows_per_batch: rows read and held at a time.
+        observer: is told of the phases and the rows done.
+        **reading: ``sheet``, ``encoding`` and ``delimiter``, as for ``read_table``.
 
     Raises:
-        UserInputError: the table cannot be read, a named column is missing, or no row has a text.
+        UserInputError: the table cannot be read, a named column is missing, no row has a text, or the
+            output cannot be written.
     """
-    frame = read_table(source, **reading).frame
-    known = label or (predictor.label_column if predictor.label_column in frame.columns else None)
-    columns = choose_columns(
-        frame, source=str(source), text=text or predictor.text_columns, label=known, need_label=False
-    )
-    texts = join_texts(frame, columns.text)
-    rows = np.array([i for i, value in enumerate(texts) if value.strip()], dtype=np.int64)
-    if not len(rows):
-        raise UserInputError(f"{source} has no row with a text in {', '.join(columns.text)}; check --text.")
-    probabilities = predictor.probabilities([texts[i] for i in rows])
-    predicted = Counter(predictor.labels.names[i] for i in probabilities.argmax(1))
-    result: dict[str, Any] = {
-        "rows": len(rows),
-        "rows_without_text": frame.height - len(rows),
-        "review_share": float((probabilities.max(1) < predictor.confidence_threshold).mean()),
-        "predicted": dict(predicted.most_common()),
-    }
-    if columns.label is None:
-        return result
-    given = ["" if value is None else str(value).strip() for value in frame[columns.label].to_list()]
-    labels = [given[i] for i in rows]
-    y_true = predictor.labels.encode(labels)
-    result["unseen_labels"] = {k: n for k, n in predictor.labels.unseen(labels).items() if k}
-    if (y_true < 0).all():
-        raise UserInputError(
-            f"No label in column '{columns.label}' of {source} was seen in training; check --label."
+    observer = observer or Observer()
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    found = survey(
+        source, text=text or predictor.text_columns, output=output,
+        more_columns=PER_ROW_COLUMNS if output is not None else (), observer=observer, **reading,
+    )  # fmt: skip
+    if label is None and predictor.label_column in found.columns:
+        label = predictor.label_column
+    observer.phase("predict", found.rows)
+    tally = _Tally(predictor)
+    frames = tally.frames(
+        predictor.batches(
+            source, text=text, label=label, rows_per_batch=rows_per_batch, observer=observer, **reading
         )
-    result["metrics"] = classification_metrics(y_true, probabilities, predictor.labels.names)
-    return result
+    )
+    if output is not None:
+        write_tables(frames, output)
+    else:
+        for _ in frames:
+            pass
+    if not tally.rows:
+        raise UserInputError(f"{source} has no row with a text; check --text.")
+    observer.phase("evaluate")
+    return tally.result()
+
+
+@dataclass
+class _Tally:
+    """What is kept of the rows that have a text."""
+
+    predictor: Predictor
+    rows: int = 0
+    without_text: int = 0
+    without_label: int = 0
+    review: int = 0
+    label_column: str | None = None
+    predicted: Counter[str] = field(default_factory=Counter)
+    unseen: Counter[str] = field(default_factory=Counter)
+    y_true: list[NDArray[np.int64]] = field(default_factory=list)
+    probabilities: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def frames(self, batches: Iterator[Batch]) -> Iterator[pl.DataFrame]:
+        """Count each batch and pass it on with ``PER_ROW_COLUMNS`` added."""
+        for batch in batches:
+            yield self._count(batch)
+
+    def result(self) -> dict[str, Any]:
+        """Counts, and metrics if a row can be scored; JSON-ready."""
+        result: dict[str, Any] = {
+            "rows": self.rows,
+            "rows_without_text": self.without_text,
+            "label_column": self.label_column,
+            "review_share": self.review / self.rows,
+            "predicted": dict(self.predicted.most_common()),
+        }
+        if self.label_column is None:
+            return result
+        result["rows_without_label"] = self.without_label
+        result["unseen_labels"] = dict(self.unseen.most_common())
+        y_true, names = np.concatenate(self.y_true), self.predictor.labels.names
+        if (y_true == UNSEEN).all():
+            return result
+        probabilities = np.concatenate(self.probabilities)
+        result["metrics"] = classification_metrics(y_true, probabilities, names)
+        result["automated"] = self._automated(y_true, probabilities)
+        result["confusions"] = [
+            {"label": names[true], "predicted": names[predicted], "rows": count}
+            for true, predicted, count in result["metrics"]["confusion"][:CONFUSIONS]
+        ]
+        return result
+
+    def _count(self, batch: Batch) -> pl.DataFrame:
+        added = self.predictor.added_columns(batch.texts, batch.probabilities)
+        filled = np.array([bool(text.strip()) for text in batch.texts])
+        self.rows += int(filled.sum())
+        self.without_text += int((~filled).sum())
+        self.review += int(added["needs_review"].to_numpy()[filled].sum())
+        self.predicted.update(added["predicted_label"].filter(pl.Series(filled)).to_list())
+        correct = self._score(batch, filled)
+        return replace_columns(batch.frame, added.with_columns(correct))
+
+    def _score(self, batch: Batch, filled: NDArray[np.bool_]) -> pl.Series:
+        """Keep what the metrics need; whether each row is right, null where it is not scored."""
+        correct: list[bool | None] = [None] * len(filled)
+        self.label_column = batch.columns.label
+        if self.label_column is not None:
+            values = batch.frame[self.label_column].to_list()
+            given = ["" if value is None else str(value).strip() for value in values]
+            rows = np.array([i for i, name in enumerate(given) if name and filled[i]], dtype=np.int64)
+            labels = [given[i] for i in rows]
+            y_true = self.predictor.labels.encode(labels)
+            self.without_label += int(filled.sum()) - len(rows)
+            self.unseen.update(self.predictor.labels.unseen(labels))
+            self.y_true.append(y_true)
+            self.probabilities.append(batch.probabilities[rows].astype(np.float32))
+            y_pred = batch.probabilities[rows].argmax(1)
+            for i, true, predicted in zip(rows.tolist(), y_true.tolist(), y_pred.tolist(), strict=True):
+                correct[i] = None if true == UNSEEN else true == predicted
+        return pl.Series("correct", correct, dtype=pl.Boolean)
+
+    def _automated(self, y_true: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, Any]:
+        """Of the scored rows: the share that needs no review, and how many of those are right."""
+        scored = y_true != UNSEEN
+        sure = scored & (probabilities.max(1) >= np.float32(self.predictor.confidence_threshold))
+        right = y_true[sure] == probabilities[sure].argmax(1)
+        return {
+            "share": float(sure.sum() / scored.sum()),
+            "accuracy": float(right.mean()) if len(right) else None,
+        }

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedModel
 
-from snugtune.data.columns import choose_columns, join_texts
+from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.labels import LabelSet
 from snugtune.data.table import iter_tables
 from snugtune.data.tokens import tokenize
@@ -22,8 +23,33 @@ from snugtune.errors import UserInputError
 from snugtune.evaluate.calibration import softmax
 from snugtune.model import attention
 from snugtune.model.artifact import load_model
+from snugtune.model.head import find_head
 from snugtune.model.precision import pick_device
+from snugtune.progress import Observer
 from snugtune.train.forward import predict_logits
+
+ADDED_COLUMNS = ("predicted_label", "confidence", "needs_review", "second_label", "third_label")
+"""The columns that ``predict`` adds to a table, in this order; ones of the same name are replaced."""
+
+ROWS_PER_BATCH = 10_000
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+_DTYPES = {
+    "auto": torch.float32,  # what was calibrated and measured: decision 3
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a table in its order: ``frame`` as read, one joined text and K probabilities a row."""
+
+    frame: pl.DataFrame
+    columns: Columns
+    texts: list[str]
+    probabilities: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,48 +67,65 @@ class Predictor:
     device: torch.device
 
     @classmethod
-    def load(cls, run: str | Path) -> Predictor:
+    def load(cls, run: str | Path, *, dtype: Dtype = "auto") -> Predictor:
         """Load a run folder.
 
-        Raises:
-            UserInputError: ``run`` is not the folder of a finished run.
-        """
-        run = Path(run)
-        try:
-            record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserInputError(
-                f"{run} is not a finished run (it has no readable run.json); check the path."
-            ) from None
-        device = pick_device()
-        model, tokenizer = load_model(
-            run / record["model"]["folder"], dtype=torch.float32, attn_implementation=attention.register()
-        )
-        return cls(
-            model=model.to(device).eval(),
-            tokenizer=tokenizer,
-            labels=LabelSet(tuple(record["labels"]), record["label_aliases"]),
-            text_columns=tuple(record["columns"]["text"]),
-            label_column=record["columns"]["label"],
-            max_length=record["model"]["max_length"],
-            temperature=record["decision"]["temperature"],
-            confidence_threshold=record["decision"]["confidence_threshold"],
-            device=device,
-        )
+        Args:
+            run: the folder that ``fit`` wrote.
+            dtype: of the weights and activations. ``auto`` is float32, in which the run was calibrated
+                and measured. ``bfloat16`` is several times faster where the processor multiplies in it,
+                ``float16`` on GPUs; both move probabilities in the second or third digit and so may
+                change the labels of rows that were in doubt. The last layer stays in float32.
 
-    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Calibrated class probabilities (N, K), columns in the order of ``labels.names``."""
+        Raises:
+            UserInputError: ``run`` is not the folder of a finished run, its model cannot be loaded, or
+                ``dtype`` is not one of those, or float16 on a CPU.
+        """
+        run, device = Path(run), pick_device()
+        number = _number_format(dtype, device)
+        record = _read_record(run)
+        try:
+            settings: dict[str, Any] = {
+                "labels": LabelSet(tuple(record["labels"]), record["label_aliases"]),
+                "text_columns": tuple(record["columns"]["text"]),
+                "label_column": record["columns"]["label"],
+                "max_length": record["model"]["max_length"],
+                "temperature": record["decision"]["temperature"],
+                "confidence_threshold": record["decision"]["confidence_threshold"],
+            }
+            folder = run / record["model"]["folder"]
+        except (KeyError, TypeError) as error:
+            raise UserInputError(
+                f"{run / 'run.json'} is not of a finished fit: {error} is missing."
+            ) from None
+        model, tokenizer = _load(folder, number)
+        return cls(model=model.to(device).eval(), tokenizer=tokenizer, device=device, **settings)
+
+    def probabilities(
+        self, texts: Sequence[str], *, on_rows: Callable[[int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """Calibrated class probabilities (N, K), columns in the order of ``labels.names``.
+
+        The one place where texts become probabilities. ``on_rows`` is told of rows as they are done.
+        """
         if not len(texts):
             return np.empty((0, len(self.labels.names)))
         tokens = tokenize(texts, self.tokenizer, self.max_length)
         logits = predict_logits(
-            self.model, tokens, pad_token_id=self.tokenizer.pad_token_id, device=self.device
+            self.model,
+            tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            device=self.device,
+            on_rows=on_rows,
         )
         return np.asarray(softmax(logits, self.temperature), dtype=np.float64)
 
     def columns(self, texts: Sequence[str]) -> pl.DataFrame:
         """The columns ``predict`` adds to a table, one row per text; an empty text always needs review."""
-        probabilities = self.probabilities(texts)
+        return self.added_columns(texts, self.probabilities(texts))
+
+    def added_columns(self, texts: Sequence[str], probabilities: NDArray[np.float64]) -> pl.DataFrame:
+        """``columns``, from probabilities (N, K) that are already known."""
         names = np.array(self.labels.names, dtype=object)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
         confidence = probabilities.max(1, initial=0.0)
@@ -91,29 +134,99 @@ class Predictor:
         def choice(k: int) -> list[str | None]:
             return names[order[:, k]].tolist() if k < order.shape[1] else [None] * len(texts)
 
-        return pl.DataFrame(
-            {
-                "predicted_label": choice(0),
-                "confidence": confidence,
-                "needs_review": (confidence < self.confidence_threshold) | empty,
-                "second_label": choice(1),
-                "third_label": choice(2),
-            },
-            schema_overrides={"third_label": pl.String},
+        values = (
+            choice(0),
+            confidence,
+            (confidence < self.confidence_threshold) | empty,
+            choice(1),
+            choice(2),
         )
+        types = (pl.String, pl.Float64, pl.Boolean, pl.String, pl.String)
+        return pl.DataFrame(
+            dict(zip(ADDED_COLUMNS, values, strict=True)),
+            schema=dict(zip(ADDED_COLUMNS, types, strict=True)),
+        )
+
+    def batches(
+        self,
+        source: str | Path,
+        *,
+        text: Sequence[str] | None = None,
+        label: str | None = None,
+        rows_per_batch: int = ROWS_PER_BATCH,
+        observer: Observer | None = None,
+        **reading: Any,
+    ) -> Iterator[Batch]:
+        """The table ``source`` batch by batch, in its order, with the probabilities of each row.
+
+        ``text`` defaults to the columns trained on. The columns are chosen on the first batch and hold for
+        all of them; ``reading`` is what ``iter_tables`` takes.
+
+        Raises:
+            UserInputError: the table cannot be read or has no such columns.
+        """
+        observer = observer or Observer()
+        columns: Columns | None = None
+        for frame in iter_tables(source, rows_per_batch=rows_per_batch, **reading):
+            columns = columns or choose_columns(
+                frame, source=str(source), text=text or self.text_columns, label=label, need_label=False
+            )
+            texts = join_texts(frame, columns.text)
+            yield Batch(frame, columns, texts, self.probabilities(texts, on_rows=observer.advance))
 
     def tables(
         self,
         source: str | Path,
         *,
         text: Sequence[str] | None = None,
-        rows_per_batch: int = 10_000,
+        rows_per_batch: int = ROWS_PER_BATCH,
+        observer: Observer | None = None,
         **reading: Any,
     ) -> Iterator[pl.DataFrame]:
-        """The table ``source`` batch by batch, in its order, with the predicted columns added."""
-        for frame in iter_tables(source, rows_per_batch=rows_per_batch, **reading):
-            columns = choose_columns(
-                frame, source=str(source), text=text or self.text_columns, label=None, need_label=False
-            )
-            added = self.columns(join_texts(frame, columns.text))
-            yield frame.drop(added.columns, strict=False).hstack(added)
+        """The table ``source`` batch by batch, in its order, with the predicted columns added.
+
+        Raises:
+            UserInputError: as ``batches``.
+        """
+        for batch in self.batches(
+            source, text=text, rows_per_batch=rows_per_batch, observer=observer, **reading
+        ):
+            yield replace_columns(batch.frame, self.added_columns(batch.texts, batch.probabilities))
+
+
+def replace_columns(frame: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
+    """``added`` at the right of ``frame``, whose columns of the same names go."""
+    return frame.drop(added.columns, strict=False).hstack(added)
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserInputError(
+            f"{run} is not a finished run (it has no readable run.json); check the path."
+        ) from None
+    return record
+
+
+def _number_format(dtype: str, device: torch.device) -> torch.dtype:
+    if dtype not in _DTYPES:
+        raise UserInputError(f"The dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}.")
+    if dtype == "float16" and device.type == "cpu":
+        raise UserInputError("float16 needs a GPU (on a CPU it is several times slower); use bfloat16.")
+    return _DTYPES[dtype]
+
+
+def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    """The merged model in ``dtype``, but for its last layer, and the tokenizer."""
+    try:
+        model, tokenizer = load_model(folder, dtype=dtype, attn_implementation=attention.register())
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserInputError(f"The model in {folder} cannot be loaded: {reason}") from error
+    assert isinstance(model, PreTrainedModel)
+    if dtype != torch.float32:
+        # A logit of 8 has steps of 1/16 in bfloat16: classes would tie that are well apart.
+        final = find_head(model).final.float()
+        final.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
+    return model, tokenizer
