@@ -1,0 +1,174 @@
+"""Where the data is, what machine this is, how fast it multiplies, how ratios are told, where results go."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from snugtune.files import write_json
+from snugtune.units import gib
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+DATA = REPOSITORY.parent / "shared" / "data"
+PACKAGES = ("snugtune", "torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy")
+
+PROBE_SIZES = (1024, 2048, 4096)
+"""Sides of the square matrices whose product is timed; the fastest of them is called the peak."""
+
+
+def parser(what: str) -> argparse.ArgumentParser:
+    """A command line with the options every benchmark has."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # progress shows in a pipe, too
+    made = argparse.ArgumentParser(
+        description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--threads", type=int, default=available_cores(), help="CPU threads of each contestant")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
+    return made
+
+
+def data_folder(name: str, root: Path = DATA) -> Path | None:
+    """The folder of a data set, or None after saying that it is not here."""
+    folder = root / name
+    if folder.is_dir():
+        return folder
+    print(f"Skipped: the data set {name} is not here; it belongs in {folder}.")
+    return None
+
+
+def available_cores() -> int:
+    """CPU cores this process may use (fewer than the machine's in a container)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware() -> dict[str, Any]:
+    """The machine in words and numbers, as it goes into a result file."""
+    import psutil
+    import torch
+
+    found: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "ram_gib": round(gib(psutil.virtual_memory().total), 1),
+        "cpu_bf16": bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()),
+        "gpu": None,
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = {"name": properties.name, "memory_gib": round(gib(properties.total_memory), 1)}
+    return found
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found.group(1).strip() if found else platform.processor() or platform.machine()
+
+
+def host_kind(machine: dict[str, Any]) -> str:
+    """A short name for a result file: the GPU, or the CPU with its cores."""
+    name = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cores']}-cores {machine['cpu']}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of what was measured with."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def save_result(name: str, result: dict[str, Any], folder: Path, *, machine: dict[str, Any]) -> Path:
+    """Write ``DATE-NAME-HOST.json`` into ``folder`` atomically, with hardware and versions."""
+    today = datetime.date.today().isoformat()
+    path = folder / f"{today}-{name}-{host_kind(machine)}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"benchmark": name, "date": today, "hardware": machine, "versions": versions(), **result}
+    write_json(path, record)
+    print(f"Wrote {path}.")
+    return path
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, smallest, largest and number of ``values``.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not values:
+        raise ValueError("a spread needs at least one value")
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def ratio_spread(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """The spread of ours / theirs, turn by turn: neighbours in time, so a slow minute hits both.
+
+    Raises:
+        ValueError: the two are not of one length, or a value is not positive.
+    """
+    if any(value <= 0 for value in (*ours, *theirs)):
+        raise ValueError("ratios are of positive numbers")
+    return spread([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def best_time_s(function: Callable[[], Any], repeats: int = 3) -> float:
+    """Seconds of the fastest of ``repeats`` calls, after one to warm up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def matmul_peak(dtype: Any, device: Any, sizes: Sequence[int] = PROBE_SIZES) -> float:
+    """The most floating-point operations a second that a square matrix product reaches (2 n^3 each)."""
+    import torch
+
+    def rate(n: int) -> float:
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        return 2 * n**3 / best_time_s(lambda: (a @ b, synchronize(device)))
+
+    return max(rate(n) for n in sizes)
+
+
+def synchronize(device: Any) -> None:
+    """Wait until the device has done what was asked of it."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and warnings of others out of what a benchmark prints, and stay offline."""
+    import warnings
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    warnings.filterwarnings("ignore")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,155 @@
+"""Our side of the benchmarks, from the package's own public parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from snugtune.config import FitConfig
+from snugtune.data.batches import steps_per_epoch
+from snugtune.data.labels import LabelSet
+from snugtune.files import write_json
+from snugtune.model.adapter import wrap
+from snugtune.model.artifact import save_model
+from snugtune.model.backbone import load_backbone
+from snugtune.model.head import find_head, write_probe
+from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.train.engine import train
+from snugtune.train.forward import layer_inputs
+from snugtune.train.probe import fit_probe
+
+from .datasets import TokenData
+from .reference import TargetReachedError
+
+
+def start_from_probe(data: TokenData, config: FitConfig) -> None:
+    """The frozen pass over the training rows and the linear probe, written into the head."""
+    model = data.backbone.model
+    head = find_head(model, config.modules_to_save)
+    features = layer_inputs(
+        model,
+        head.feature_layer,
+        data.train.tokens,
+        pad_token_id=data.backbone.tokenizer.pad_token_id,
+        device=data.device,
+        dtype=data.dtype,
+    )
+    write_probe(head, fit_probe(features, data.train.y, len(data.labels.names), head))
+
+
+def wrap_model(data: TokenData, config: FitConfig) -> tuple[nn.Module, tuple[str, ...]]:
+    """The trainable model on its device, and the names of its head's modules."""
+    head_names = find_head(data.backbone.model, config.modules_to_save).modules_to_save
+    return wrap(data.backbone.model.to(data.device), config), head_names
+
+
+def train_ours(
+    data: TokenData, model: nn.Module, head_names: tuple[str, ...], config: FitConfig, observer: Observer
+) -> None:
+    """The engine on ``model``, with the rows of ``data``."""
+    train(
+        model,
+        data.train,
+        data.validation,
+        config,
+        head_names=head_names,
+        pad_token_id=data.backbone.tokenizer.pad_token_id,
+        dtype=data.dtype,
+        device=data.device,
+        observer=observer,
+    )
+
+
+class Looker(Observer):
+    """Looks at the model every ``look_every`` steps and takes the engine's own validation off the clock.
+
+    The engine tells of a validation when it is over, so what lies between the step before and that
+    moment is what it took.
+    """
+
+    def __init__(
+        self, clock: Any, look: Callable[[int], bool], look_every: int, per_epoch: int, on_step: Any
+    ) -> None:
+        self._clock, self._look, self._every, self._per_epoch = clock, look, look_every, per_epoch
+        self._on_step = on_step
+        self._mark_s = clock.work_s
+        self._seen = -1
+
+    def on_step(self, info: StepInfo) -> None:
+        if info.step % self._every == 0 and info.step % self._per_epoch:
+            self._look_at(info.step)
+        if self._on_step():
+            raise TargetReachedError
+        self._mark_s = self._clock.work_s
+
+    def on_validation(self, info: ValidationInfo) -> None:
+        self._clock.take_back(self._clock.work_s - self._mark_s)
+        self._look_at(info.step)
+        self._mark_s = self._clock.work_s
+
+    def _look_at(self, step: int) -> None:
+        if step != self._seen and self._look(step):
+            raise TargetReachedError
+        self._seen = step
+
+
+def fit_until(
+    data: TokenData,
+    config: FitConfig,
+    clock: Any,
+    look: Callable[[nn.Module, int], bool],
+    *,
+    look_every: int,
+    on_step: Callable[[], bool],
+) -> None:
+    """From token ids: frozen pass, probe, training, until ``look`` or ``on_step`` says to stop."""
+    data.backbone.model.to(data.device)
+    if config.probe_start:
+        start_from_probe(data, config)
+    model, head_names = wrap_model(data, config)
+    per_epoch = steps_per_epoch(len(data.train.y), config.step_examples)
+    observer = Looker(clock, lambda step: look(model, step), look_every, per_epoch, on_step)
+    try:
+        train_ours(data, model, head_names, config, observer)
+    except TargetReachedError:
+        return
+
+
+class TimedSteps(Observer):
+    """Seconds from the end of the first validation to the last step: training alone."""
+
+    def __init__(self) -> None:
+        self._began_s = self._ended_s = 0.0
+
+    def on_validation(self, info: ValidationInfo) -> None:
+        if info.step == 0:
+            self._began_s = time.perf_counter()
+
+    def on_step(self, info: StepInfo) -> None:  # noqa: ARG002 - the name is the observer's
+        self._ended_s = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._ended_s - self._began_s
+
+
+def write_untrained_run(folder: Path, n_classes: int, model: str = "minilm") -> Path:
+    """A run folder whose head is as loaded: prediction takes as long as with a trained one."""
+    torch.manual_seed(0)
+    labels = LabelSet(tuple(f"class {i}" for i in range(n_classes)))
+    backbone = load_backbone(model, labels)
+    save_model(backbone.model, backbone.tokenizer, folder / "model", backbone.max_length)
+    record = {
+        "labels": list(labels.names),
+        "label_aliases": {},
+        "columns": {"text": ["text"], "label": "label"},
+        "model": {"folder": "model", "max_length": backbone.max_length},
+        "decision": {"temperature": 1.0, "confidence_threshold": 0.5},
+    }
+    write_json(folder / "run.json", record)
+    return folder

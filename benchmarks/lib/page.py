@@ -1,0 +1,178 @@
+"""The page of measured figures, drawn from the result files alone: no number on it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from snugtune.files import write_text
+from snugtune.units import duration
+
+from .common import REPOSITORY, RESULTS
+
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
+
+INTRODUCTION = """\
+# Benchmarks
+
+Drawn from the files in `benchmarks/results/` by the scripts in `benchmarks/`; `make bench` measures again
+and redraws this page. "The recipe" is the one that is commonly copied: Transformers Trainer and PEFT, LoRA of
+rank 16 on query and value, dropout, small batches with gradient accumulation, float32 weights under autocast
+(`benchmarks/lib/reference.py`). Contestants run on the same machine, in turns, on the same rows; ratios are
+taken turn by turn and shown as the median (smallest to largest).
+"""
+
+
+def refresh(results: Path = RESULTS, page: Path = PAGE) -> None:
+    """Redraw the page after a measurement; measurements written elsewhere leave it as it is."""
+    if results.resolve() == RESULTS:
+        write_text(page, draw(read_results(results)))
+        print(f"Drew {page}.")
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The newest result of each benchmark on each kind of host; each knows its file."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):  # names begin with the date
+        newest[path.stem[len("YYYY-MM-DD-") :]] = json.loads(path.read_text(encoding="utf-8")) | {
+            "file": path.name
+        }
+    return [newest[key] for key in sorted(newest)]
+
+
+def draw(results: Sequence[dict[str, Any]]) -> str:
+    """The whole page as Markdown."""
+    parts = [INTRODUCTION]
+    for name, (title, section) in SECTIONS.items():
+        chosen = [result for result in results if result["benchmark"] == name]
+        if chosen:
+            parts.append(f"## {title}\n")
+        parts += ["\n".join([*section(result), "", *source(result), ""]) for result in chosen]
+    return "\n".join(parts)
+
+
+def source(result: dict[str, Any]) -> list[str]:
+    """Where and with what a result was measured."""
+    machine, versions = result["hardware"], result["versions"]
+    gpu = f"{machine['gpu']['name']} ({machine['gpu']['memory_gib']} GiB), " if machine["gpu"] else ""
+    bf16 = "with" if machine["cpu_bf16"] else "without"
+    where = (
+        f"{gpu}{machine['cpu']}, {machine['cores']} cores {bf16} bfloat16, {machine['ram_gib']} GiB of memory"
+    )
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return [f"{result['date']}, `{result['file']}`: {where}.", f"Versions: {packages}."]
+
+
+def time_to_quality(result: dict[str, Any]) -> list[str]:
+    """Who reached the target when."""
+    settings = result["settings"]
+    rows = []
+    for name, line in result["contestants"].items():
+        reached = line["seconds_to_target"]
+        when = duration(reached) if reached is not None else f"not within {duration(line['work_s'])}"
+        rows.append([name, when, f"{line['best_accuracy']:.3f}", _sooner(result["ratios"].get(name))])
+    before, after = result["matmul_fp32_flops_before_after"]
+    return [
+        f"Banking77 to accuracy {settings['target']:g} on the test file, from token ids, seconds of work "
+        f"without looks at the test file; seed {settings['seed']}, {settings['threads']} threads.",
+        "",
+        *_table(["contestant", "seconds to target", "best accuracy seen", "ours is sooner by"], rows),
+        "",
+        f"Matrix products in float32 ran at {before / 1e9:.0f} GFLOP/s before and {after / 1e9:.0f} after.",
+    ]
+
+
+def training_throughput(result: dict[str, Any]) -> list[str]:
+    """Speed in training, padding and model FLOPs utilisation."""
+    settings, forward = result["settings"], result["forward"]
+    rows = [
+        [
+            name,
+            _spread(found["tokens_per_s"], 0),
+            _spread(found["examples_per_s"], 1),
+            f"{100 * found['padding_waste']:.1f} %",
+            _spread(found["mfu"], 1, scale=100, unit=" %"),
+            _spread(result["ratios"].get(name), 2, unit="x"),
+        ]
+        for name, found in result["contestants"].items()
+    ]
+    columns = ["contestant", "real tokens/s", "examples/s", "padding waste", "MFU", "ours is faster by"]
+    return [
+        f"Training, {settings['model']}, {settings['rows']} complaints a turn "
+        f"(mean {result['mean_length']:.0f} tokens, cut at {settings['max_length']}), "
+        f"{settings['threads']} threads.",
+        "",
+        *_table(columns, rows),
+        "",
+        f"Matrix products in {result['dtype']} peak at {result['matmul_peak_flops'] / 1e12:.2f} TFLOP/s, "
+        f"which is what model FLOPs utilisation (MFU) is a share of. Our forward pass runs at "
+        f"{100 * forward['share']:.0f} % of a bare loop over the same weight matrices.",
+    ]
+
+
+def prediction(result: dict[str, Any]) -> list[str]:
+    """Speed in prediction against the pipeline at each of its batch sizes."""
+    ratios = result["ratios"]
+    rows = [
+        [
+            name,
+            _spread(found["examples_per_s"], 1),
+            f"{100 * found['same_label_as_ours']:.1f} %",
+            *(_spread(against.get(name), 2, unit="x") for against in ratios.values()),
+        ]
+        for name, found in result["contestants"].items()
+    ]
+    columns = ["contestant", "examples/s", "same label as ours", *(f"{name}: faster by" for name in ratios)]
+    settings = result["settings"]
+    return [
+        f"Prediction, MiniLM with an untrained head of {settings['classes']} classes, {settings['rows']} "
+        f"complaints a turn, {settings['threads']} threads. The pipeline's default batch size is 1.",
+        "",
+        *_table(columns, rows),
+    ]
+
+
+def accuracy(result: dict[str, Any]) -> list[str]:
+    """Ours and the baseline on the test files."""
+    rows = []
+    for name, found in result["data"].items():
+        ours, baseline = found["ours"], found["baseline"]
+        mine = _scores(ours) if "accuracy" in ours else [ours["error"], "", ""]
+        rows.append([name, str(baseline["rows"]), *mine, *_scores(baseline)])
+    given = " ".join(result["settings"]["fit"])
+    how = f"`snugtune fit` with `{given}`" if given else "`snugtune fit` with its default settings"
+    columns = ["data", "test rows", "accuracy", "macro-F1", "time"]
+    columns += [f"TF-IDF + LinearSVC {column}" for column in ("accuracy", "macro-F1", "time")]
+    return [f"{how}, the whole command, scored on the test file.", "", *_table(columns, rows)]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "time-to-quality": ("Time to a given accuracy", time_to_quality),
+    "training-throughput": ("Training speed", training_throughput),
+    "prediction": ("Prediction speed", prediction),
+    "accuracy": ("Accuracy", accuracy),
+}
+
+
+def _scores(scores: dict[str, Any]) -> list[str]:
+    return [f"{scores['accuracy']:.3f}", f"{scores['f1_macro']:.3f}", duration(scores["seconds"])]
+
+
+def _sooner(ratio: dict[str, Any] | None) -> str:
+    if ratio is None or ratio["ratio"] is None:
+        return ""
+    return f"at least {ratio['ratio']:.1f}x" if ratio["lower_bound"] else f"{ratio['ratio']:.1f}x"
+
+
+def _spread(values: dict[str, Any] | None, digits: int, scale: float = 1, unit: str = "") -> str:
+    if values is None:
+        return ""
+    median, low, high = (f"{scale * values[key]:,.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median}{unit} ({low} to {high})"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
