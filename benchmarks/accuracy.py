@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -123,7 +124,7 @@ def _fit(name: str, task: Task, options: Any, temporary: Path) -> dict[str, Any]
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-            timeout=options.limit_s,
+            timeout=options.limit_s, env=os.environ | {"OMP_NUM_THREADS": str(options.threads)},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"error": f"not finished after {options.limit_s:.0f} s"}

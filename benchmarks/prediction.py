@@ -11,7 +11,7 @@ from typing import Any
 
 from lib import common, page
 
-Predict = Callable[[], list[str]]
+Predict = Callable[[list[str]], list[str]]
 
 
 def main() -> None:
@@ -29,8 +29,8 @@ def main() -> None:
     print(f"{len(texts)} complaints a turn, {options.threads} threads.")
     with tempfile.TemporaryDirectory() as temporary:
         run = write_untrained_run(Path(temporary), options.classes)
-        contestants = _contestants(run, texts, options.batch_sizes)
-        seconds, agreement = _take_turns(contestants, options)
+        contestants = _contestants(run, options.batch_sizes)
+        seconds, agreement = _take_turns(contestants, texts, options)
     _save(seconds, agreement, len(texts), options)
 
 
@@ -47,7 +47,7 @@ def _arguments() -> Any:
     return parser.parse_args()
 
 
-def _contestants(run: Path, texts: list[str], batch_sizes: list[int]) -> dict[str, Predict]:
+def _contestants(run: Path, batch_sizes: list[int]) -> dict[str, Predict]:
     import torch
     from transformers import pipeline
 
@@ -59,10 +59,10 @@ def _contestants(run: Path, texts: list[str], batch_sizes: list[int]) -> dict[st
     )
     options = {"truncation": True, "max_length": default.max_length}
 
-    def ours(predictor: Predictor) -> list[str]:
+    def ours(predictor: Predictor, texts: list[str]) -> list[str]:
         return predictor.columns(texts)["predicted_label"].to_list()
 
-    def theirs(size: int) -> list[str]:
+    def theirs(size: int, texts: list[str]) -> list[str]:
         return [row["label"] for row in classify(texts, batch_size=size, **options)]
 
     found = {"ours": partial(ours, default), "ours, bfloat16": partial(ours, half)}
@@ -70,10 +70,12 @@ def _contestants(run: Path, texts: list[str], batch_sizes: list[int]) -> dict[st
 
 
 def _take_turns(
-    contestants: dict[str, Predict], options: Any
+    contestants: dict[str, Predict], texts: list[str], options: Any
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds of each turn, and the share of rows given the label that ours gives."""
-    expected = contestants["ours"]()
+    for predict in contestants.values():
+        predict(texts[:2])  # to warm up
+    expected = contestants["ours"](texts)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     agreement: dict[str, float] = {}
     started = time.perf_counter()
@@ -82,7 +84,7 @@ def _take_turns(
             break
         for name, predict in contestants.items():
             began = time.perf_counter()
-            labels = predict()
+            labels = predict(texts)
             seconds[name].append(time.perf_counter() - began)
             agreement[name] = sum(a == b for a, b in zip(labels, expected, strict=True)) / len(labels)
             print(f"{name}: {len(labels) / seconds[name][-1]:.1f} examples/s")

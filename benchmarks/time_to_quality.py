@@ -96,9 +96,8 @@ def _save(lines: dict[str, TimeLine], options: Any, peaks: list[float]) -> None:
             "ours did not arrive" if ratio["ratio"] is None else f"{least}{ratio['ratio']:.1f} times sooner"
         )
         print(f"ours against {name}: {said}")
-    settings = vars(options) | {"out": None}
     result = {
-        "settings": {name: value for name, value in settings.items() if name != "out"},
+        "settings": {name: value for name, value in vars(options).items() if name != "out"},
         "reference_settings": {k: v for k, v in SETTINGS.items() if k != "learning_rate"},
         "matmul_fp32_flops_before_after": peaks,
         "contestants": {name: line.as_dict(target) for name, line in lines.items()},

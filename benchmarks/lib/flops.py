@@ -29,7 +29,8 @@ def training_flops(shape: Shape, lengths: Sequence[int]) -> float:
     A product of (m, k) and (k, n) counts 2 m k n. Frozen weights cost their forward product and the
     gradient of their input (4 N a token); adapters and head also the gradient of their weights (6 N). Below
     the lowest adapter there is no gradient: the first layer's query, key and value give none to their
-    input, nor does its adapters' first factor. Attention's two products cost twice as much again backward.
+    input, nor do its adapters' first factors, and its keys need none at all. Attention's two products cost
+    twice as much again backward.
     Recomputation is an implementation's own cost and does not count (Chowdhery et al. 2022, PaLM, app. B).
     """
     h, tokens = shape.hidden, float(sum(lengths))
@@ -37,6 +38,6 @@ def training_flops(shape: Shape, lengths: Sequence[int]) -> float:
     factor = h * shape.r
     per_token = shape.layers * (4 * (projections + feed_forward) + 2 * 6 * 2 * factor)
     per_token -= 2 * 3 * h * h + 2 * 2 * factor
-    attention = shape.layers * 3 * 2 * 2 * h * float(sum(n * n for n in lengths))
+    attention = (shape.layers * 3 * 2 * 2 - 2) * h * float(sum(n * n for n in lengths))
     head = len(lengths) * 6 * (h * h + h * shape.classes)
     return per_token * tokens + attention + head

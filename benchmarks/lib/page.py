@@ -175,4 +175,4 @@ def _spread(values: dict[str, Any] | None, digits: int, scale: float = 1, unit: 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [columns, ["---"] * len(columns), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]

@@ -32,7 +32,6 @@ def reference(
     from .reference import train_reference
 
     data, config = _prepare(options)
-    clock.restart()
     train_reference(
         data.backbone.source,
         data.train,
@@ -40,6 +39,7 @@ def reference(
         _look(clock, report, data, options["target"]),
         look_every=options["look_every"],
         on_step=_step(clock, options["limit_s"]),
+        on_begin=clock.restart,
         dtype=data.dtype,
         device=data.device,
         padding=padding,

@@ -1,0 +1,354 @@
+"""The benchmarks' own arithmetic: ratios, time lines, turns, model FLOPs, and the page drawn from results."""
+
+import importlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def _load_package():
+    """``benchmarks/lib`` under a name of its own; the scripts see it as ``lib`` beside them."""
+    folder = BENCHMARKS / "lib"
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_lib", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["benchmark_lib"] = package
+    spec.loader.exec_module(package)
+
+
+_load_package()
+common = importlib.import_module("benchmark_lib.common")
+page = importlib.import_module("benchmark_lib.page")
+timeline = importlib.import_module("benchmark_lib.timeline")
+turns = importlib.import_module("benchmark_lib.turns")
+flops = importlib.import_module("benchmark_lib.flops")
+datasets = importlib.import_module("benchmark_lib.datasets")
+
+MACHINE = {"cpu": "Some CPU (R) 9", "cores": 2, "ram_gib": 23.5, "cpu_bf16": True, "gpu": None}
+
+
+# Ratios
+
+
+def test_ratios_are_taken_turn_by_turn():
+    found = common.ratio_spread([10.0, 5.0, 12.0], [2.0, 1.0, 4.0])
+    assert found == {"median": 5.0, "min": 3.0, "max": 5.0, "n": 3}
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([], []), ([1.0], [0.0]), ([1.0, 2.0], [1.0])])
+def test_ratios_of_nothing_or_of_unequal_turns_are_refused(ours, theirs):
+    with pytest.raises(ValueError, match=r".+"):
+        common.ratio_spread(ours, theirs)
+
+
+# Time lines
+
+
+def _line(*points, work_s=100.0):
+    return timeline.TimeLine(tuple(timeline.Point(*point) for point in points), work_s)
+
+
+def test_speedup_compares_the_first_looks_that_saw_the_target():
+    ours = _line((4.0, 0, 0.91), (10.0, 50, 0.93), (20.0, 100, 0.91))
+    theirs = _line((50.0, 100, 0.5), (80.0, 200, 0.92))
+    assert timeline.speedup(ours, theirs, 0.92) == {"ratio": 8.0, "lower_bound": False}
+
+
+def test_speedup_is_a_lower_bound_where_the_other_never_arrives():
+    ours, theirs = _line((10.0, 0, 0.92)), _line((50.0, 100, 0.5), work_s=1800.0)
+    assert timeline.speedup(ours, theirs, 0.92) == {"ratio": 180.0, "lower_bound": True}
+
+
+def test_speedup_is_none_where_ours_never_arrives():
+    ours, theirs = _line((10.0, 0, 0.5)), _line((50.0, 100, 0.95))
+    assert timeline.speedup(ours, theirs, 0.92)["ratio"] is None
+
+
+def test_time_line_as_json_keeps_every_look():
+    line = timeline.time_line([{"work_s": 1.5, "step": 3, "accuracy": 0.5}], 2.0)
+    assert json.loads(json.dumps(line.as_dict(0.4))) == {
+        "seconds_to_target": 1.5,
+        "best_accuracy": 0.5,
+        "work_s": 2.0,
+        "points": [{"work_s": 1.5, "step": 3, "accuracy": 0.5}],
+    }
+
+
+# Turns
+
+
+class Watch:
+    """A clock that is moved by hand."""
+
+    def __init__(self):
+        self.time = 0.0
+
+    def __call__(self):
+        return self.time
+
+
+def test_work_clock_counts_neither_pauses_nor_others_turns():
+    watch = Watch()
+    passed = []
+
+    def pass_turn():
+        passed.append(watch.time)
+        watch.time += 100.0
+
+    clock = turns.WorkClock(slice_s=5.0, pass_turn=pass_turn, now=watch)
+    watch.time += 3.0
+    clock.offer_turn()
+    assert not passed
+    with clock.paused():
+        watch.time += 50.0
+        assert clock.work_s == 3.0
+    watch.time += 2.0
+    clock.offer_turn()
+    assert passed == [55.0]
+    assert clock.work_s == 5.0
+    watch.time += 4.0
+    clock.offer_turn()
+    assert len(passed) == 1
+    clock.take_back(1.5)
+    assert clock.work_s == 7.5
+
+
+def test_work_clock_restarts_after_preparation():
+    watch = Watch()
+    clock = turns.WorkClock(now=watch)
+    watch.time += 30.0
+    clock.restart()
+    watch.time += 1.0
+    assert clock.work_s == 1.0
+
+
+JOBS = """
+import time
+
+def count(clock, report, n):
+    for i in range(n):
+        time.sleep(0.02)
+        report({"i": i})
+        clock.offer_turn()
+
+def fail(clock, report):
+    raise RuntimeError("no luck")
+"""
+
+RACE = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import jobs
+from lib.turns import Job, run_in_turns
+
+if __name__ == "__main__":
+    seen = []
+    found = run_in_turns(
+        {"a": Job(jobs.count, {"n": 3}), "bad": Job(jobs.fail), "b": Job(jobs.count, {"n": 2})},
+        0.001, on_point=lambda name, point: seen.append(name + str(point["i"])),
+    )
+    assert "no luck" in found["bad"].error, found
+    assert found["a"].error is None and found["a"].work_s > 0.05, found
+    assert found["a"].points == [{"i": 0}, {"i": 1}, {"i": 2}], found
+    print(" ".join(seen))
+"""
+
+
+def test_contestants_alternate_and_one_that_fails_does_not_stop_the_others(tmp_path):
+    (tmp_path / "jobs.py").write_text(JOBS, encoding="utf-8")
+    (tmp_path / "race.py").write_text(RACE, encoding="utf-8")
+    command = [sys.executable, str(tmp_path / "race.py"), str(tmp_path), str(BENCHMARKS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["a0", "b0", "a1", "b1", "a2"], done.stderr
+
+
+# Model FLOPs
+
+
+@pytest.mark.parametrize("lengths", [(7,), (5, 11)])
+def test_model_flops_agree_with_torchs_counter_on_unpadded_texts(lengths):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40,
+        max_position_embeddings=32, num_labels=5,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    model = get_peft_model(
+        BertForSequenceClassification(config),
+        LoraConfig(
+            task_type="SEQ_CLS",
+            r=4,
+            target_modules=["query", "value"],
+            modules_to_save=["pooler", "classifier"],
+        ),
+    )
+    with FlopCounterMode(display=False) as counter:
+        for n in lengths:
+            model(input_ids=torch.randint(1, 30, (1, n)), labels=torch.tensor([1])).loss.backward()
+    assert flops.training_flops(flops.Shape.of(config, 4, 5), lengths) == counter.get_total_flops()
+
+
+# Results and page
+
+
+def test_host_kind_names_the_gpu_or_the_cpu_with_its_cores():
+    assert common.host_kind(MACHINE) == "2-cores-some-cpu-r-9"
+    assert common.host_kind(MACHINE | {"gpu": {"name": "NVIDIA T4"}}) == "nvidia-t4"
+
+
+def test_cpu_name_comes_from_the_system(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text("processor\t: 0\nmodel name\t: Fast 3000\n", encoding="utf-8")
+    assert common.cpu_name(path) == "Fast 3000"
+    assert common.cpu_name(tmp_path / "absent")
+
+
+def test_missing_data_is_said_and_skipped(tmp_path, capsys):
+    assert common.data_folder("banking77", tmp_path) is None
+    assert "banking77" in capsys.readouterr().out
+
+
+def test_a_saved_result_carries_date_hardware_and_versions(tmp_path):
+    path = common.save_result("prediction", {"ratios": {}}, tmp_path / "new", machine=MACHINE)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    assert path.name == f"{record['date']}-prediction-2-cores-some-cpu-r-9.json"
+    assert record["hardware"] == MACHINE
+    assert {"python", "snugtune", "torch"} <= record["versions"].keys()
+
+
+def test_rows_without_text_or_label_are_left_out(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('text,label\n" a ",x\n,x\nb,\n"  ",y\nc,y\n', encoding="utf-8")
+    assert datasets.read_table(path, "text", "label") == (["a", "c"], ["x", "y"])
+
+
+def test_clinc_becomes_two_tables_of_in_scope_rows(tmp_path):
+    parts = {"train": [["a", "x"]], "val": [["b", "y"]], "test": [["c", "x"]], "oos_test": [["d", "oos"]]}
+    (tmp_path / "data_full.json").write_text(json.dumps(parts), encoding="utf-8")
+    train, test = datasets.clinc150_csv(tmp_path, tmp_path)
+    assert datasets.read_table(train, "text", "intent") == (["a", "b"], ["x", "y"])
+    assert datasets.read_table(test, "text", "intent") == (["c"], ["x"])
+
+
+def _spread(median):
+    return {"median": median, "min": median * 0.9, "max": median * 1.1, "n": 3}
+
+
+def _result(benchmark, date="2026-01-02", **values):
+    head = {"benchmark": benchmark, "date": date, "hardware": MACHINE, "versions": {"torch": "9.9"}}
+    return head | values
+
+
+def _time_to_quality(date, seconds, *, lower_bound=True):
+    settings = {"target": 0.92, "seed": 0, "threads": 2}
+    return _result(
+        "time-to-quality",
+        date,
+        settings=settings,
+        matmul_fp32_flops_before_after=[1.5e11, 1.4e11],
+        contestants={
+            "ours": {"seconds_to_target": seconds, "best_accuracy": 0.93, "work_s": seconds, "points": []},
+            "recipe": {"seconds_to_target": None, "best_accuracy": 0.5, "work_s": 1800.0, "points": []},
+        },
+        ratios={"recipe": {"ratio": 1800 / seconds, "lower_bound": lower_bound}},
+    )
+
+
+def _every_result():
+    throughput = _result(
+        "training-throughput",
+        settings={"model": "minilm", "rows": 96, "max_length": 512, "threads": 2},
+        dtype="bfloat16",
+        mean_length=226.4,
+        matmul_peak_flops=3.21e11,
+        forward={"forward_s": 2.0, "bound_s": 1.5, "share": 0.75},
+        contestants={
+            name: {
+                "tokens_per_s": _spread(speed),
+                "examples_per_s": _spread(speed / 200),
+                "padding_waste": 0.125,
+                "mfu": _spread(0.4),
+            }
+            for name, speed in (("ours", 8123.0), ("recipe, padded to the longest", 2000.0))
+        },
+        ratios={"recipe, padded to the longest": _spread(4.06)},
+    )
+    prediction = _result(
+        "prediction",
+        settings={"rows": 96, "classes": 120, "threads": 2},
+        contestants={
+            name: {"examples_per_s": _spread(77.0), "same_label_as_ours": 1.0}
+            for name in ("ours", "pipeline, batch size 1")
+        },
+        ratios={"ours": {"pipeline, batch size 1": _spread(5.55)}},
+    )
+    scores = {"accuracy": 0.9321, "f1_macro": 0.9311, "rows": 3080, "seconds": 75.0}
+    accuracy = _result(
+        "accuracy",
+        settings={"fit": []},
+        data={
+            "banking77": {"ours": scores, "baseline": scores | {"accuracy": 0.894}},
+            "cfpb-issue": {"ours": {"error": "not finished after 9 s"}, "baseline": scores},
+        },
+    )
+    return [_time_to_quality("2026-01-02", 40.0), throughput, prediction, accuracy]
+
+
+@pytest.fixture
+def results(tmp_path):
+    for result in _every_result():
+        path = tmp_path / f"{result['date']}-{result['benchmark']}-host.json"
+        path.write_text(json.dumps(result), encoding="utf-8")
+    return tmp_path
+
+
+def test_the_page_shows_every_benchmark_with_its_source(results):
+    drawn = page.draw(page.read_results(results))
+    for title, _ in page.SECTIONS.values():
+        assert f"## {title}\n" in drawn
+    for path in results.glob("*.json"):
+        assert f"`{path.name}`" in drawn
+    assert "not within 30 min 00 s" in drawn
+    assert "at least 45.0x" in drawn
+    assert "| 8,123 (7,311 to 8,935) |" in drawn
+    assert "4.06x (3.65 to 4.47)" in drawn
+    assert "75 % of a bare loop" in drawn
+    assert "| banking77 | 3080 | 0.932 | 0.931 | 1 min 15 s | 0.894 |" in drawn
+    assert "not finished after 9 s" in drawn
+
+
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(results):
+    columns = None
+    for line in page.draw(page.read_results(results)).splitlines():
+        if not line.startswith("|"):
+            columns = None
+            continue
+        columns = columns or line.count(" |")
+        assert line.count(" |") == columns, line
+
+
+def test_a_newer_result_of_the_same_host_replaces_the_older(results):
+    newer = _time_to_quality("2026-03-04", 20.0, lower_bound=False)
+    (results / "2026-03-04-time-to-quality-host.json").write_text(json.dumps(newer), encoding="utf-8")
+    drawn = page.draw(page.read_results(results))
+    assert "| 90.0x |" in drawn
+    assert "45.0x" not in drawn
+    assert "2026-01-02-time-to-quality" not in drawn
+
+
+def test_the_page_in_the_documentation_is_the_one_its_results_give():
+    if not page.PAGE.exists():
+        assert not list(common.RESULTS.glob("*.json")), "run a benchmark to draw docs/benchmarks.md"
+        return
+    assert page.PAGE.read_text(encoding="utf-8") == page.draw(page.read_results(common.RESULTS))
