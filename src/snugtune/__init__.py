@@ -6,14 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from snugtune.classifier import Classifier
     from snugtune.config import FitConfig, make_config
     from snugtune.errors import SnugtuneError, UserInputError
     from snugtune.fit import fit
     from snugtune.predict.predictor import Predictor
 
-__all__ = ["FitConfig", "Predictor", "SnugtuneError", "UserInputError", "fit", "make_config"]
+__all__ = ["Classifier", "FitConfig", "Predictor", "SnugtuneError", "UserInputError", "fit", "make_config"]
 
 _HOME = {
+    "Classifier": "snugtune.classifier",
     "FitConfig": "snugtune.config",
     "make_config": "snugtune.config",
     "SnugtuneError": "snugtune.errors",
