@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -142,6 +143,7 @@ def make_trainer(
         data_collator=collator,
         callbacks=[callback] if callback else None,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.output_folder = folder  # deleted with the trainer
     return trainer
 

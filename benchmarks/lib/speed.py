@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,10 +131,3 @@ def forward_share(data: TokenData) -> dict[str, float]:
     with torch.inference_mode():
         bound_s, forward_s = best_time_s(bare), best_time_s(forward)
     return {"forward_s": forward_s, "bound_s": bound_s, "share": bound_s / forward_s}
-
-
-def timed(function: Any) -> tuple[float, Any]:
-    """Seconds that ``function`` takes, and what it returns."""
-    started = time.perf_counter()
-    value = function()
-    return time.perf_counter() - started, value
