@@ -33,6 +33,7 @@ class FitConfig(BaseModel):
     text: tuple[str, ...] | None = None
     label: str | None = None
     sheet: str | None = None
+    test_sheet: str | None = None
     encoding: str | None = None
     delimiter: str | None = None
     duplicates: Literal["keep", "drop"] = "drop"
@@ -82,6 +83,7 @@ class FitConfig(BaseModel):
     bf16: bool | None = None
 
     # Result
+    mix_with_baseline: bool = True
     precision_target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     price_per_hour_usd: Annotated[float, Field(ge=0.0)] | None = None
 

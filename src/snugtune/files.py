@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,91 @@ def replacing(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise _as_user_error(error, path) from error
+
+
+@contextmanager
+def staged_folder(folder: str | Path, *, overwrite: bool, marker: str) -> Iterator[Path]:
+    """Yield ``.NAME.partial`` beside ``folder``; on success it becomes ``folder``, on failure it goes.
+
+    A folder that holds something is replaced only if told to ``overwrite``, only if it holds the file
+    ``marker`` (so it is one we wrote), and only once the new one is complete.
+
+    Raises:
+        UserInputError: the folder is taken or cannot be made, or another process is writing it now.
+    """
+    folder = Path(folder)
+    _check_free(folder, overwrite, marker)
+    staging = folder.with_name(f".{folder.name}.partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _claim(staging, folder)
+    except OSError as error:
+        raise UserInputError(
+            f"Cannot create the folder {folder}: {error.strerror}; choose another output."
+        ) from None
+    try:
+        yield staging
+        (staging / _CLAIM).unlink()
+        _replace_folder(staging, folder)
+    except OSError as error:
+        raise _as_user_error(error, folder) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+_CLAIM = ".claimed-by"
+"""Holds the process id of the one that writes the folder."""
+
+
+def _check_free(folder: Path, overwrite: bool, marker: str) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserInputError(f"The output {folder} is a file; name a folder.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise UserInputError(
+            f"The folder {folder} already holds something; choose another output or add --overwrite."
+        )
+    if not (folder / marker).exists():
+        raise UserInputError(
+            f"The folder {folder} holds other files than a run (there is no {marker}), so it is not "
+            "overwritten; choose another output."
+        )
+
+
+def _claim(staging: Path, folder: Path) -> None:
+    """Make ``staging`` ours; what a dead process left there is cleared away."""
+    try:
+        staging.mkdir()
+    except FileExistsError:
+        if _is_alive(staging):
+            raise UserInputError(
+                f"Another process is writing {folder} right now; wait for it or choose another output."
+            ) from None
+        shutil.rmtree(staging)
+        staging.mkdir()
+    (staging / _CLAIM).write_text(str(os.getpid()), encoding="utf-8")
+
+
+def _is_alive(staging: Path) -> bool:
+    import psutil
+
+    try:
+        owner = int((staging / _CLAIM).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return owner != os.getpid() and psutil.pid_exists(owner)
+
+
+def _replace_folder(staging: Path, folder: Path) -> None:
+    if not folder.exists():
+        staging.rename(folder)
+        return
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    folder.rename(replaced)
+    staging.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """The state of training after one optimiser step."""
+    """The state of training after one optimiser step; ``peak_gib`` is its peak memory so far if measured."""
 
     step: int
     steps: int
@@ -15,6 +16,7 @@ class StepInfo:
     learning_rate: float
     elapsed_s: float
     remaining_s: float
+    peak_gib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,46 @@ class Observer:
 
     def on_validation(self, info: ValidationInfo) -> None:
         """After each look at the validation part."""
+
+
+class PhaseClock(Observer):
+    """Passes everything on to an observer and keeps the time that each phase takes."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._seconds: dict[str, float] = {}
+        self._phase: str | None = None
+        self._started = self._since = time.perf_counter()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase so far, and ``total``."""
+        self._close()
+        return {**self._seconds, "total": time.perf_counter() - self._started}
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Close the phase before and open ``name``."""
+        self._close()
+        self._phase = name
+        self._observer.phase(name, total)
+
+    def say(self, sentence: str) -> None:
+        """Passed on."""
+        self._observer.say(sentence)
+
+    def advance(self, done: int) -> None:
+        """Passed on."""
+        self._observer.advance(done)
+
+    def on_step(self, info: StepInfo) -> None:
+        """Passed on."""
+        self._observer.on_step(info)
+
+    def on_validation(self, info: ValidationInfo) -> None:
+        """Passed on."""
+        self._observer.on_validation(info)
+
+    def _close(self) -> None:
+        now = time.perf_counter()
+        if self._phase is not None:
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
+        self._since = now

@@ -6,6 +6,7 @@ import sys
 
 import polars as pl
 import pytest
+from test_run_folder_docs import check_record
 
 
 def snugtune(*args, code=0):
@@ -34,6 +35,13 @@ def test_fit_then_predict(table, tmp_path):
     assert record["time"]["train_s"] > 0
     assert record["cost"]["usd"] > 0
     assert (run / "adapter" / "adapter_config.json").exists()
+    check_record(record)
+    assert record["memory"]["measured_peak_gib"] > 0
+    assert record["data"]["test_rows_like_training"] > 0
+    assert record["baseline"]["metrics"]["test"]["accuracy"] > 0.5
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "model-index" in card
+    assert "`Löan`" in card
 
     snugtune("fit", table, "--out", run, code=2)
 

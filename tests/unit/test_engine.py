@@ -88,7 +88,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows():
         plain.classifier.weight.fill_(float("nan"))
     config = make_config({"train": "x"})
     model = wrap(plain, config)
-    with pytest.raises(TrainingError, match=r"step 1 \(training rows"):
+    with pytest.raises(TrainingError, match=r"step 1 \(rows .* of the training table\)"):
         train(
             model, examples(20, 1), examples(8, 2), config,
             head_names=("pooler", "classifier"), pad_token_id=0, dtype=torch.float32, device=CPU,

@@ -4,73 +4,92 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-Option = typer.Option
+from snugtune.cli import options
+
+NOT_SETTINGS = {"out", "config", "overwrite", "json"}
 
 
 def fit(
+    context: typer.Context,
     train: Annotated[str, typer.Argument(help="The table to learn from: CSV, Excel, Parquet, JSON lines.")],
-    out: Annotated[Path, Option("--out", "-o", help="The run folder to write.")] = Path("runs/run"),
-    test: Annotated[str | None, Option(help="A table to test on, touched once at the end.")] = None,
-    text: Annotated[list[str] | None, Option(help="Text column; repeat for several.")] = None,
-    label: Annotated[str | None, Option(help="Label column.")] = None,
-    model: Annotated[str | None, Option(help="'minilm', a folder, or a Hub name.")] = None,
-    config: Annotated[Path | None, Option(help="YAML settings; the options given here win.")] = None,
-    sheet: Annotated[str | None, Option(help="Sheet of a workbook.")] = None,
-    encoding: Annotated[str | None, Option(help="Encoding of a CSV that is not UTF-8.")] = None,
-    delimiter: Annotated[str | None, Option(help="Delimiter of a CSV, if it is not found.")] = None,
-    duplicates: Annotated[str | None, Option(help="Exact duplicates: drop (default) or keep.")] = None,
-    conflicts: Annotated[str | None, Option(help="Same text, other label: keep (default) or drop.")] = None,
-    keep_label_variants: Annotated[
-        bool, Option(help="Labels that differ by case or spacing stay apart.")
-    ] = False,
-    min_class_count: Annotated[int | None, Option(help="Leave out classes with fewer rows.")] = None,
-    max_length: Annotated[int | None, Option(help="Tokens kept of each text.")] = None,
-    method: Annotated[str | None, Option(help="lora, full or head.")] = None,
-    r: Annotated[int | None, Option(help="LoRA rank.")] = None,
-    lora_alpha: Annotated[float | None, Option(help="LoRA scaling.")] = None,
-    target_modules: Annotated[str | None, Option(help="Module names, by commas, or all-linear.")] = None,
-    learning_rate: Annotated[float | None, Option(help="Learning rate of the adapter.")] = None,
-    head_learning_rate: Annotated[float | None, Option(help="Learning rate of the head.")] = None,
-    num_train_epochs: Annotated[float | None, Option("--epochs", help="Passes over the data.")] = None,
-    effective_batch_size: Annotated[int | None, Option(help="Examples per optimiser step.")] = None,
-    seed: Annotated[int | None, Option(help="Seed of split, order and initial weights.")] = None,
-    price_per_hour_usd: Annotated[
-        float | None, Option("--price", help="USD per hour of this machine.")
-    ] = None,
-    overwrite: Annotated[bool, Option(help="Write into a folder that holds something.")] = False,
-    json: Annotated[bool, Option("--json", help="Print run.json alone.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")] = Path("runs/run"),
+    test: Annotated[str | None, typer.Option(help="A table to test on, touched once at the end.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML settings; the options given here win.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print run.json alone.")] = False,
+    text: options.Text = None,
+    label: options.Label = None,
+    sheet: options.Sheet = None,
+    test_sheet: options.TestSheet = None,
+    encoding: options.Encoding = None,
+    delimiter: options.Delimiter = None,
+    duplicates: options.Duplicates = None,
+    conflicts: options.Conflicts = None,
+    merge_label_variants: options.MergeLabelVariants = None,
+    min_class_count: options.MinClassCount = None,
+    validation_fraction: options.ValidationFraction = None,
+    test_fraction: options.TestFraction = None,
+    seed: options.Seed = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    max_length: options.MaxLength = None,
+    method: options.Method = None,
+    hidden_dropout: options.HiddenDropout = None,
+    task_type: options.TaskType = None,
+    r: options.R = None,
+    lora_alpha: options.LoraAlpha = None,
+    target_modules: options.TargetModules = None,
+    lora_dropout: options.LoraDropout = None,
+    bias: options.Bias = None,
+    modules_to_save: options.ModulesToSave = None,
+    use_dora: options.UseDora = None,
+    use_rslora: options.UseRslora = None,
+    init_lora_weights: options.InitLoraWeights = None,
+    layers_to_transform: options.LayersToTransform = None,
+    num_train_epochs: options.Epochs = None,
+    learning_rate: options.LearningRate = None,
+    head_learning_rate: options.HeadLearningRate = None,
+    weight_decay: options.WeightDecay = None,
+    warmup_ratio: options.WarmupRatio = None,
+    lr_scheduler_type: options.LrSchedulerType = None,
+    max_grad_norm: options.MaxGradNorm = None,
+    label_smoothing: options.LabelSmoothing = None,
+    probe_start: options.ProbeStart = None,
+    metric: options.Metric = None,
+    early_stopping_patience: options.Patience = None,
+    effective_batch_size: options.EffectiveBatchSize = None,
+    per_device_train_batch_size: options.PerDeviceTrainBatchSize = None,
+    per_device_eval_batch_size: options.PerDeviceEvalBatchSize = None,
+    gradient_accumulation_steps: options.GradientAccumulationSteps = None,
+    tokens_per_micro_batch: options.TokensPerMicroBatch = None,
+    fp16: options.Fp16 = None,
+    bf16: options.Bf16 = None,
+    mix_with_baseline: options.MixWithBaseline = None,
+    precision_target: options.PrecisionTarget = None,
+    price_per_hour_usd: options.Price = None,
 ) -> None:
-    """Train a classifier on a table: snugtune fit complaints.csv --text narrative --label issue."""
+    """Train a classifier on a table.
+
+    snugtune fit complaints.csv --text narrative --label issue --out runs/issue
+    """
     from snugtune.cli.render import RichObserver, quiet_libraries, read_run, show_run
     from snugtune.config import make_config, read_config
+    from snugtune.errors import RunInterruptedError
     from snugtune.fit import fit as run_fit
 
     quiet_libraries()
-    given: dict[str, Any] = {
-        "train": train, "test": test, "text": tuple(text) if text else None, "label": label, "model": model,
-        "sheet": sheet, "encoding": encoding, "delimiter": delimiter, "duplicates": duplicates,
-        "conflicts": conflicts, "merge_label_variants": False if keep_label_variants else None,
-        "min_class_count": min_class_count, "max_length": max_length, "method": method, "r": r,
-        "lora_alpha": lora_alpha, "target_modules": _names(target_modules), "learning_rate": learning_rate,
-        "head_learning_rate": head_learning_rate, "num_train_epochs": num_train_epochs,
-        "effective_batch_size": effective_batch_size, "seed": seed, "price_per_hour_usd": price_per_hour_usd,
-    }  # fmt: skip
-    settings = read_config(config) if config else {}
-    settings |= {key: value for key, value in given.items() if value is not None}
-    with RichObserver() as observer:
-        run = run_fit(make_config(settings), out, overwrite=overwrite, observer=observer)
+    given = {key: value for key, value in context.params.items() if key not in NOT_SETTINGS}
+    settings = make_config((read_config(config) if config else {}) | options.settings(given))
+    with RichObserver(price_per_hour_usd=settings.price_per_hour_usd) as observer:
+        run = run_fit(settings, out, overwrite=overwrite, observer=observer)
     record = read_run(run)
     if json:
         typer.echo(json_module.dumps(record, ensure_ascii=False))
     else:
         show_run(record, run)
-
-
-def _names(text: str | None) -> tuple[str, ...] | str | None:
-    if text is None or text == "all-linear":
-        return text
-    return tuple(part.strip() for part in text.split(","))
+    if record["training"]["interrupted"]:
+        raise RunInterruptedError(f"Interrupted; what was learned until then is kept in {run}.")

@@ -94,7 +94,11 @@ class TfidfBaseline:
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Probabilities ``(N, K)``: softmax of the scores over the temperature (1 before `calibrate`)."""
-        return softmax(self.decision(texts), self.temperature)
+        return self.calibrated(self.decision(texts))
+
+    def calibrated(self, scores: Floats) -> NDArray[np.float64]:
+        """Probabilities ``(N, K)`` from the scores of `decision`."""
+        return softmax(scores, self.temperature)
 
     def save(self, folder: str | Path) -> None:
         """Write ``baseline.json`` (settings, vocabularies) and ``baseline.safetensors`` (idf, weights)."""

@@ -20,7 +20,8 @@ from snugtune.data.labels import LabelSet
 from snugtune.data.table import iter_tables
 from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
-from snugtune.evaluate.calibration import softmax
+from snugtune.evaluate.baseline import TfidfBaseline
+from snugtune.evaluate.decision import Decision
 from snugtune.model import attention
 from snugtune.model.artifact import load_model
 from snugtune.model.head import find_head
@@ -54,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Predictor:
-    """The merged model of a run with its labels, calibration and review threshold."""
+    """The merged model of a run with its labels and its decision; the baseline where that needs it."""
 
     model: nn.Module
     tokenizer: Any
@@ -62,9 +63,14 @@ class Predictor:
     text_columns: tuple[str, ...]
     label_column: str
     max_length: int
-    temperature: float
-    confidence_threshold: float
+    decision: Decision
+    baseline: TfidfBaseline | None
     device: torch.device
+
+    @property
+    def confidence_threshold(self) -> float:
+        """At or above it a prediction needs no review."""
+        return self.decision.confidence_threshold
 
     @classmethod
     def load(cls, run: str | Path, *, dtype: Dtype = "auto") -> Predictor:
@@ -90,8 +96,7 @@ class Predictor:
                 "text_columns": tuple(record["columns"]["text"]),
                 "label_column": record["columns"]["label"],
                 "max_length": record["model"]["max_length"],
-                "temperature": record["decision"]["temperature"],
-                "confidence_threshold": record["decision"]["confidence_threshold"],
+                "decision": Decision.from_dict(record["decision"]),
             }
             folder = run / record["model"]["folder"]
         except (KeyError, TypeError) as error:
@@ -99,7 +104,10 @@ class Predictor:
                 f"{run / 'run.json'} is not of a finished fit: {error} is missing."
             ) from None
         model, tokenizer = _load(folder, number)
-        return cls(model=model.to(device).eval(), tokenizer=tokenizer, device=device, **settings)
+        baseline = TfidfBaseline.load(run / "baseline") if settings["decision"].uses_baseline else None
+        return cls(
+            model=model.to(device).eval(), tokenizer=tokenizer, device=device, baseline=baseline, **settings
+        )
 
     def probabilities(
         self, texts: Sequence[str], *, on_rows: Callable[[int], None] | None = None
@@ -118,7 +126,8 @@ class Predictor:
             device=self.device,
             on_rows=on_rows,
         )
-        return np.asarray(softmax(logits, self.temperature), dtype=np.float64)
+        scores = None if self.baseline is None else self.baseline.decision(texts)
+        return self.decision.probabilities(logits, scores)
 
     def columns(self, texts: Sequence[str]) -> pl.DataFrame:
         """The columns ``predict`` adds to a table, one row per text; an empty text always needs review."""

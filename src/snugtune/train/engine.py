@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,21 +20,24 @@ from snugtune.config import FitConfig
 from snugtune.data.batches import epoch_steps, micro_batches, steps_per_epoch
 from snugtune.data.tokens import Tokens
 from snugtune.errors import TrainingError
+from snugtune.evaluate.metrics import single_class_alarm
 from snugtune.model.adapter import load_trainable_state, trainable_state
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train.forward import collate, predict_logits
 from snugtune.train.optim import make_optimizer, make_scheduler
 from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
+from snugtune.units import gib
 
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenized texts with their class ids (N,)."""
+    """Tokenized texts with their class ids (N,), and how the user's file numbers them, for messages."""
 
     tokens: Tokens
     y: NDArray[np.int64]
+    file_rows: NDArray[np.int64] | None = None
 
 
 @dataclass
@@ -60,6 +64,7 @@ def train(
     dtype: torch.dtype,
     device: torch.device,
     observer: Observer | None = None,
+    peak_bytes: Callable[[], int] | None = None,
 ) -> TrainResult:
     """Train ``model`` in place and leave it with the weights that scored best on validation.
 
@@ -84,8 +89,12 @@ def train(
 
     def validate(epoch: float) -> None:
         logits = predict_logits(
-            model, validation_set.tokens, pad_token_id=pad_token_id, device=device, dtype=dtype
-        )
+            model, validation_set.tokens, pad_token_id=pad_token_id, device=device, dtype=dtype,
+            max_examples=config.per_device_eval_batch_size,
+        )  # fmt: skip
+        alarm = single_class_alarm(logits.argmax(1), logits.shape[1]) if result.steps else None
+        if alarm:
+            observer.say(f"Alarm at step {result.steps}: {alarm}")
         score, log_loss = score_logits(logits, validation_set.y, config.metric)
         best = keeper.offer(score, log_loss, result.steps)
         result.metrics.append(
@@ -117,7 +126,8 @@ def train(
                 result.metrics.append(
                     {"step": result.steps, "loss": loss, "learning_rate": rate, "elapsed_s": elapsed}
                 )
-                observer.on_step(StepInfo(result.steps, total, loss, rate, elapsed, remaining))
+                peak = gib(peak_bytes()) if peak_bytes else None
+                observer.on_step(StepInfo(result.steps, total, loss, rate, elapsed, remaining, peak))
                 if result.steps == total:
                     break
             validate(result.steps / per_epoch)
@@ -160,7 +170,7 @@ def _optimizer_step(
     loss, norm = torch.stack([mean_loss, clip_gradients(model, config.max_grad_norm)]).tolist()
     # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
     if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
-        raise TrainingError(_not_finite(step + 1, rows, loss))
+        raise TrainingError(_not_finite(step + 1, examples, rows, loss))
     optimizer.step()
     return float(loss)
 
@@ -172,12 +182,13 @@ def _micro_batch(
     return MicroBatch(collate(examples.tokens, part, pad_token_id, device), target)
 
 
-def _not_finite(step: int, rows: NDArray[np.int64], loss: float) -> str:
-    shown = ", ".join(str(i) for i in rows[:8])
+def _not_finite(step: int, examples: Examples, rows: NDArray[np.int64], loss: float) -> str:
+    in_file = rows if examples.file_rows is None else examples.file_rows[rows]
+    shown = ", ".join(str(i) for i in in_file[:8]) + (", ..." if len(in_file) > 8 else "")
     what = "loss" if not math.isfinite(loss) else "gradient"
     return (
-        f"The {what} is not finite at step {step} (training rows {shown}, ...); "
-        "lower learning_rate, or use bf16 or float32 instead of fp16."
+        f"The {what} is not finite at step {step} (rows {shown} of the training table); "
+        "lower the learning rates, or use bf16 or float32 instead of fp16."
     )
 
 

@@ -48,14 +48,15 @@ def predict_logits(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     on_rows: Callable[[int], None] | None = None,
+    max_examples: int | None = None,
 ) -> NDArray[np.float32]:
-    """Logits (N, K) in the order of ``tokens``."""
+    """Logits (N, K) in the order of ``tokens``, at most ``max_examples`` texts at a time."""
 
     def logits(batch: dict[str, Tensor]) -> Tensor:
         out: Tensor = model(**batch).logits
         return out
 
-    return _map_rows(model, logits, tokens, pad_token_id, device, dtype, on_rows)
+    return _map_rows(model, logits, tokens, pad_token_id, device, dtype, on_rows, max_examples)
 
 
 def layer_inputs(
@@ -98,12 +99,13 @@ def _map_rows(
     device: torch.device,
     dtype: torch.dtype,
     on_rows: Callable[[int], None] | None,
+    max_examples: int | None = None,
 ) -> NDArray[np.float32]:
     was_training = model.training
     model.eval()
     out: NDArray[np.float32] | None = None
     with torch.inference_mode(), autocast(device, dtype):
-        for indices in micro_batches(np.arange(len(tokens)), tokens.lengths, INFERENCE_TOKENS):
+        for indices in micro_batches(np.arange(len(tokens)), tokens.lengths, INFERENCE_TOKENS, max_examples):
             values = function(collate(tokens, indices, pad_token_id, device)).float().cpu().numpy()
             if out is None:
                 out = np.empty((len(tokens), values.shape[1]), dtype=np.float32)

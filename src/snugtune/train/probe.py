@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from torch import nn
 
-from snugtune.model.head import Head, Probe, has_bias
+from snugtune.data.tokens import Tokens
+from snugtune.model.head import Head, Probe, has_bias, write_probe
+from snugtune.train.forward import layer_inputs
 
 INVERSE_REGULARISATION = 1.0
 """scikit-learn's C on standardised features; .1 to 10 differ little on validation."""
@@ -52,3 +57,26 @@ def _two_sided(regression: LogisticRegression) -> tuple[NDArray[np.float64], NDA
         coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
         intercepts = np.concatenate([-intercepts / 2, intercepts / 2])
     return coefficients, intercepts
+
+
+def start_from_probe(
+    model: nn.Module,
+    head: Head,
+    tokens: Tokens,
+    y: NDArray[np.int64],
+    n_classes: int,
+    *,
+    pad_token_id: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    on_rows: Callable[[int], None] | None = None,
+) -> None:
+    """One frozen pass over the training rows, then the probe on its features, written into ``head``.
+
+    ``y`` (N,) are class ids below ``n_classes``.
+    """
+    features = layer_inputs(
+        model, head.feature_layer, tokens, pad_token_id=pad_token_id, device=device, dtype=dtype,
+        on_rows=on_rows,
+    )  # fmt: skip
+    write_probe(head, fit_probe(features, y, n_classes, head))

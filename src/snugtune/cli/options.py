@@ -1,0 +1,149 @@
+"""The options that fit and plan share: each is the setting of the same name in ``FitConfig``.
+
+A value that is left out stays None, so that the setting's own default holds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+DATA, MODEL, ADAPTER = "Data", "Model", "Adapter (PEFT's names)"
+TRAINING, PRECISION, RESULT = "Training", "Batches and number formats", "Result"
+
+
+def _option(panel: str, help_text: str, *names: str) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
+
+
+Text: TypeAlias = Annotated[list[str] | None, _option(DATA, "Text column; repeat for several.")]
+Label: TypeAlias = Annotated[str | None, _option(DATA, "Label column.")]
+Sheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a workbook.")]
+TestSheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a test workbook.")]
+Encoding: TypeAlias = Annotated[str | None, _option(DATA, "Encoding of a CSV that is not UTF-8.")]
+Delimiter: TypeAlias = Annotated[str | None, _option(DATA, "Delimiter of a CSV, if it is not found.")]
+Duplicates: TypeAlias = Annotated[str | None, _option(DATA, "Exact duplicates: drop (default) or keep.")]
+Conflicts: TypeAlias = Annotated[str | None, _option(DATA, "Same text, other label: keep (default) or drop.")]
+MergeLabelVariants: TypeAlias = Annotated[
+    bool | None,
+    _option(
+        DATA,
+        "Labels that differ by case or spacing only become one (default).",
+        "--merge-label-variants/--keep-label-variants",
+    ),
+]
+MinClassCount: TypeAlias = Annotated[int | None, _option(DATA, "Leave out classes with fewer rows.")]
+ValidationFraction: TypeAlias = Annotated[float | None, _option(DATA, "Share held back for validation (.1).")]
+TestFraction: TypeAlias = Annotated[
+    float | None, _option(DATA, "Share held back for the test where there is no --test (.1).")
+]
+Seed: TypeAlias = Annotated[int | None, _option(DATA, "Seed of split, order and initial weights (0).")]
+
+Model: TypeAlias = Annotated[str | None, _option(MODEL, "'minilm' (default), a folder, or a Hub name.")]
+Revision: TypeAlias = Annotated[str | None, _option(MODEL, "Branch, tag or commit on the Hub.")]
+MaxLength: TypeAlias = Annotated[int | None, _option(MODEL, "Tokens kept of each text (the model's limit).")]
+Method: TypeAlias = Annotated[str | None, _option(MODEL, "lora (default), full, or head.")]
+HiddenDropout: TypeAlias = Annotated[float | None, _option(MODEL, "Dropout inside the model (0).")]
+
+TaskType: TypeAlias = Annotated[str | None, _option(ADAPTER, "SEQ_CLS, the only one here.")]
+R: TypeAlias = Annotated[int | None, _option(ADAPTER, "LoRA rank (16).", "--r")]
+LoraAlpha: TypeAlias = Annotated[float | None, _option(ADAPTER, "LoRA scaling: alpha / r (32).")]
+TargetModules: TypeAlias = Annotated[
+    str | None, _option(ADAPTER, "Module names, by commas, or all-linear (query and value).")
+]
+LoraDropout: TypeAlias = Annotated[float | None, _option(ADAPTER, "Dropout before the adapter (0).")]
+Bias: TypeAlias = Annotated[str | None, _option(ADAPTER, "Biases trained: none (default), all, lora_only.")]
+ModulesToSave: TypeAlias = Annotated[
+    str | None, _option(ADAPTER, "Modules trained in full, by commas (the head).")
+]
+UseDora: TypeAlias = Annotated[bool | None, _option(ADAPTER, "DoRA: train magnitudes as well.", "--use-dora")]
+UseRslora: TypeAlias = Annotated[
+    bool | None, _option(ADAPTER, "Rank-stabilised LoRA: scale by alpha / sqrt(r).", "--use-rslora")
+]
+InitLoraWeights: TypeAlias = Annotated[
+    str | None, _option(ADAPTER, "true (default), gaussian, pissa, olora or orthogonal.")
+]
+LayersToTransform: TypeAlias = Annotated[
+    str | None, _option(ADAPTER, "Layers that get an adapter, by commas, counted from 0 (all).")
+]
+
+Epochs: TypeAlias = Annotated[
+    float | None, _option(TRAINING, "Passes over the data.", "--epochs", "--num-train-epochs")
+]
+LearningRate: TypeAlias = Annotated[float | None, _option(TRAINING, "Of the adapter, or of the backbone.")]
+HeadLearningRate: TypeAlias = Annotated[float | None, _option(TRAINING, "Of the classification head.")]
+WeightDecay: TypeAlias = Annotated[float | None, _option(TRAINING, "AdamW's (0).")]
+WarmupRatio: TypeAlias = Annotated[
+    float | None, _option(TRAINING, "Share of the steps in which the rate rises (.1).")
+]
+LrSchedulerType: TypeAlias = Annotated[
+    str | None, _option(TRAINING, "After warm-up: linear (default), cosine or constant.")
+]
+MaxGradNorm: TypeAlias = Annotated[float | None, _option(TRAINING, "Gradients are clipped to it (1).")]
+LabelSmoothing: TypeAlias = Annotated[float | None, _option(TRAINING, "Of the cross-entropy (0).")]
+ProbeStart: TypeAlias = Annotated[
+    bool | None,
+    _option(TRAINING, "Start the head from a linear probe (default).", "--probe-start/--no-probe-start"),
+]
+Metric: TypeAlias = Annotated[
+    str | None,
+    _option(TRAINING, "Validation score that chooses the weights: accuracy (default) or f1_macro."),
+]
+Patience: TypeAlias = Annotated[
+    int | None,
+    _option(
+        TRAINING,
+        "Stop after so many looks at validation without a gain (3).",
+        "--patience",
+        "--early-stopping-patience",
+    ),
+]
+
+EffectiveBatchSize: TypeAlias = Annotated[int | None, _option(PRECISION, "Examples per optimiser step (32).")]
+PerDeviceTrainBatchSize: TypeAlias = Annotated[
+    int | None, _option(PRECISION, "Most examples in a forward pass of training.")
+]
+PerDeviceEvalBatchSize: TypeAlias = Annotated[
+    int | None, _option(PRECISION, "Most examples in a forward pass of evaluation.")
+]
+GradientAccumulationSteps: TypeAlias = Annotated[
+    int | None, _option(PRECISION, "With the training batch size: the examples per optimiser step.")
+]
+TokensPerMicroBatch: TypeAlias = Annotated[
+    int | None, _option(PRECISION, "Padded tokens in a forward pass of training (4096).")
+]
+Fp16: TypeAlias = Annotated[
+    bool | None, _option(PRECISION, "Hold and multiply frozen weights in float16.", "--fp16")
+]
+Bf16: TypeAlias = Annotated[
+    bool | None, _option(PRECISION, "In bfloat16, or never (by device).", "--bf16/--no-bf16")
+]
+
+MixWithBaseline: TypeAlias = Annotated[
+    bool | None,
+    _option(
+        RESULT,
+        "Mix in the TF-IDF baseline where validation says it helps (default).",
+        "--mix-with-baseline/--no-mix-with-baseline",
+    ),
+]
+PrecisionTarget: TypeAlias = Annotated[
+    float | None, _option(RESULT, "Precision that predictions without review must have (.95).")
+]
+Price: TypeAlias = Annotated[
+    float | None, _option(RESULT, "USD per hour of this machine.", "--price", "--price-per-hour-usd")
+]
+
+
+def settings(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parsed options that were given, as settings of ``FitConfig``; lists come in by commas."""
+    given = {key: value for key, value in parameters.items() if value is not None}
+    if "text" in given:
+        given["text"] = tuple(given["text"])
+    for key in ("target_modules", "modules_to_save", "layers_to_transform"):
+        if key in given and given[key] != "all-linear":
+            given[key] = tuple(part.strip() for part in given[key].split(",") if part.strip())
+    if str(given.get("init_lora_weights")).lower() in ("true", "false"):
+        given["init_lora_weights"] = given["init_lora_weights"].lower() == "true"
+    return given

@@ -1,0 +1,73 @@
+"""The memory a run really took: the accelerator's own high-water mark, or this process's resident memory."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import psutil
+import torch
+
+SAMPLING_INTERVAL_S = 0.02
+"""Resident memory has no resettable high-water mark that every system offers, so a thread samples it."""
+
+
+class PeakMeter:
+    """Measures peak memory between entering and leaving, in bytes.
+
+    On a GPU ``peak_bytes`` is what PyTorch's allocator reserved at most (``max_memory_reserved``); on a CPU
+    the largest resident memory of the whole process, with its libraries and data.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sampler = None if device.type == "cuda" else _ResidentSampler()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak so far."""
+        if self._sampler is None:
+            return int(torch.cuda.max_memory_reserved(self.device))
+        return self._sampler.look()
+
+    def __enter__(self) -> PeakMeter:
+        if self._sampler is None:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sampler is not None:
+            self._sampler.stop()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+class _ResidentSampler:
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="snugtune-peak-meter", daemon=True)
+        self._peak = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+        self.look()
+
+    def look(self) -> int:
+        self._peak = max(self._peak, int(self._process.memory_info().rss))
+        return self._peak
+
+    def _run(self) -> None:
+        while not self._done.wait(SAMPLING_INTERVAL_S):
+            self.look()

@@ -1,0 +1,1 @@
+"""What a run leaves to read: its record, its rows, its model card."""

@@ -1,0 +1,117 @@
+"""The model card: what the run folder's ``README.md`` says, with the metadata model hubs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from snugtune.files import write_text
+from snugtune.units import duration
+
+_SHOWN_METRICS = (
+    ("accuracy", "Accuracy"),
+    ("f1_macro", "F1, macro"),
+    ("f1_weighted", "F1, weighted"),
+    ("ece", "Calibration error"),
+)
+_MOST_LABELS = 300  # listed by name; past it their number says more
+
+
+def write_card(record: dict[str, Any], path: Path) -> None:
+    """Write the card of the run whose ``run.json`` holds ``record``."""
+    write_text(path, card(record))
+
+
+def card(record: dict[str, Any]) -> str:
+    """A model card in the Hub's format: YAML metadata with ``model-index``, then Markdown.
+
+    The metadata keys are those of https://huggingface.co/docs/hub/model-cards.
+    """
+    metadata = yaml.safe_dump(_metadata(record), sort_keys=False, allow_unicode=True)
+    sections = [_title(record), _figures(record), _decision(record), _use(record), _labels(record)]
+    return f"---\n{metadata}---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _metadata(record: dict[str, Any]) -> dict[str, Any]:
+    part, metrics = _shown_part(record)
+    results = [
+        {"type": kind, "value": round(metrics[key], 4), "name": name}
+        for key, kind, name in (("accuracy", "accuracy", "Accuracy"), ("f1_macro", "f1", "Macro F1"))
+    ]
+    task = {"type": "text-classification", "name": "Text classification"}
+    dataset = {"type": "private", "name": "The user's own table", "split": part}
+    entry = {"name": "classifier", "results": [{"task": task, "dataset": dataset, "metrics": results}]}
+    return {
+        "library_name": "peft" if record["model"]["folder"] == "adapter" else "transformers",
+        "pipeline_tag": "text-classification",
+        "tags": ["snugtune", "text-classification"],
+        "model-index": [entry],
+    }
+
+
+def _title(record: dict[str, Any]) -> str:
+    rows = record["data"]["rows"]
+    return (
+        f"# Text classifier, {len(record['labels'])} classes\n\n"
+        f"Trained with snugtune {record['versions']['snugtune']} on {record['created_at'][:10]} from "
+        f"`{record['model']['source']}`, on {rows['train']:,} texts ({rows['validation']:,} held back for "
+        f"validation, {rows['test']:,} for the test). Training took {duration(record['time']['train_s'])}; "
+        f"{record['parameters']['trainable']:,} of {record['parameters']['all']:,} parameters "
+        f"({record['parameters']['percent']:.2f} %) were trained."
+    )
+
+
+def _figures(record: dict[str, Any]) -> str:
+    part, metrics = _shown_part(record)
+    baseline = record["baseline"]["metrics"][part]
+    lines = [f"| on {part} | this model | {record['baseline']['name']} |", "|---|---|---|"]
+    lines += [f"| {name} | {metrics[key]:.4f} | {baseline[key]:.4f} |" for key, name in _SHOWN_METRICS]
+    return "\n".join(lines)
+
+
+def _decision(record: dict[str, Any]) -> str:
+    decision = record["decision"]
+    share = decision["mixture"]["weight"]
+    threshold, target = decision["confidence_threshold"], decision["precision_target"]
+    sentence = (
+        f"Predictions with a confidence of {threshold:.3f} or more are right in {100 * target:.0f} % of "
+        "cases or more, as far as the validation rows can promise (at 90 % confidence); the others are "
+        "marked `needs_review`."
+        if threshold <= 1
+        else f"No confidence reaches the asked precision of {100 * target:.0f} % on the validation rows, so "
+        "every prediction is marked `needs_review`."
+    )
+    mixed = (
+        f" `snugtune predict` mixes in the TF-IDF baseline of the folder `baseline/` with a share of "
+        f"{100 * share:.0f} %, as the figures above do; the model folder by itself leaves it out."
+        if share
+        else ""
+    )
+    return sentence + mixed
+
+
+def _use(record: dict[str, Any]) -> str:
+    folder = record["model"]["folder"]
+    loader = (
+        "from peft import AutoPeftModelForSequenceClassification\n\n"
+        f'model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}")'
+        if folder == "adapter"
+        else "from transformers import AutoModelForSequenceClassification\n\n"
+        f'model = AutoModelForSequenceClassification.from_pretrained("{folder}")'
+    )
+    return f"```\nsnugtune predict RUN new.xlsx -o done.xlsx\n```\n\n```python\n{loader}\n```"
+
+
+def _labels(record: dict[str, Any]) -> str:
+    labels = record["labels"]
+    if len(labels) > _MOST_LABELS:
+        return f"It knows {len(labels):,} labels; they are in `run.json`."
+    return "Labels: " + ", ".join(f"`{label}`" for label in labels)
+
+
+def _shown_part(record: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Test where there is one, else validation."""
+    part = "test" if "test" in record["metrics"] else "validation"
+    return part, record["metrics"][part]

@@ -1,0 +1,156 @@
+"""What a run measured, written once: ``run.json``, ``metrics.jsonl``, ``predictions.parquet``.
+
+Everything shown elsewhere is made from these. ``docs/run-folder.md`` describes every field.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from snugtune.config import FitConfig
+from snugtune.data.dataset import Data
+from snugtune.data.tokens import Truncation
+from snugtune.evaluate.decision import Decision
+from snugtune.files import replacing, write_json, write_text
+from snugtune.model.parameters import ParameterReport
+from snugtune.train.engine import TrainResult
+from snugtune.units import gib
+
+FORMAT = 1
+"""Raised when a field changes its meaning or goes; new fields do not raise it."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Everything a finished run knows about itself; ``seconds`` are those of each phase and in total."""
+
+    config: FitConfig
+    data: Data
+    truncation: Truncation
+    parameters: ParameterReport
+    model_folder: str
+    max_length: int
+    device: torch.device
+    dtype: torch.dtype
+    result: TrainResult
+    predicted_peak_bytes: int | None
+    measured_peak_bytes: int
+    decision: Decision
+    metrics: dict[str, dict[str, Any]]
+    baseline_metrics: dict[str, dict[str, Any]]
+    rows_checked: int
+    largest_logit_difference: float
+    seconds: dict[str, float]
+
+
+def write_record(facts: RunFacts, path: Path) -> dict[str, Any]:
+    """Write ``run.json`` and return what it holds."""
+    record = run_record(facts)
+    write_json(path, record)
+    return record
+
+
+def run_record(facts: RunFacts) -> dict[str, Any]:
+    """The content of ``run.json``."""
+    config, data = facts.config, facts.data
+    return {
+        "format": FORMAT,
+        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "config": config.model_dump(mode="json"),
+        "labels": list(data.labels.names),
+        "label_aliases": dict(data.labels.aliases),
+        "columns": {"text": list(data.columns.text), "label": data.columns.label},
+        "data": {
+            "rows": {name: len(part) for name, part in data.parts.items()},
+            "cleaning": data.cleaning,
+            "truncation": asdict(facts.truncation),
+            "test_rows_like_training": data.overlap,
+        },
+        "model": {"source": config.model, "folder": facts.model_folder, "max_length": facts.max_length},
+        "parameters": facts.parameters.as_dict(),
+        "training": _training(facts),
+        "memory": _memory(facts),
+        "decision": facts.decision.as_dict(),
+        "metrics": facts.metrics,
+        "baseline": {"name": "TF-IDF + linear SVM", "metrics": facts.baseline_metrics},
+        "reload": {"rows": facts.rows_checked, "largest_logit_difference": facts.largest_logit_difference},
+        "time": _time(facts),
+        "cost": _cost(facts),
+        "versions": _versions(),
+    }
+
+
+def write_metrics(metrics: Sequence[dict[str, Any]], path: Path) -> None:
+    """One JSON line per optimiser step and per look at the validation part."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in metrics))
+
+
+def write_predictions(data: Data, probabilities: dict[str, NDArray[np.float64]], path: Path) -> None:
+    """Row by row: the part it fell in and, where scored, what was predicted.
+
+    ``row`` counts the data rows of its file from 0; test rows of a separate file count in that file.
+    """
+    names = np.array([*data.labels.names, None], dtype=object)
+    frames = []
+    for name, part in data.parts.items():
+        columns: dict[str, Any] = {
+            "row": part.rows,
+            "part": [name] * len(part),
+            "label": names[part.y].tolist(),
+        }
+        if name in probabilities:
+            columns["predicted_label"] = names[probabilities[name].argmax(1)].tolist()
+            columns["confidence"] = probabilities[name].max(1)
+        frames.append(pl.DataFrame(columns, schema_overrides={"label": pl.String}))
+    with replacing(path) as temporary:
+        pl.concat(frames, how="diagonal").write_parquet(temporary)
+
+
+def _training(facts: RunFacts) -> dict[str, Any]:
+    result = facts.result
+    return {
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "best_score": result.best_score,
+        "stopped_early": result.stopped_early,
+        "interrupted": result.interrupted,
+        "dtype": str(facts.dtype).removeprefix("torch."),
+        "device": facts.device.type,
+    }
+
+
+def _memory(facts: RunFacts) -> dict[str, Any]:
+    predicted = facts.predicted_peak_bytes
+    return {
+        "predicted_peak_gib": None if predicted is None else gib(predicted),
+        "measured_peak_gib": gib(facts.measured_peak_bytes),
+        "measured_as": "max_memory_reserved" if facts.device.type == "cuda" else "resident memory",
+    }
+
+
+def _time(facts: RunFacts) -> dict[str, Any]:
+    phases = {f"{name}_s": seconds for name, seconds in facts.seconds.items() if name != "train"}
+    return {"train_s": facts.result.train_s, **phases}
+
+
+def _cost(facts: RunFacts) -> dict[str, Any]:
+    price = facts.config.price_per_hour_usd
+    usd = None if price is None else facts.seconds["total"] / 3600 * price
+    return {"usd": usd, "price_per_hour_usd": price}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("snugtune", "torch", "transformers", "peft", "accelerate")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

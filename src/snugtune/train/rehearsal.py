@@ -1,0 +1,218 @@
+"""The training step run on shapes alone: the engine's own functions on fake tensors, under the ledger.
+
+Fake tensors have no memory behind them and carry a device type, so that casts, attention and the backward
+pass are chosen as in a real run. Two optimiser steps are taken, because the optimiser's state is there only
+from the second on, and one batch without gradients, because validation runs between steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from snugtune.config import FitConfig
+from snugtune.memory import card, trace
+from snugtune.memory.quantized import quantize_shapes
+from snugtune.memory.setup import Setup
+from snugtune.memory.trace import Ledger, Trace
+from snugtune.model import attention
+from snugtune.model.adapter import wrap
+from snugtune.model.backbone import set_dropout
+from snugtune.model.checkpointing import checkpoint_layers, encoder_layers
+from snugtune.model.head import find_head
+from snugtune.model.known import find_config
+from snugtune.model.offload import embedding_to_host, word_embedding
+from snugtune.model.parameters import meta_model
+from snugtune.train.forward import INFERENCE_TOKENS
+from snugtune.train.optim import make_optimizer
+from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Rehearsal:
+    """A model of shapes, built once, and its step at any micro-batch and length.
+
+    Raises:
+        UserInputError: the model cannot be found, or is no text classifier, or lacks the target modules.
+    """
+
+    def __init__(self, config: FitConfig, num_labels: int, setup: Setup) -> None:
+        self.config, self.num_labels, self.setup = config, num_labels, setup
+        self._fake = FakeTensorMode()
+        self.model, self.head_names = _build(config, num_labels, setup, self._fake)
+        self._traces: dict[tuple[int, int, bool], Trace] = {}
+
+    def trace(self, micro_batch: int, length: int, *, work: bool = False) -> Trace:
+        """Everything the step allocates on the device with texts of ``length`` tokens.
+
+        Validation, where micro-batches are cut by tokens, is part of it (see ``INFERENCE_TOKENS``).
+        """
+        key = (micro_batch, length, work)
+        if key not in self._traces:
+            self._traces[key] = self._run(micro_batch, length, work)
+        return self._traces[key]
+
+    def _run(self, micro_batch: int, length: int, work: bool) -> Trace:
+        on_card = self.setup.device == "cuda"
+        ledger = Ledger(self.model, workspaces=on_card, work=work)
+        with ExitStack() as stack:
+            stack.enter_context(self._fake)
+            if on_card:
+                stack.enter_context(card.CardSemantics())
+            self._mark_weights(ledger)
+            stack.enter_context(ledger)
+            run_steps(
+                self.model, self.config, self.head_names, ledger,
+                batch=lambda: _batch(micro_batch, length), autocast=self._autocast,
+                accumulates=self.setup.accumulates, foreach=on_card,
+            )  # fmt: skip
+            with ledger.during(trace.EVALUATION):
+                self._evaluate(max(1, min(micro_batch * 4, INFERENCE_TOKENS // length)), length)
+            self.model.zero_grad(set_to_none=True)
+        return ledger.close().without(trace.HOST)
+
+    def _mark_weights(self, ledger: Ledger) -> None:
+        if self.setup.embedding_on_host:
+            ledger.mark([word_embedding(self.model).weight], trace.HOST)
+        known = {id(word_embedding(self.model).weight)} if self.setup.embedding_on_host else set()
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        ledger.mark((t for t in tensors if id(t) not in known), trace.WEIGHTS)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = DTYPES[self.setup.compute]
+        return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
+
+    def _evaluate(self, micro_batch: int, length: int) -> None:
+        self.model.eval()
+        with torch.no_grad(), self._autocast():
+            self.model(**_batch(micro_batch, length).inputs).logits.float()
+
+
+def run_steps(
+    model: nn.Module,
+    config: FitConfig,
+    head_names: tuple[str, ...],
+    ledger: Ledger,
+    *,
+    batch: Any,
+    autocast: Any,
+    accumulates: bool,
+    foreach: bool,
+) -> None:
+    """Two optimiser steps as the engine takes them, on fake tensors or real ones.
+
+    ``foreach`` is AdamW's own choice on a card: all parameters at once, at the price of temporaries.
+    """
+    model.train()
+    optimizer = make_optimizer(model, config, head_names)
+    for group in optimizer.param_groups:
+        group["foreach"] = foreach
+    for micro_batches in (1, 2 if accumulates else 1):
+        optimizer.zero_grad(set_to_none=True)
+        batches = _inputs(ledger, batch, micro_batches)
+        accumulate_gradients(
+            model, batches, 2, autocast=autocast, backward=_backward(ledger, model),
+            label_smoothing=config.label_smoothing,
+        )  # fmt: skip
+        with ledger.during(trace.UPDATE):
+            clip_gradients(model, config.max_grad_norm)
+            with _StepNumbersAreOne():
+                optimizer.step()
+        for state in optimizer.state.values():
+            ledger.mark((v for k, v in state.items() if k != "step"), trace.STATE)
+            # The step's number is a tensor on the host.
+            ledger.mark([state["step"]], trace.HOST if foreach else trace.STATE)
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _inputs(ledger: Ledger, batch: Any, count: int) -> Iterator[MicroBatch]:
+    for _ in range(count):
+        with ledger.during(trace.INPUTS):
+            made = batch()
+        yield made
+        del made
+
+
+def _backward(ledger: Ledger, model: nn.Module) -> Any:
+    def backward(loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        ledger.mark((p.grad for p in model.parameters() if p.requires_grad), trace.GRADIENTS)
+
+    return backward
+
+
+class _StepNumbersAreOne(TorchFunctionMode):
+    """AdamW reads its step number back; a fake tensor has none, and any number allocates alike."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return 1.0 if func is Tensor.item else func(*args, **(kwargs or {}))
+
+
+def _batch(micro_batch: int, length: int) -> MicroBatch:
+    inputs = {
+        name: torch.ones(micro_batch, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")
+    }
+    return MicroBatch(inputs, torch.zeros(micro_batch, dtype=torch.int64))
+
+
+def _build(
+    config: FitConfig, num_labels: int, setup: Setup, fake: FakeTensorMode
+) -> tuple[nn.Module, tuple[str, ...]]:
+    shape = find_config(config.model, num_labels, revision=config.revision)
+    shape.problem_type = "single_label_classification"
+    set_dropout(shape, config.hidden_dropout)
+    for key in ("attention_probs_dropout_prob", "attention_dropout"):
+        if hasattr(shape, key):
+            setattr(shape, key, setup.attention_dropout)
+    if getattr(shape, "pad_token_id", None) is None:
+        shape.pad_token_id = 0
+    kernel = card.register() if setup.device == "cuda" else attention.register()
+    shape._attn_implementation = "eager" if setup.attention == "eager" else kernel
+    plain = meta_model(shape, dtype=DTYPES[setup.weights])
+    if setup.top_layers is not None:
+        count = len(encoder_layers(plain))
+        top = tuple(range(count - min(setup.top_layers, count), count))
+        config = config.model_copy(update={"layers_to_transform": top})
+    head_names = find_head(plain, config.modules_to_save).modules_to_save
+    model = wrap(plain, config)
+    if setup.quantized:
+        quantize_shapes(model, DTYPES[setup.compute])
+    with fake, _no_values():
+        _fake_tensors(model)
+    if setup.embedding_on_host:
+        embedding_to_host(model)
+    if setup.activation_checkpointing:
+        checkpoint_layers(model, setup.activation_checkpointing)
+    return model, head_names
+
+
+@contextmanager
+def _no_values() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def _fake_tensors(model: nn.Module) -> None:
+    """Replace meta tensors by fake ones that say they are on the CPU; shared ones stay shared."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    fresh = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = (
+                        nn.Parameter(fresh, requires_grad=tensor.requires_grad) if is_parameter else fresh
+                    )
+                held[name] = made[id(tensor)]  # type: ignore[assignment]

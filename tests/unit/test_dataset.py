@@ -1,0 +1,89 @@
+"""From files to split data: what is told, what is refused, how rows are numbered."""
+
+import polars as pl
+import pytest
+
+from snugtune.config import make_config
+from snugtune.data.dataset import load_data, overlapping_rows
+from snugtune.errors import UserInputError
+from snugtune.progress import Observer
+
+
+class Listener(Observer):
+    def __init__(self):
+        self.said = []
+
+    def say(self, sentence):
+        self.said.append(sentence)
+
+
+def load(train, **settings):
+    listener = Listener()
+    data = load_data(make_config({"train": str(train), **settings}), listener)
+    return data, " ".join(listener.said)
+
+
+def write(path, rows):
+    path.write_text("\n".join(["text,label", *(f"{text},{label}" for text, label in rows)]) + "\n")
+    return path
+
+
+@pytest.fixture
+def small(tmp_path):
+    words = ["lost", "stolen", "broken", "late", "early", "wrong"]
+    rows = [
+        (f"{words[i % 6]} number{chr(97 + i % 26)}{chr(97 + i // 26)} card", "ab"[i % 2]) for i in range(80)
+    ]
+    return write(tmp_path / "train.csv", rows)
+
+
+def test_parts_are_disjoint_and_whole(small):
+    data, said = load(small)
+    rows = [row for part in data.parts.values() for row in part.rows.tolist()]
+    assert sorted(rows) == list(range(80))
+    assert data.overlap is None
+    assert "80 of 80 rows kept, 2 classes." in said
+
+
+def test_file_rows_are_those_of_the_spreadsheet(small):
+    data, _ = load(small)
+    frame = pl.read_csv(small)
+    part = data.parts["train"]
+    assert frame["text"][int(part.rows[0])] == part.texts[0]
+    lines = small.read_text().splitlines()
+    row = int(part.rows[5]) + data.first_row
+    assert lines[row - 1].startswith(part.texts[5])
+
+
+def test_a_test_file_is_taken_as_it_is(small, tmp_path):
+    rows = [("lost card again today", "a"), ("broken thing", "new"), ("", "a"), ("late reply", "")]
+    data, said = load(small, test=str(write(tmp_path / "test.csv", rows)))
+    assert data.parts["test"].rows.tolist() == [0, 1]
+    assert data.parts["test"].y.tolist() == [0, -1]
+    assert "2 rows of" in said
+    assert "1 labels unseen in training" in said
+    assert len(data.parts["train"]) + len(data.parts["validation"]) == 80
+
+
+def test_a_test_file_without_a_known_label_is_refused(small, tmp_path):
+    with pytest.raises(UserInputError, match=r"No label of the test file .* occurs in"):
+        load(small, test=str(write(tmp_path / "test.csv", [("lost card", "z")])))
+
+
+def test_training_texts_in_the_test_file_are_told(small, tmp_path):
+    text, label = small.read_text().splitlines()[1].split(",")
+    data, said = load(small, test=str(write(tmp_path / "test.csv", [(text, label), ("all new words", "a")])))
+    assert data.overlap == 1
+    assert "near-duplicates of training rows" in said
+
+
+def test_overlap_counts_test_rows_only():
+    train = ["the bank lost my card on monday and never sent another", "a fee was charged twice"]
+    test = [train[0].upper(), train[0] + " !", "something else entirely", "a fee was charged twice"]
+    assert overlapping_rows(train, test) == 3
+
+
+def test_too_few_rows_to_validate_on(tmp_path):
+    rows = [("one text", "a"), ("another text", "a"), ("fourth one", "a"), ("third words", "b")]
+    with pytest.raises(UserInputError, match="too few to hold some back"):
+        load(write(tmp_path / "tiny.csv", rows), test_fraction=0, validation_fraction=0.001)

@@ -1,0 +1,70 @@
+"""A folder appears whole or not at all, and what was there stays until then."""
+
+import os
+
+import pytest
+
+from snugtune.errors import UserInputError
+from snugtune.files import staged_folder
+
+MARKER = "run.json"
+
+
+def write(folder, text, *, overwrite=False):
+    with staged_folder(folder, overwrite=overwrite, marker=MARKER) as staging:
+        (staging / MARKER).write_text(text)
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_appears_at_the_end_only(tmp_path):
+    folder = tmp_path / "runs" / "a"
+    with staged_folder(folder, overwrite=False, marker=MARKER) as staging:
+        (staging / MARKER).write_text("1")
+        assert not folder.exists()
+    assert listing(folder) == [MARKER]
+    assert listing(tmp_path / "runs") == ["a"]
+
+
+def test_a_failure_leaves_nothing_new_and_everything_old(tmp_path):
+    write(tmp_path / "a", "old")
+    with pytest.raises(TypeError):
+        write(tmp_path / "a", text=None, overwrite=True)
+    assert (tmp_path / "a" / MARKER).read_text() == "old"
+    assert listing(tmp_path) == ["a"]
+
+
+def test_a_filled_folder_is_replaced_only_when_told(tmp_path):
+    write(tmp_path / "a", "old")
+    with pytest.raises(UserInputError, match="--overwrite"):
+        write(tmp_path / "a", "new")
+    write(tmp_path / "a", "new", overwrite=True)
+    assert (tmp_path / "a" / MARKER).read_text() == "new"
+    assert listing(tmp_path) == ["a"]
+
+
+def test_files_of_the_user_are_never_overwritten(tmp_path):
+    (tmp_path / "thesis.docx").write_text("ten years of work")
+    with pytest.raises(UserInputError, match="other files than a run"):
+        write(tmp_path, "new", overwrite=True)
+    assert listing(tmp_path) == ["thesis.docx"]
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UserInputError, match="is a file"):
+        write(tmp_path / "a", "new")
+
+
+def test_two_at_once_are_refused_and_the_dead_are_cleared_away(tmp_path):
+    staging = tmp_path / ".a.partial"
+    staging.mkdir()
+    (staging / ".claimed-by").write_text(str(os.getppid()))
+    with pytest.raises(UserInputError, match="Another process"):
+        write(tmp_path / "a", "new")
+    (staging / ".claimed-by").write_text("999999999")
+    (staging / "left over").write_text("")
+    write(tmp_path / "a", "new")
+    assert listing(tmp_path / "a") == [MARKER]

@@ -1,0 +1,40 @@
+"""docs/run-folder.md describes run.json field by field; a real run must hold just those fields."""
+
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "run-folder.md"
+
+# Objects whose keys are data, settings or described by a table of their own.
+OPEN = {
+    "config", "label_aliases", "data.rows", "data.cleaning", "data.truncation", "parameters.parts",
+    "decision.mixture", "metrics.validation", "metrics.test", "baseline.metrics", "versions",
+}  # fmt: skip
+OPTIONAL = {"metrics.test", "time.probe_s"}
+
+
+def documented() -> set[str]:
+    table = DOCS.read_text(encoding="utf-8").split("## run.json")[1].split("Metrics of a part")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def fields(value, prefix=""):
+    if isinstance(value, dict) and prefix.rstrip(".") not in OPEN:
+        return {field for key, item in value.items() for field in fields(item, f"{prefix}{key}.")}
+    return {prefix.rstrip(".")}
+
+
+def check_record(record) -> None:
+    """Raises AssertionError if the record has other fields than the page describes."""
+    found = fields(record)
+    assert found - documented() == set()
+    assert documented() - found <= OPTIONAL
+
+
+def test_the_page_is_read():
+    assert {"metrics.test", "memory.predicted_peak_gib", "cost.usd", "time.train_s"} <= documented()
+
+
+def test_fields_are_listed_by_their_path():
+    assert fields({"a": {"b": 1, "c": {"d": 2}}, "versions": {"x": 1}}) == {"a.b", "a.c.d", "versions"}
