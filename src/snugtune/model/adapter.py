@@ -7,38 +7,66 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.model.head import find_head
 
-TARGET_MODULES = {
-    "albert": ("query", "value"),
-    "distilbert": ("q_lin", "v_lin"),
-    "modernbert": ("Wqkv",),
-    "mpnet": ("q", "v"),
-}
-"""Query and value projections (Hu et al. 2021, arXiv:2106.09685, section 4.2) of the model types for which
-PEFT has no default; ModernBERT keeps query, key and value in one matrix."""
+TARGET_MODULES = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("query_proj", "value_proj"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+    ("Wqkv",),
+    ("qkv_proj",),
+    ("query_key_value",),
+    ("c_attn",),
+)
+"""Names of the query and value projections (Hu et al. 2021, arXiv:2106.09685, section 4.2), or of the one
+matrix that holds them, in the architectures for which PEFT has no default."""
 
 
-def lora_config(config: FitConfig, modules_to_save: tuple[str, ...], model_type: str) -> LoraConfig:
-    """PEFT's LoRA settings, each under its own name."""
-    targets = config.target_modules or TARGET_MODULES.get(model_type)
+def default_targets(model: PreTrainedModel) -> tuple[str, ...] | None:
+    """What LoRA adapts if the user names nothing; None leaves the choice to PEFT."""
+    if model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        return None
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return next((targets for targets in TARGET_MODULES if present.issuperset(targets)), None)
+
+
+DECOMPOSING_INITS = ("pissa", "olora")
+"""Values of ``init_lora_weights`` that start from the largest part of each weight matrix."""
+
+
+def lora_config(
+    config: FitConfig, modules_to_save: tuple[str, ...], default: tuple[str, ...] | None = None
+) -> LoraConfig:
+    """PEFT's LoRA settings, each under its own name.
+
+    PiSSA and OLoRA get the doubled rank, and the alpha that keeps the scaling, of ``start_from_factors``.
+    """
+    targets = config.target_modules or default
+    doubled = config.init_lora_weights in DECOMPOSING_INITS
+    # The scaling is alpha / r, with rsLoRA alpha / sqrt(r).
+    alpha = config.lora_alpha * ((2**0.5 if config.use_rslora else 2) if doubled else 1)
     return LoraConfig(
         task_type=TaskType.SEQ_CLS,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
+        r=2 * config.r if doubled else config.r,
+        lora_alpha=alpha,
         target_modules=list(targets) if isinstance(targets, tuple) else targets,
         lora_dropout=config.lora_dropout,
         bias=config.bias,
         modules_to_save=list(modules_to_save),
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
-        init_lora_weights=config.init_lora_weights,
-        layers_to_transform=list(config.layers_to_transform) if config.layers_to_transform else None,
+        init_lora_weights=True if doubled else config.init_lora_weights,
+        layers_to_transform=None if config.layers_to_transform is None else list(config.layers_to_transform),
     )
 
 
@@ -46,7 +74,8 @@ def wrap(model: PreTrainedModel, config: FitConfig) -> nn.Module:
     """Make trainable what ``config.method`` says, in float32, and nothing else.
 
     Raises:
-        UserInputError: PEFT finds no module of the names in ``target_modules``.
+        UserInputError: PEFT finds no module of a name in ``target_modules``, a layer of
+            ``layers_to_transform`` does not exist, or the LoRA settings do not go together.
     """
     head = find_head(model, config.modules_to_save)
     wrapped: nn.Module = model
@@ -56,17 +85,114 @@ def wrap(model: PreTrainedModel, config: FitConfig) -> nn.Module:
     if config.method == "head":
         _train_only(model, lambda name: any(part in head.modules_to_save for part in name.split(".")))
     else:
-        try:
-            wrapped = get_peft_model(
-                model, lora_config(config, head.modules_to_save, model.config.model_type)
-            )
-        except ValueError as error:
-            raise UserInputError(f"LoRA cannot be attached to this model: {error}") from error
+        wrapped = _with_lora(model, config, head.modules_to_save)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if config.init_lora_weights in DECOMPOSING_INITS:
+        start_from_factors(wrapped, config.r, config.init_lora_weights)
     _compute_heads_in_float32(wrapped, head.modules_to_save)
     return wrapped
+
+
+def _with_lora(model: PreTrainedModel, config: FitConfig, modules_to_save: tuple[str, ...]) -> nn.Module:
+    try:
+        peft_config = lora_config(config, modules_to_save, default_targets(model))
+        # GPT-2's layers keep their weights as (in, out); told so, PEFT need not find out and warn.
+        peft_config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+        wrapped: nn.Module = get_peft_model(model, peft_config, revision=config.revision)
+    except ValueError as error:
+        raise UserInputError(f"LoRA cannot be attached to this model: {_one_line(error)}") from error
+    names = [name for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)]
+    _check_targets(config.target_modules, names)
+    _check_layers(config.layers_to_transform, names, model.config.get_text_config().num_hidden_layers)
+    return wrapped
+
+
+def _check_targets(targets: tuple[str, ...] | str | None, adapted: list[str]) -> None:
+    """PEFT is silent about a name that fits nothing if another one fits."""
+    if isinstance(targets, tuple):
+        for target in targets:
+            if not any(name.endswith(f".{target}") for name in adapted):
+                raise UserInputError(
+                    f"target_modules names {target}, but LoRA finds no such layer in this model; "
+                    f"the others fit {', '.join(sorted({name.rpartition('.')[2] for name in adapted}))}."
+                )
+
+
+def _check_layers(layers: tuple[int, ...] | None, adapted: list[str], count: int) -> None:
+    numbers = {int(part) for name in adapted for part in name.split(".") if part.isdigit()}
+    if lost := sorted(set(layers or ()) - numbers):
+        raise UserInputError(
+            f"layers_to_transform names layer {lost[0]}, but LoRA fits no layer of that number in this "
+            f"model of {count} layers; count them from 0."
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def start_from_factors(model: nn.Module, r: int, init_lora_weights: str | bool) -> None:
+    """Start rank-2r LoRA layers as PiSSA or OLoRA of rank ``r``, the weights W themselves untouched.
+
+    Both train A (r, in) and B (out, r) from factors A0, B0 of W, on the remainder W - s B0 A0 (s is LoRA's
+    scaling). Here the remainder is written as LoRA too: A = [A; A0] and B = [B, -B0], whose second halves
+    get no gradient. It is the form to which PEFT converts such adapters (``subtract_mutated_init``), from the
+    first step on: what is saved is plain LoRA on the published weights, exact in every number format.
+
+    PiSSA: B0 A0 = the r largest singular components of W / s, split evenly (Meng et al. 2024,
+    arXiv:2404.02948, section 3). OLoRA: B0 and A0 are the first r columns of Q and rows of R in W = QR
+    (Bueyuekakyuez 2024, arXiv:2406.01775, section 3).
+
+    Raises:
+        UserInputError: ``r`` is larger than a weight matrix has rows or columns.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer) or "default" not in layer.lora_A:
+            continue
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        weight = layer.get_base_layer().weight
+        if min(a.shape[1], b.shape[0]) < r:
+            raise UserInputError(
+                f"init_lora_weights={init_lora_weights} needs r of at most {min(a.shape[1], b.shape[0])}, "
+                f"the size of {name.removeprefix('base_model.model.')}, not {r}; lower it."
+            )
+        a.register_hook(_first_rows(r))
+        b.register_hook(_first_columns(r))
+        # Meta tensors have no values to decompose.
+        if weight.device.type != "meta":
+            matrix = weight.detach().float()
+            a0, b0 = _factors(
+                matrix.T if layer.fan_in_fan_out else matrix, r, layer.scaling["default"], init_lora_weights
+            )
+            with torch.no_grad():
+                a.copy_(torch.cat([a0, a0]))
+                b.copy_(torch.cat([b0, -b0], dim=1))
+
+
+def _first_rows(r: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    def keep(gradient: torch.Tensor) -> torch.Tensor:
+        return torch.cat([gradient[:r], torch.zeros_like(gradient[r:])])
+
+    return keep
+
+
+def _first_columns(r: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    keep = _first_rows(r)
+    return lambda gradient: keep(gradient.T).T
+
+
+def _factors(
+    matrix: torch.Tensor, r: int, scaling: float, init_lora_weights: str | bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A0 (r, in) and B0 (out, r) of ``matrix`` (out, in)."""
+    if init_lora_weights == "olora":
+        q, upper = torch.linalg.qr(matrix)
+        return upper[:r], q[:, :r]
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    root = (s[:r] / scaling).sqrt()
+    return root[:, None] * vh[:r], u[:, :r] * root
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,57 @@ from numpy.typing import NDArray
 from torch import nn
 
 from snugtune.errors import ArtifactError
+from snugtune.model.backbone import supported_attention
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference of a logit between the trained model and the reloaded one, both in float32."""
 
 _CHECK = """
-import json, sys, warnings
+import json, sys
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
-folder, peft, request = sys.argv[1], sys.argv[2] == "peft", json.load(sys.stdin)
-safe = {"trust_remote_code": False}
-config = AutoConfig.from_pretrained(folder, **safe)
-if peft:
+
+safe = {"trust_remote_code": False, "use_safetensors": True}
+
+def load(folder, peft):
+    if not peft:
+        return AutoModelForSequenceClassification.from_pretrained(folder, **safe)
     from peft import AutoPeftModelForSequenceClassification
-    model = AutoPeftModelForSequenceClassification.from_pretrained(
-        folder, id2label=config.id2label, label2id=config.label2id, use_safetensors=True, **safe)
-else:
-    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, **safe)
-model.eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-batch = tokenizer(request["texts"], padding=True, truncation=True,
-                  max_length=request["max_length"], return_tensors="pt")
-with torch.inference_mode():
-    logits = model(**batch).logits.float().tolist()
-merged = model.merge_and_unload() if peft else model
-classify = pipeline("text-classification", model=merged, tokenizer=tokenizer)
-rows = classify(request["texts"], truncation=True, max_length=request["max_length"])
-labels = [row["label"] for row in rows]
-print(json.dumps({"logits": logits, "labels": labels}))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return AutoPeftModelForSequenceClassification.from_pretrained(
+        folder, id2label=config.id2label, label2id=config.label2id, pad_token_id=config.pad_token_id,
+        ignore_mismatched_sizes=True, **safe)
+
+def answer(folder, peft, texts, max_length):
+    model = load(folder, peft).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**batch).logits.float().tolist()
+    classify = pipeline(
+        "text-classification", model=model.merge_and_unload() if peft else model, tokenizer=tokenizer)
+    rows = classify(texts, truncation=True, max_length=max_length)
+    return {"logits": logits, "labels": [row["label"] for row in rows]}
+
+for request in json.load(sys.stdin):
+    try:
+        print(json.dumps(answer(**request)), flush=True)
+    except Exception as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
 """
+"""The program of the check, free of anything of ours: requests in, one line of JSON for each out."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved folder and what it must do: logits (N, K) on ``texts`` and the labels they mean."""
+
+    folder: Path
+    texts: Sequence[str]
+    logits: NDArray[np.float32]
+    label_names: Sequence[str]
+    max_length: int
+    peft: bool
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path, max_length: int) -> None:
@@ -72,19 +95,44 @@ def check_reload(
     Raises:
         ArtifactError: the folder does not load, gives other logits, or gives other labels.
     """
-    request = json.dumps({"texts": list(texts), "max_length": max_length})
-    command = [sys.executable, "-W", "ignore", "-c", _CHECK, str(folder), "peft" if peft else "model"]
-    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    saved = Saved(folder, texts, expected_logits, label_names, max_length, peft)
+    return check_reloads([saved])[0]
+
+
+def check_reloads(saved: Sequence[Saved]) -> list[float]:
+    """``check_reload`` of several folders in one new process; the largest difference of a logit of each.
+
+    Raises:
+        ArtifactError: as ``check_reload``, of the first folder at fault.
+    """
+    requests = [
+        {"folder": str(s.folder), "peft": s.peft, "texts": list(s.texts), "max_length": s.max_length}
+        for s in saved
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", _CHECK]
+    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason was given"]
-        raise ArtifactError(f"The saved model in {folder} does not load in a new process: {reason[0]}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
-    difference = float(np.abs(np.array(answer["logits"], dtype=np.float32) - expected_logits).max())
+        raise ArtifactError(f"{saved[0].folder} cannot be checked in a new process: {reason[0]}")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return [_compare(s, json.loads(line)) for s, line in zip(saved, lines, strict=True)]
+
+
+def _compare(saved: Saved, answer: dict[str, Any]) -> float:
+    if "error" in answer:
+        reason = " ".join(answer["error"].split())[:300]
+        raise ArtifactError(f"The saved model in {saved.folder} does not load in a new process: {reason}")
+    logits = np.array(answer["logits"], dtype=np.float32)
+    if logits.shape != saved.logits.shape:
+        raise ArtifactError(
+            f"The saved model in {saved.folder} gives logits of another shape, {logits.shape}."
+        )
+    difference = float(np.abs(logits - saved.logits).max())
     if not difference <= LOGIT_TOLERANCE:
         raise ArtifactError(
-            f"The saved model in {folder} gives other logits than trained (by {difference:.3g})."
+            f"The saved model in {saved.folder} gives other logits than trained (by {difference:.3g})."
         )
-    _check_labels(answer["labels"], expected_logits, label_names, folder)
+    _check_labels(answer["labels"], saved.logits, saved.label_names, saved.folder)
     return difference
 
 
@@ -100,18 +148,30 @@ def _check_labels(
 
 def load_model(folder: Path, *, dtype: torch.dtype, attn_implementation: str) -> tuple[nn.Module, Any]:
     """Load what ``save_model`` wrote, an adapter merged into its model, and the tokenizer."""
-    from peft import AutoPeftModelForSequenceClassification
+    from peft import PeftConfig, PeftModel
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     # Left out, trust_remote_code makes Transformers ask on a terminal whether to run the folder's code.
     safe = {"trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-    options = {"attn_implementation": attn_implementation, "use_safetensors": True, **safe}
+    config = AutoConfig.from_pretrained(folder, **safe)
+    options = {
+        "config": config,
+        "attn_implementation": supported_attention(config, attn_implementation),
+        "use_safetensors": True,
+        **safe,
+    }
     if not (folder / "adapter_config.json").exists():
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **options), tokenizer
-    config = AutoConfig.from_pretrained(folder, **safe)
-    # Merged in float32, then rounded once: merging into rounded weights would round twice.
-    model = AutoPeftModelForSequenceClassification.from_pretrained(
-        folder, id2label=config.id2label, label2id=config.label2id, dtype=torch.float32, **options
+    peft_config = PeftConfig.from_pretrained(folder)
+    # The saved configuration has the labels and the pad token, which the published one has not. Merged in
+    # float32, then rounded once: merging into rounded weights would round twice.
+    base = AutoModelForSequenceClassification.from_pretrained(
+        peft_config.base_model_name_or_path,
+        revision=peft_config.revision,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        **options,
     )
+    model: Any = PeftModel.from_pretrained(base, folder)
     return model.merge_and_unload().to(dtype), tokenizer

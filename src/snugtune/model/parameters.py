@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.model.adapter import wrap
-from snugtune.model.known import find_config
+from snugtune.model.known import find_config, no_text_classifier
 
 PARTS = ("embeddings", "encoder", "adapter", "head")
 
@@ -65,7 +65,7 @@ def plan_parameters(config: FitConfig, num_labels: int) -> ParameterReport:
     if num_labels < 2:
         raise UserInputError(f"A classifier needs at least 2 labels, not {num_labels}; give their number.")
     model = meta_model(find_config(config.model, num_labels, revision=config.revision))
-    return count_parameters(wrap(model, _for_counting(config)))
+    return count_parameters(wrap(model, config))
 
 
 def meta_model(config: PretrainedConfig, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -78,10 +78,7 @@ def meta_model(config: PretrainedConfig, *, dtype: torch.dtype | None = None) ->
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config, dtype=dtype)
     except ValueError as error:
-        raise UserInputError(
-            f"Transformers has no text classifier of the architecture {config.model_type}; "
-            "choose another model."
-        ) from error
+        raise UserInputError(no_text_classifier(config.model_type)) from error
 
 
 def count_parameters(model: nn.Module) -> ParameterReport:
@@ -114,11 +111,6 @@ def count_parameters(model: nn.Module) -> ParameterReport:
     total, trainable = (sum(count[i] for count in counts.values()) for i in (0, 1))
     percent = 100 * trainable / total if total else 0.0
     return ParameterReport(total, trainable, percent, {part: PartCount(*counts[part]) for part in PARTS})
-
-
-def _for_counting(config: FitConfig) -> FitConfig:
-    # Meta tensors have no values to decompose, and no initialisation changes a shape.
-    return config.model_copy(update={"init_lora_weights": True})
 
 
 def _part(name: str) -> str:
