@@ -81,9 +81,10 @@ class Looker(Observer):
         self._seen = -1
 
     def on_step(self, info: StepInfo) -> None:
-        if info.step % self._every == 0 and info.step % self._per_epoch:
+        over = self._on_step()
+        if over or (info.step % self._every == 0 and info.step % self._per_epoch):
             self._look_at(info.step)
-        if self._on_step():
+        if over:
             raise TargetReachedError
         self._mark_s = self._clock.work_s
 

@@ -10,8 +10,10 @@ Trainer makes of these settings (some releases sum the loss over accumulated bat
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -114,9 +116,9 @@ def make_trainer(
     Nothing is saved, logged or evaluated on the way: the recipe pays for its training steps alone.
     """
     settings = SETTINGS | overrides
-    folder = tempfile.TemporaryDirectory(prefix="reference-")  # the Trainer insists on one
+    folder = tempfile.mkdtemp(prefix="reference-")  # the Trainer insists on one
     arguments = TrainingArguments(
-        output_dir=folder.name,
+        output_dir=folder,
         per_device_train_batch_size=settings["per_device_train_batch_size"],
         gradient_accumulation_steps=settings["gradient_accumulation_steps"],
         learning_rate=settings["learning_rate"],
@@ -144,7 +146,7 @@ def make_trainer(
         callbacks=[callback] if callback else None,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.output_folder = folder  # deleted with the trainer
+    weakref.finalize(trainer, shutil.rmtree, folder, ignore_errors=True)
     return trainer
 
 
@@ -166,8 +168,8 @@ def train_reference(
     """
 
     def after(step: int) -> None:
-        stop = look(trainer.model, step) if step % look_every == 0 else False
-        if on_step() or stop:
+        over = on_step()
+        if (over or step % look_every == 0) and (look(trainer.model, step) or over):
             raise TargetReachedError
 
     trainer = make_trainer(source, examples, n_classes, callback=StepCallback(after, on_begin), **options)

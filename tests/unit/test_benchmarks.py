@@ -199,6 +199,69 @@ def test_model_flops_agree_with_torchs_counter_on_unpadded_texts(lengths):
     assert flops.training_flops(flops.Shape.of(config, 4, 5), lengths) == counter.get_total_flops()
 
 
+# Contestants
+
+
+@pytest.fixture
+def own_precision():
+    """Accelerate keeps one number format per process; other tests may have set another, or may yet."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory):
+    from snugtune.config import FitConfig
+    from tiny import texts_and_labels, write_model
+
+    train, labels = texts_and_labels(60)
+    test, given = texts_and_labels(9, seed=1)
+    model = str(write_model(tmp_path_factory.mktemp("model")))
+    config = FitConfig(train="", model=model, num_train_epochs=1, bf16=False)
+
+    def load():
+        return datasets.token_data(datasets.Texts(train, labels, test, given), config), config
+
+    return load
+
+
+def test_ours_and_the_recipe_take_turns_in_one_process_on_the_same_rows(tiny_data, own_precision):
+    speed = importlib.import_module("benchmark_lib.speed")
+    data, config = tiny_data()
+    share = speed.forward_share(data)
+    assert share["share"] == pytest.approx(share["bound_s"] / share["forward_s"])
+    real = int(data.train.tokens.lengths.sum())
+    contestants = [speed.Recipe(data, "max_length"), speed.Recipe(data, "longest"), speed.Ours(data, config)]
+    for _ in range(2):
+        full, longest, ours = (contestant.turn() for contestant in contestants)
+        assert [(t.examples, t.real_tokens) for t in (full, longest, ours)] == [(len(data.train.y), real)] * 3
+        assert full.padded_tokens == len(data.train.y) * data.backbone.max_length
+        assert ours.padding_waste < longest.padding_waste < full.padding_waste
+        assert min(full.seconds, longest.seconds, ours.seconds) > 0
+
+
+def test_both_are_looked_at_from_start_to_end_and_stop_when_told(tiny_data, own_precision):
+    ours, reference = (importlib.import_module(f"benchmark_lib.{name}") for name in ("ours", "reference"))
+    looks = {"ours": [], "recipe": []}
+
+    def look(name, enough):
+        return lambda _model, step: looks[name].append(step) or step >= enough
+
+    data, config = tiny_data()
+    clock = turns.WorkClock()
+    ours.fit_until(data, config, clock, look("ours", 99), look_every=1, on_step=lambda: False)
+    options = {"dtype": data.dtype, "device": data.device, "num_train_epochs": 9}
+    reference.train_reference(data.backbone.source, data.train, 3, look("recipe", 4), look_every=2, **options)
+    assert looks == {"ours": [0, 1, 2], "recipe": [2, 4]}
+    reference.train_reference(
+        data.backbone.source, data.train, 3, look("recipe", 99), on_step=lambda: True, **options
+    )
+    assert looks["recipe"] == [2, 4, 1]
+
+
 # Results and page
 
 
