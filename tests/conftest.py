@@ -1,10 +1,16 @@
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Derived models of the tests do not belong into the user's cache.
+os.environ["SNUGTUNE_CACHE"] = tempfile.mkdtemp(prefix="snugtune-tests-")
+atexit.register(shutil.rmtree, os.environ["SNUGTUNE_CACHE"], ignore_errors=True)
 
 REAL_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 FILLER = "please help me the bank did not answer my call about it yesterday morning again"

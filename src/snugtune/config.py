@@ -48,6 +48,7 @@ class FitConfig(BaseModel):
     model: str = "minilm"
     revision: str | None = None
     max_length: PositiveInt | None = None
+    pooling: Literal["auto", "first", "mean"] = "auto"
     method: Literal["lora", "full", "head"] = "lora"
     task_type: Literal["SEQ_CLS"] = "SEQ_CLS"
     r: PositiveInt = 16

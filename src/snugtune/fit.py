@@ -56,7 +56,7 @@ def fit(
         data = load_data(config, clock)
         job = _prepare(config, data, clock)
         tokens = _tokenize(job)
-        trainee = _trainee(job, tokens["train"])
+        trainee = _trainee(job, tokens)
         with PeakMeter(job.device) as memory:
             result = _train(job, trainee, tokens, memory)
         final = _on_published_weights(job, trainee.model)
@@ -110,7 +110,7 @@ def _prepare(config: FitConfig, data: Data, clock: PhaseClock) -> Job:
     dtype = compute_dtype(config, device)
     backbone = load_backbone(
         config.model, data.labels, dtype=dtype, revision=config.revision,
-        max_length=config.max_length, dropout=config.hidden_dropout,
+        max_length=config.max_length, dropout=config.hidden_dropout, pooling=config.pooling,
     )  # fmt: skip
     return Job(config, data, backbone, device, dtype, clock)
 
@@ -124,15 +124,17 @@ def _tokenize(job: Job) -> dict[str, Tokens]:
     return tokens
 
 
-def _trainee(job: Job, tokens: Tokens) -> Trainee:
+def _trainee(job: Job, tokens: dict[str, Tokens]) -> Trainee:
     """The model on its device, its head started from the probe, the adapter attached."""
     model = job.backbone.model.to(job.device)
     head = find_head(model, job.config.modules_to_save)
     if job.config.probe_start:
-        job.clock.phase("probe", len(tokens))
+        parts = job.data.parts
+        job.clock.phase("probe", len(tokens["train"]) + len(tokens["validation"]))
         start_from_probe(
-            model, head, tokens, job.data.parts["train"].y, len(job.data.labels.names),
-            pad_token_id=job.pad_token_id, device=job.device, dtype=job.dtype, on_rows=job.clock.advance,
+            model, head, tokens["train"], parts["train"].y, len(job.data.labels.names),
+            held_out=(tokens["validation"], parts["validation"].y), pad_token_id=job.pad_token_id,
+            device=job.device, dtype=job.dtype, on_rows=job.clock.advance,
         )  # fmt: skip
     trained = wrap(model, job.config)
     parameters = count_parameters(trained)
@@ -166,8 +168,9 @@ def _on_published_weights(job: Job, model: torch.nn.Module) -> torch.nn.Module:
     """The trained tensors on the backbone's published weights: exactly what a user of the folder loads."""
     state = trainable_state(model)
     fresh = load_backbone(
-        job.config.model, job.data.labels, revision=job.config.revision, max_length=job.config.max_length
-    )
+        job.config.model, job.data.labels, revision=job.config.revision,
+        max_length=job.config.max_length, pooling=job.config.pooling,
+    )  # fmt: skip
     final = wrap(fresh.model, job.config)
     load_trainable_state(final, state)
     final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]

