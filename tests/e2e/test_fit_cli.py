@@ -1,6 +1,7 @@
 """The whole job through the command line, on the real MiniLM weights."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -82,3 +83,46 @@ def test_start_up_loads_nothing_heavy():
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'polars', 'sklearn')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_learned(table, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "snugtune", "fit", str(table), "--out", str(run), "--epochs", "500"]
+    with subprocess.Popen([*command, "--patience", "500"], stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("Epoch 1.0"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert f"kept in {run}" in rest.replace("\n", "")
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert record["training"]["interrupted"] is True
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+def test_a_saved_configuration_repeats_the_run(table, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    snugtune("fit", table, "--out", first, "--epochs", 1, "--seed", 3, "--r", 4)
+    snugtune("fit", table, "--out", second, "--config", first / "config.yaml")
+    records = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in (first, second)]
+    assert records[0]["config"] == records[1]["config"]
+    assert records[0]["metrics"] == records[1]["metrics"]
+
+
+def test_a_full_disk_is_one_sentence(table, tmp_path):
+    code = (
+        "import errno, os, pathlib, sys\n"
+        "def full(*_, **__): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "pathlib.Path.mkdir = full\n"
+        "from snugtune.cli import main\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fit", str(table), "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
