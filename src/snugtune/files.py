@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from snugtune.errors import UserInputError
 
@@ -123,6 +126,32 @@ def _replace_folder(staging: Path, folder: Path) -> None:
     folder.rename(replaced)
     staging.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Turn safetensors' own error into the ``OSError`` it stands for: it hides the number in its message."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def check_free_space(folder: str | Path, needed_bytes: int) -> None:
+    """Before hours of work: is there room for what they will write into ``folder``?
+
+    Raises:
+        UserInputError: less than ``needed_bytes`` are free there.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise UserInputError(
+            f"The disk of {Path(folder).parent} has {free / 2**20:,.0f} MiB free and the run needs about "
+            f"{needed_bytes / 2**20:,.0f} MiB; free some space or choose another output."
+        )
 
 
 def write_text(path: str | Path, text: str) -> None:

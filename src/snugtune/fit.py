@@ -17,7 +17,7 @@ from snugtune.errors import RunInterruptedError
 from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.decision import Decision, decide
 from snugtune.evaluate.metrics import classification_metrics, single_class_alarm
-from snugtune.files import staged_folder
+from snugtune.files import check_free_space, staged_folder
 from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import is_peft, load_trainable_state, trainable_state, wrap
 from snugtune.model.artifact import check_reload, save_model
@@ -34,6 +34,9 @@ from snugtune.train.probe import start_from_probe
 
 ROWS_TO_CHECK = 16
 """Held-out rows on which the saved model must repeat the trained one's logits."""
+
+FOLDER_OVERHEAD_BYTES = 64 * 2**20
+"""Room for the tokenizer (up to 17 MB), the baseline (up to 50 MB) and the records."""
 
 Logits = dict[str, NDArray[np.float32]]
 
@@ -57,6 +60,7 @@ def fit(
         job = _prepare(config, data, clock)
         tokens = _tokenize(job)
         trainee = _trainee(job, tokens)
+        check_free_space(folder, _folder_bytes(trainee.parameters))
         with PeakMeter(job.device) as memory:
             result = _train(job, trainee, tokens, memory)
         final = _on_published_weights(job, trainee.model)
@@ -142,6 +146,11 @@ def _trainee(job: Job, tokens: dict[str, Tokens]) -> Trainee:
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
     )
     return Trainee(trained, head.modules_to_save, parameters)
+
+
+def _folder_bytes(parameters: ParameterReport) -> int:
+    """What the run folder will take: trained tensors in float32, tokenizer, baseline, records."""
+    return 4 * parameters.trainable + FOLDER_OVERHEAD_BYTES
 
 
 def _train(job: Job, trainee: Trainee, tokens: dict[str, Tokens], memory: PeakMeter) -> TrainResult:

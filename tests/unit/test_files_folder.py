@@ -3,9 +3,10 @@
 import os
 
 import pytest
+from safetensors import SafetensorError
 
 from snugtune.errors import UserInputError
-from snugtune.files import staged_folder
+from snugtune.files import check_free_space, staged_folder, system_errors
 
 MARKER = "run.json"
 
@@ -68,3 +69,25 @@ def test_two_at_once_are_refused_and_the_dead_are_cleared_away(tmp_path):
     (staging / "left over").write_text("")
     write(tmp_path / "a", "new")
     assert listing(tmp_path / "a") == [MARKER]
+
+
+def test_a_full_disk_under_safetensors_is_one_sentence(tmp_path):
+    message = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with (
+        pytest.raises(UserInputError, match="No space left on the disk"),
+        staged_folder(tmp_path / "a", overwrite=False, marker=MARKER),
+        system_errors(),
+    ):
+        raise SafetensorError(message)
+    assert listing(tmp_path) == []
+
+
+def test_other_faults_of_safetensors_stay_what_they_are():
+    with pytest.raises(SafetensorError), system_errors():
+        raise SafetensorError("invalid header")
+
+
+def test_room_is_checked_before_the_work(tmp_path):
+    check_free_space(tmp_path, 1)
+    with pytest.raises(UserInputError, match="MiB free and the run needs about"):
+        check_free_space(tmp_path, 1 << 60)

@@ -19,7 +19,7 @@ from sklearn.svm import LinearSVC
 from snugtune.errors import ArtifactError, UserInputError
 from snugtune.evaluate.calibration import fit_temperature, softmax
 from snugtune.evaluate.metrics import classification_metrics
-from snugtune.files import replacing, write_json
+from snugtune.files import replacing, system_errors, write_json
 
 ABSENT_SCORE = -30.0
 """Score of a class without training rows: far below any margin, yet finite, so it can be averaged."""
@@ -108,7 +108,7 @@ class TfidfBaseline:
             f"idf_{i}": vectorizer.idf_.astype(np.float32) for i, vectorizer in enumerate(self._vectorizers)
         }
         tensors |= {"weights": self._weights.astype(np.float16), "bias": self._bias, "seen": self._seen}
-        with replacing(folder / "baseline.safetensors") as temporary:
+        with replacing(folder / "baseline.safetensors") as temporary, system_errors():
             save_file(tensors, temporary)
         write_json(folder / "baseline.json", {"format": _FORMAT, **self._settings(), **self._state()})
 

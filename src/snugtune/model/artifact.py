@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from snugtune.errors import ArtifactError
+from snugtune.files import system_errors
 from snugtune.model.backbone import supported_attention
 
 LOGIT_TOLERANCE = 1e-3
@@ -71,7 +72,8 @@ class Saved:
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path, max_length: int) -> None:
     """Save adapter (or model), configuration with the user's labels, and tokenizer into ``folder``."""
-    model.save_pretrained(folder)  # type: ignore[operator]
+    with system_errors():
+        model.save_pretrained(folder)  # type: ignore[operator]
     # PEFT leaves out the model's configuration; with it the user's labels travel in the folder.
     model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     tokenizer.save_pretrained(folder)

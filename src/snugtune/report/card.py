@@ -95,8 +95,12 @@ def _decision(record: dict[str, Any]) -> str:
 def _use(record: dict[str, Any]) -> str:
     folder = record["model"]["folder"]
     loader = (
-        "from peft import AutoPeftModelForSequenceClassification\n\n"
-        f'model = AutoPeftModelForSequenceClassification.from_pretrained("{folder}")'
+        "from peft import AutoPeftModelForSequenceClassification\n"
+        "from transformers import AutoConfig\n\n"
+        f'config = AutoConfig.from_pretrained("{folder}")\n'
+        "model = AutoPeftModelForSequenceClassification.from_pretrained(\n"
+        f'    "{folder}", id2label=config.id2label, label2id=config.label2id,\n'
+        "    pad_token_id=config.pad_token_id, ignore_mismatched_sizes=True,\n)"
         if folder == "adapter"
         else "from transformers import AutoModelForSequenceClassification\n\n"
         f'model = AutoModelForSequenceClassification.from_pretrained("{folder}")'
