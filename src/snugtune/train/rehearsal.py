@@ -15,20 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig
 
 from snugtune.config import FitConfig
+from snugtune.errors import UserInputError
 from snugtune.memory import card, trace
 from snugtune.memory.quantized import quantize_shapes
 from snugtune.memory.setup import Setup
 from snugtune.memory.trace import Ledger, Trace
 from snugtune.model import attention
 from snugtune.model.adapter import wrap
-from snugtune.model.backbone import set_dropout
+from snugtune.model.backbone import set_dropout, supported_attention
 from snugtune.model.checkpointing import checkpoint_layers, encoder_layers
 from snugtune.model.head import find_head
-from snugtune.model.known import find_config
+from snugtune.model.known import find_config, no_text_classifier
 from snugtune.model.offload import embedding_to_host, word_embedding
 from snugtune.model.parameters import meta_model
+from snugtune.model.pooling import MEAN_POOLING_TYPES, declares_mean_pooling
 from snugtune.train.forward import INFERENCE_TOKENS
 from snugtune.train.optim import make_optimizer
 from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
@@ -54,6 +57,9 @@ class Rehearsal:
 
         Validation, where micro-batches are cut by tokens, is part of it (see ``INFERENCE_TOKENS``).
         """
+        with_work = self._traces.get((micro_batch, length, True))
+        if with_work is not None:
+            return with_work
         key = (micro_batch, length, work)
         if key not in self._traces:
             self._traces[key] = self._run(micro_batch, length, work)
@@ -74,7 +80,8 @@ class Rehearsal:
                 accumulates=self.setup.accumulates, foreach=on_card,
             )  # fmt: skip
             with ledger.during(trace.EVALUATION):
-                self._evaluate(max(1, min(micro_batch * 4, INFERENCE_TOKENS // length)), length)
+                usual = max(1, INFERENCE_TOKENS // length)
+                self._evaluate(micro_batch if self.setup.chunked_evaluation else usual, length)
             self.model.zero_grad(set_to_none=True)
         return ledger.close().without(trace.HOST)
 
@@ -93,6 +100,23 @@ class Rehearsal:
         self.model.eval()
         with torch.no_grad(), self._autocast():
             self.model(**_batch(micro_batch, length).inputs).logits.float()
+
+
+def model_shape(config: FitConfig, num_labels: int) -> PretrainedConfig:
+    """The configuration of the model as the fit will build it, with the averaging layer where it adds one.
+
+    Raises:
+        UserInputError: the model cannot be found, or Transformers has no text classifier of its kind.
+    """
+    shape = find_config(config.model, num_labels, revision=config.revision)
+    shape.problem_type = "single_label_classification"
+    if type(shape) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserInputError(no_text_classifier(shape.model_type))
+    declared = config.model == "minilm" or declares_mean_pooling(config.model)
+    wanted = config.pooling == "mean" or (config.pooling == "auto" and declared)
+    if wanted and shape.model_type in MEAN_POOLING_TYPES:
+        shape.num_hidden_layers += 1
+    return shape
 
 
 def run_steps(
@@ -142,7 +166,11 @@ def _inputs(ledger: Ledger, batch: Any, count: int) -> Iterator[MicroBatch]:
 
 def _backward(ledger: Ledger, model: nn.Module) -> Any:
     def backward(loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        # What loss.backward() ends in; called by that name, the card's mode would sleep meanwhile, and
+        # checkpointed layers be recomputed without it.
+        torch.autograd.Variable._execution_engine.run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
         ledger.mark((p.grad for p in model.parameters() if p.requires_grad), trace.GRADIENTS)
 
     return backward
@@ -167,8 +195,7 @@ def _batch(micro_batch: int, length: int) -> MicroBatch:
 def _build(
     config: FitConfig, num_labels: int, setup: Setup, fake: FakeTensorMode
 ) -> tuple[nn.Module, tuple[str, ...]]:
-    shape = find_config(config.model, num_labels, revision=config.revision)
-    shape.problem_type = "single_label_classification"
+    shape = model_shape(config, num_labels)
     set_dropout(shape, config.hidden_dropout)
     for key in ("attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(shape, key):
@@ -176,7 +203,8 @@ def _build(
     if getattr(shape, "pad_token_id", None) is None:
         shape.pad_token_id = 0
     kernel = card.register() if setup.device == "cuda" else attention.register()
-    shape._attn_implementation = "eager" if setup.attention == "eager" else kernel
+    fused = supported_attention(shape, kernel)
+    shape._attn_implementation = "eager" if setup.attention == "eager" else fused
     plain = meta_model(shape, dtype=DTYPES[setup.weights])
     if setup.top_layers is not None:
         count = len(encoder_layers(plain))

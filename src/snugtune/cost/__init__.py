@@ -1,0 +1,1 @@
+"""What a run costs: prices with dates and sources."""

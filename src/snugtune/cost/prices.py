@@ -1,0 +1,65 @@
+"""Prices of rented GPUs, with date and source, from ``prices.json``; a user's own price goes before them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+BLOG_UNITS_PER_GB_HOUR = 1.0
+"""The formula of the well-known recipe's author: one compute unit is one GB of GPU memory for one hour."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What one hour of ``device`` costs at ``provider``; Colab's price follows from its compute units."""
+
+    device: str
+    provider: str
+    usd_per_hour: float
+    date: str
+    source: str
+    confirmed: bool = True
+
+
+def prices(device: str) -> list[Price]:
+    """Known prices of a device, cheapest first."""
+    table = _table()
+    found = [Price(**row) for row in table["prices"] if row["device"] == device]
+    colab = table["colab"]
+    units = colab["units_per_hour"].get(device)
+    if units is not None:
+        per_hour = units * colab["usd_per_unit"]
+        found.append(Price(device, "Colab", per_hour, colab["units_date"], colab["units_source"]))
+    return sorted(found, key=lambda price: price.usd_per_hour)
+
+
+def usd_per_hour(device: str, own: float | None = None) -> float | None:
+    """The user's ``own`` price, else the cheapest known one, else None."""
+    if own is not None:
+        return own
+    known = prices(device)
+    return known[0].usd_per_hour if known else None
+
+
+def cost_usd(seconds: float | None, per_hour: float | None) -> float | None:
+    """Price of so many seconds, where both are known."""
+    return None if seconds is None or per_hour is None else seconds / 3600 * per_hour
+
+
+def blog_compute_units(hours: float, memory_gb: float) -> float:
+    """Compute units by the recipe's formula: 9 hours x 15 GB = 135."""
+    return BLOG_UNITS_PER_GB_HOUR * hours * memory_gb
+
+
+def compute_units_usd(units: float) -> float:
+    """Price of compute units at 9.99 USD per 100."""
+    return float(units * _table()["colab"]["usd_per_unit"])
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((files("snugtune.cost") / "prices.json").read_text(encoding="utf-8"))
+    return table

@@ -1,0 +1,1 @@
+"""How much memory a training step takes, and which configuration fits a device: trace, allocator, plan."""

@@ -1,0 +1,120 @@
+"""What an NVIDIA card does differently from a CPU, above autograd, while fake tensors stand in for real ones.
+
+Fake tensors carry the CPU's dispatch keys, so the dispatcher itself applies ``torch.autocast("cpu")`` to
+matrix products. This mode adds what differs on CUDA (PyTorch 2.13 ``aten/src/ATen/autocast_mode.h``): the
+operators that autocast runs in float32, dropout that keeps a mask of one byte, and the memory-efficient
+attention kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_NAME = "snugtune_card"
+
+RUN_IN_FLOAT32: frozenset[Callable[..., Any]] = frozenset(
+    {
+        functional.layer_norm, functional.group_norm, torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt,
+        Tensor.rsqrt, torch.exp, Tensor.exp, torch.log, Tensor.log, torch.norm, Tensor.norm,
+        torch.cumsum, Tensor.cumsum, torch.sum, Tensor.sum, torch.reciprocal, Tensor.reciprocal,
+        functional.nll_loss, functional.mse_loss,
+    }
+)  # fmt: skip
+"""Autocast's float32 list on CUDA, as far as text classifiers use it."""
+
+SOFTMAX: frozenset[Callable[..., Any]] = frozenset(
+    {functional.softmax, torch.softmax, Tensor.softmax, functional.log_softmax, torch.log_softmax}
+)
+"""Autocast gives these ``dtype=float32``, so they read half precision and write float32 in one kernel."""
+
+MASK_ALIGNMENT = 8
+"""Elements to whose multiple the last dimension of an attention bias is padded
+(``aten/src/ATen/native/transformers/attention.cpp``, ``preprocess_mask``)."""
+
+
+class CardSemantics(TorchFunctionMode):
+    """Inside, fake CPU tensors are cast, dropped out and attended to as on a card."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace the few calls that differ."""
+        kwargs = kwargs or {}
+        if func is functional.dropout:
+            return _dropout(*args, **kwargs)
+        if func is functional.scaled_dot_product_attention:
+            return _efficient_attention(*args, **kwargs)
+        if torch.is_autocast_enabled("cpu"):
+            if func in RUN_IN_FLOAT32:
+                args = tuple(map(_float32, args))
+                kwargs = {key: _float32(value) for key, value in kwargs.items()}
+            elif func in SOFTMAX and kwargs.get("dtype") is None:
+                kwargs = {**kwargs, "dtype": torch.float32}
+        return func(*args, **kwargs)
+
+
+def register() -> str:
+    """Make the card's attention known to Transformers; returns its name for ``attn_implementation``."""
+    AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+    return ATTENTION_NAME
+
+
+def _float32(value: Any) -> Any:
+    is_half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if is_half else value
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002
+    if not training or p == 0.0:
+        return input
+    out = torch.native_dropout(input, p, True)[0]
+    return input.copy_(out) if inplace else out
+
+
+def _efficient_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """``scaled_dot_product_attention`` as the memory-efficient kernel runs it.
+
+    A boolean mask becomes an additive one in each layer, held for the backward pass.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (t.to(dtype) for t in (query, key, value))
+    if enable_gqa and key.shape[1] != query.shape[1]:
+        repeat = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(repeat, dim=1) for t in (key, value))
+    bias = None if attn_mask is None else _bias(attn_mask, query)
+    keep_statistics = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, keep_statistics, dropout_p, is_causal, scale=scale
+    )[0]
+    return out
+
+
+def _bias(mask: Tensor, query: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        minus_infinity = torch.scalar_tensor(-torch.inf, dtype=query.dtype)
+        mask = torch.where(mask, torch.scalar_tensor(0.0, dtype=query.dtype), minus_infinity)
+    else:
+        mask = mask.to(query.dtype)
+    if missing := -mask.shape[-1] % MASK_ALIGNMENT:
+        mask = functional.pad(mask, (0, missing))[..., : mask.shape[-1]]
+    return mask.expand(*query.shape[:3], mask.shape[-1])

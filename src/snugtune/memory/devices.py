@@ -1,0 +1,156 @@
+"""The devices a plan is made for: known cards (``devices.json``), a budget in GiB, or this machine's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from snugtune.errors import UserInputError
+from snugtune.memory.workspaces import cublas_bytes
+from snugtune.units import GIB, gib
+
+CPU_FLOAT32_GFLOPS_PER_CORE = 40
+CPU_BFLOAT16_GAIN = 2.3
+CPU_BANDWIDTH_GB_S = 20
+"""Rough rates of a server core, for estimates only."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU or a machine's CPU.
+
+    ``usable_gib`` is what the driver reports as total (for this machine: what is free now); ``context_gib``
+    is taken by the driver before the first tensor. Rates are peaks: dense tensor-core TFLOP/s and GB/s.
+    """
+
+    name: str
+    kind: str
+    usable_gib: float
+    context_gib: float
+    compute_capability: tuple[int, int]
+    half_tflops: float
+    has_bfloat16: bool
+    float32_tflops: float
+    bandwidth_gb_s: float
+    source: str = ""
+
+    @property
+    def half(self) -> str:
+        """The half-precision format to use: bfloat16 from compute capability 8.0 on."""
+        return "bfloat16" if self.has_bfloat16 else "float16"
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Context and cuBLAS workspaces: there whatever the model."""
+        if self.kind == "cpu":
+            return 0
+        return int(self.context_gib * GIB) + cublas_bytes(self.compute_capability)
+
+
+def known_devices() -> dict[str, Device]:
+    """Every known card by name, aliases included."""
+    return {name: device for device, names in _known() for name in names}
+
+
+def find_device(name: str) -> Device:
+    """The card called ``name``.
+
+    Raises:
+        UserInputError: no card of that name is known; similar names are given.
+    """
+    key = name.strip().lower().replace(" ", "").replace("_", "-")
+    devices = known_devices()
+    if key not in devices:
+        close = get_close_matches(key, devices, 3, cutoff=0.4) or sorted(devices)
+        raise UserInputError(
+            f"The GPU {name!r} is not known; use one of {', '.join(close)}, or give its memory with --memory."
+        )
+    return devices[key]
+
+
+def with_memory(device: Device, memory_gib: float) -> Device:
+    """The same device with only so much memory."""
+    return Device(**{**vars(device), "usable_gib": memory_gib})
+
+
+def parse_memory(text: str) -> float:
+    """GiB from text such as ``15GiB``, ``15 GB`` (10**9 bytes), ``15G`` or ``15`` (GiB).
+
+    Raises:
+        UserInputError: it is no positive amount of memory.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(gib|gb|g|mib|mb|m|)\s*", text.lower())
+    if match is None or float(match.group(1)) <= 0:
+        raise UserInputError(f"--memory must be an amount such as 15GiB, not {text!r}.")
+    factor = {"gb": 1e9, "mb": 1e6, "mib": 2**20, "m": 2**20}.get(match.group(2), GIB)
+    return gib(float(match.group(1)) * factor)
+
+
+def this_device() -> Device:
+    """The accelerator of this machine, or its CPU, with the memory that is free now."""
+    import torch
+
+    return _this_gpu() if torch.cuda.is_available() else _this_cpu()
+
+
+def _this_gpu() -> Device:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    properties = torch.cuda.get_device_properties(0)
+    capability = (properties.major, properties.minor)
+    alike = [d for d, _ in _known() if d.name in properties.name or _model(d.name) in properties.name]
+    rates = alike[0] if alike else find_device("t4")
+    # The context exists already and the free memory is without it.
+    return Device(
+        properties.name, "cuda", gib(free), 0.0, capability, rates.half_tflops, capability >= (8, 0),
+        rates.float32_tflops, rates.bandwidth_gb_s, "torch.cuda.mem_get_info",
+    )  # fmt: skip
+
+
+def _model(name: str) -> str:
+    return " ".join(name.split()[:2]).removeprefix("Tesla ")
+
+
+def _this_cpu() -> Device:
+    import os
+
+    import psutil
+    import torch
+
+    float32 = CPU_FLOAT32_GFLOPS_PER_CORE * (os.cpu_count() or 1) / 1000
+    has_bfloat16 = bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return Device(
+        "cpu", "cpu", gib(psutil.virtual_memory().available), 0.0, (0, 0),
+        float32 * (CPU_BFLOAT16_GAIN if has_bfloat16 else 1), has_bfloat16, float32, CPU_BANDWIDTH_GB_S,
+        "psutil.virtual_memory",
+    )  # fmt: skip
+
+
+@cache
+def _known() -> list[tuple[Device, tuple[str, ...]]]:
+    table: dict[str, Any] = json.loads(
+        (files("snugtune.memory") / "devices.json").read_text(encoding="utf-8")
+    )
+    return [(_device(key, row), (key, *row["aliases"])) for key, row in table["devices"].items()]
+
+
+def _device(key: str, row: dict[str, Any]) -> Device:
+    major, minor = row["compute_capability"]
+    return Device(
+        name=key,
+        kind="cuda",
+        usable_gib=row["usable_gib"],
+        context_gib=row["context_gib"],
+        compute_capability=(major, minor),
+        half_tflops=row["half_tflops"],
+        has_bfloat16=row["has_bfloat16"],
+        float32_tflops=row["float32_tflops"],
+        bandwidth_gb_s=row["bandwidth_gb_s"],
+        source=row["source"],
+    )

@@ -1,0 +1,29 @@
+"""What decides the memory of a step besides model and batch: number formats, kernels and levers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a step is run.
+
+    ``device`` is ``cuda`` or ``cpu``. ``weights`` is the format of the frozen weights, ``compute`` that of
+    mixed precision (``float32`` for none). ``attention`` is ``fused`` (pinned, memory-efficient) or ``eager``
+    (scores written out). ``chunked_evaluation`` validates in the training's micro-batches, not in those
+    that are fastest. ``top_layers`` restricts adapters to the last so many layers. ``accumulates`` says
+    that a step has several micro-batches, so gradients are there while the later ones run.
+    """
+
+    device: str = "cuda"
+    weights: str = "float16"
+    compute: str = "float16"
+    attention: str = "fused"
+    attention_dropout: float = 0.0
+    activation_checkpointing: int = 0
+    embedding_on_host: bool = False
+    quantized: bool = False
+    top_layers: int | None = None
+    chunked_evaluation: bool = False
+    accumulates: bool = True

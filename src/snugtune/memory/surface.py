@@ -1,0 +1,152 @@
+"""Peak memory at any micro-batch and length, from few traces.
+
+The code of a step allocates the same storages in the same order whatever the batch; only their sizes change.
+Each storage is affine in the micro-batch (it has a batch dimension or none) and at most quadratic in the
+length (attention's masks and scores). So two traces give every size at one length exactly, three lengths
+give the rest, and the peak follows by adding up or replaying the same events, never by fitting peaks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snugtune.memory.allocator import replay
+from snugtune.memory.trace import Trace, Work
+
+MICRO_BATCHES = (2, 3)
+"""Two sizes above one: with a single example, copies of transposed tensors can fall away."""
+
+ALIGNMENT = 32
+"""Attention kernels pad to multiples of 32, so interpolation runs through lengths of that grid."""
+
+
+class Rehearses(Protocol):
+    """Something that can trace a step at a micro-batch and length."""
+
+    def trace(self, micro_batch: int, length: int, *, work: bool = False) -> Trace:
+        """The trace of one step."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One length: sizes are ``fixed + micro_batch * slope``, in bytes, for the events of ``few``.
+
+    ``few`` and ``more`` are the traces at ``MICRO_BATCHES``.
+    """
+
+    few: Trace
+    more: Trace
+    fixed: NDArray[np.float64]
+    slope: NDArray[np.float64]
+
+
+class Surface:
+    """Peak bytes over (micro_batch, length); ``allocator`` False adds up tensors only, as on a CPU."""
+
+    def __init__(
+        self, rehearsal: Rehearses, *, allocator: bool = True, expandable_segments: bool = True
+    ) -> None:
+        self.rehearsal, self.allocator, self.expandable = rehearsal, allocator, expandable_segments
+        self._columns: dict[int, Column | None] = {}
+
+    def peak_bytes(self, micro_batch: int, length: int) -> int:
+        """Predicted peak: reserved bytes on a card, tensors' bytes on a CPU."""
+        column = self.column(length)
+        if column is None or micro_batch < min(MICRO_BATCHES):
+            return self.exact_peak_bytes(micro_batch, length)
+        return self._peak(column.few, _sizes(column, micro_batch))
+
+    def trace(self, micro_batch: int, length: int) -> Trace:
+        """The trace at this point with its work: put together where two traces give it exactly, else made."""
+        column = self.column(length)
+        if column is None or micro_batch < min(MICRO_BATCHES) or not _same_work(column):
+            return self.rehearsal.trace(micro_batch, length, work=True)
+        sizes = _sizes(column, micro_batch).tolist()
+        storages = [replace(s, n_bytes=n) for s, n in zip(column.few.storages, sizes, strict=True)]
+        few, more = column.few.work, column.more.work
+        share = (micro_batch - MICRO_BATCHES[0]) / (MICRO_BATCHES[1] - MICRO_BATCHES[0])
+        work = Work(
+            few.flops + share * (more.flops - few.flops),
+            few.n_bytes + share * (more.n_bytes - few.n_bytes),
+            few.phase,
+        )
+        return Trace(storages, column.few.events, work)
+
+    def exact_peak_bytes(self, micro_batch: int, length: int) -> int:
+        """The same from a trace of this very shape."""
+        trace = self.rehearsal.trace(micro_batch, length)
+        return self._peak(trace, trace.sizes)
+
+    def interpolated_peak_bytes(self, micro_batch: int, length: int, lengths: tuple[int, int, int]) -> int:
+        """The peak at a length that is not traced, through three that are.
+
+        Raises:
+            ValueError: the step's code differs between the lengths, so that storages do not correspond.
+        """
+        columns = [self.column(grid) for grid in lengths]
+        first = columns[0]
+        if first is None or any(c is None or not _same_events(first.few, c.few) for c in columns):
+            raise ValueError(f"the steps at lengths {lengths} do not allocate alike")
+        values = [_sizes(c, micro_batch) for c in columns if c is not None]
+        weights = _lagrange(length, lengths)
+        sizes = np.rint(sum(w * v for w, v in zip(weights, values, strict=True))).astype(np.int64)
+        return self._peak(first.few, sizes)
+
+    def max_micro_batch(self, budget_bytes: int, length: int, limit: int) -> int:
+        """The largest micro-batch up to ``limit`` whose peak is within the budget; 0 if not even one is."""
+        low, high = 0, limit
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (
+                (middle, high) if self.peak_bytes(middle, length) <= budget_bytes else (low, middle - 1)
+            )
+        return low
+
+    def column(self, length: int) -> Column | None:
+        """Sizes at ``length`` as functions of the micro-batch; None if the events differ between two."""
+        if length not in self._columns:
+            few, more = (self.rehearsal.trace(b, length, work=True) for b in MICRO_BATCHES)
+            self._columns[length] = _column(few, more)
+        return self._columns[length]
+
+    def _peak(self, trace: Trace, sizes: NDArray[np.int64]) -> int:
+        if self.allocator:
+            return replay(trace, sizes, expandable_segments=self.expandable).peak_reserved
+        return int(trace.running_bytes(sizes).max(initial=0))
+
+
+def aligned(length: int) -> int:
+    """``length`` rounded up to the kernels' grid."""
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def _column(few: Trace, more: Trace) -> Column | None:
+    if not _same_events(few, more):
+        return None
+    step = MICRO_BATCHES[1] - MICRO_BATCHES[0]
+    slope = (more.sizes - few.sizes) / step
+    return Column(few, more, few.sizes - MICRO_BATCHES[0] * slope, slope)
+
+
+def _same_events(one: Trace, other: Trace) -> bool:
+    return len(one.storages) == len(other.storages) and np.array_equal(one.events, other.events)
+
+
+def _same_work(column: Column) -> bool:
+    return len(column.few.work.flops) == len(column.more.work.flops)
+
+
+def _sizes(column: Column, micro_batch: int) -> NDArray[np.int64]:
+    return np.rint(np.maximum(column.fixed + micro_batch * column.slope, 1)).astype(np.int64)
+
+
+def _lagrange(x: float, points: tuple[int, int, int]) -> list[float]:
+    weights = []
+    for i, xi in enumerate(points):
+        others = [xj for j, xj in enumerate(points) if j != i]
+        weights.append(float(np.prod([(x - xj) / (xi - xj) for xj in others])))
+    return weights

@@ -1,0 +1,302 @@
+"""A ledger of every storage that a piece of PyTorch code allocates, and what it adds up to.
+
+The ledger is a dispatch mode: it sees the outputs of every operator below autograd, so tensors saved for the
+backward pass are counted as long as autograd holds them. Views and in-place results share a storage that is
+known already and count nothing. It works alike on real tensors and on fake ones, which have shapes only.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from snugtune.memory.workspaces import workspace_bytes
+
+WEIGHTS, GRADIENTS, STATE = "weights", "gradients", "optimiser state"
+ACTIVATIONS, BACKWARD, WORKSPACES = "activations", "backward temporaries", "workspaces"
+UPDATE, EVALUATION, INPUTS, HOST = "update temporaries", "evaluation", "inputs", "host"
+
+KINDS = {
+    "linear": ("addmm", "mm", "bmm", "baddbmm"),
+    "attention": ("_scaled_dot_product", "_softmax", "_safe_softmax", "_efficient_attention"),
+    "normalisation": ("native_layer_norm", "rsqrt", "pow", "mean", "_fused_rms_norm"),
+    "non-linearity": ("gelu", "silu", "relu", "tanh", "sigmoid"),
+    "dropout": ("native_dropout", "bernoulli"),
+    "casts": ("_to_copy",),
+    "embedding": ("embedding",),
+}
+"""Kinds of activations by the beginning of the operator's name; everything else is element-wise."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One allocation: its size, what it was for and where it was made.
+
+    ``module`` is the path of the innermost module whose forward (or whose part of backward) made it.
+    """
+
+    n_bytes: int
+    category: str
+    kind: str
+    module: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """Arithmetic and traffic of each operator call, in order: FLOPs, bytes read plus written, and phase."""
+
+    flops: NDArray[np.float64]
+    n_bytes: NDArray[np.float64]
+    phase: NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything allocated and freed, in order.
+
+    ``events`` (N,) holds ``i + 1`` where storage ``i`` is allocated and ``-(i + 1)`` where it is freed.
+    """
+
+    storages: list[Storage]
+    events: NDArray[np.int64]
+    work: Work = field(default_factory=lambda: Work(np.zeros(0), np.zeros(0), np.zeros(0, np.str_)))
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each storage."""
+        return np.array([s.n_bytes for s in self.storages], dtype=np.int64)
+
+    def running_bytes(self, sizes: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Bytes alive after each event."""
+        sizes = self.sizes if sizes is None else sizes
+        return np.cumsum(np.sign(self.events) * sizes[np.abs(self.events) - 1])
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes alive at once."""
+        return int(self.running_bytes().max(initial=0))
+
+    @property
+    def peak_event(self) -> int:
+        """Index of the event that makes the peak."""
+        return int(self.running_bytes().argmax()) if len(self.events) else 0
+
+    def alive(self, event: int) -> list[int]:
+        """Indices of the storages alive just after ``event``."""
+        alive = set()
+        for value in self.events[: event + 1].tolist():
+            if value > 0:
+                alive.add(value - 1)
+            else:
+                alive.discard(-value - 1)
+        return sorted(alive)
+
+    def composition(self) -> dict[str, int]:
+        """Bytes at the peak by category, activations by kind (``activations: linear``), largest first."""
+        counts: Counter[str] = Counter()
+        for i in self.alive(self.peak_event):
+            storage = self.storages[i]
+            name = storage.category
+            counts[f"{name}: {storage.kind}" if name == ACTIVATIONS else name] += storage.n_bytes
+        return dict(counts.most_common())
+
+    def peak_place(self) -> str:
+        """Module and kind of operator whose allocation makes the peak."""
+        if not len(self.events):
+            return ""
+        storage = self.storages[abs(int(self.events[self.peak_event])) - 1]
+        return f"{storage.module or 'outside the model'} ({storage.category}, {storage.kind})"
+
+    def without(self, category: str) -> Trace:
+        """The trace less one category, for instance what lives on the host."""
+        dropped = np.array([s.category == category for s in self.storages], dtype=bool)
+        kept = self.events[~dropped[np.abs(self.events) - 1]] if len(self.events) else self.events
+        return Trace(self.storages, kept, self.work)
+
+
+class Ledger(TorchDispatchMode):
+    """Records allocations while it is active; ``phase`` says what they are for.
+
+    Args:
+        model: names the places; hooks on its modules are removed by ``close``.
+        workspaces: adds what CUDA kernels allocate inside one operator (see ``workspaces.py``).
+        work: also counts FLOPs and bytes moved, for the estimate of time.
+    """
+
+    def __init__(
+        self, model: nn.Module | None = None, *, workspaces: bool = False, work: bool = False
+    ) -> None:
+        super().__init__()
+        self.phase = ACTIVATIONS
+        self._workspaces, self._count_work = workspaces, work
+        self._n_bytes: list[int] = []
+        self._category: list[str] = []
+        self._kind: list[str] = []
+        self._module: list[str] = []
+        self._events: list[int] = []
+        self._alive: dict[int, tuple[int, Any]] = {}
+        self._flops: list[float] = []
+        self._moved: list[float] = []
+        self._phases: list[str] = []
+        self._stack: list[str] = []
+        self._mark_at: list[int] = []
+        self._mark_name: list[str] = []
+        self._hooks = _hook_modules(model, self) if model is not None else []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and enter what it allocated."""
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        extra = workspace_bytes(func, args) if self._workspaces else 0
+        if extra:
+            index = self._enter(extra, WORKSPACES, "attention")
+            self._events.append(index + 1)
+        out = func(*args, **kwargs)
+        if not func.is_view:
+            kind = ""
+            for tensor in _tensors(out):
+                kind = kind or _kind(func)
+                self._see(tensor, None, kind)
+            if self._count_work:
+                self._add_work(func, args, kwargs, out)
+        if extra:
+            self._events.append(-(index + 1))
+        return out
+
+    def mark(self, tensors: Iterable[Tensor | None], category: str) -> None:
+        """Say what storages are, entering those that were there before the ledger."""
+        for tensor in tensors:
+            if tensor is not None:
+                self._see(tensor, category, category)
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Allocations inside are for ``phase``."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    def close(self) -> Trace:
+        """Stop watching and return the trace."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._alive = {}
+        columns = zip(self._n_bytes, self._category, self._kind, self._module, strict=True)
+        return Trace(
+            [Storage(*row) for row in columns],
+            np.array(self._events, dtype=np.int64),
+            Work(np.array(self._flops, float), np.array(self._moved, float), np.array(self._phases, np.str_)),
+        )
+
+    def enter_module(self, name: str) -> None:
+        """A module's forward begins."""
+        self._stack.append(name)
+        self._mark(name)
+
+    def leave_module(self) -> None:
+        """The innermost module's forward is over."""
+        if self._stack:
+            self._stack.pop()
+        self._mark(self._stack[-1] if self._stack else "")
+
+    def _mark(self, name: str) -> None:
+        # Autograd numbers its nodes in the order of the forward pass: the number leads back to the module.
+        self._mark_at.append(torch._C._autograd._get_sequence_nr())
+        self._mark_name.append(name)
+
+    def _place(self) -> str:
+        if self._stack:
+            return self._stack[-1]
+        node = torch._C._current_autograd_node()
+        if node is None or not self._mark_at:
+            return ""
+        at = bisect_right(self._mark_at, node._sequence_nr()) - 1
+        return self._mark_name[at] if at >= 0 else ""
+
+    def _enter(self, n_bytes: int, category: str, kind: str) -> int:
+        self._n_bytes.append(n_bytes)
+        self._category.append(category)
+        self._kind.append(kind)
+        self._module.append(self._place())
+        return len(self._n_bytes) - 1
+
+    def _see(self, tensor: Tensor, category: str | None, kind: str) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._alive.get(key)
+        if known is not None:
+            if category is not None:
+                self._category[known[0]] = category
+            return
+        n_bytes = storage.nbytes()
+        if n_bytes == 0:
+            return
+        index = self._enter(n_bytes, category or self._category_now(), kind)
+        self._alive[key] = (index, weakref.ref(storage, lambda _: self._free(key, index)))
+        self._events.append(index + 1)
+
+    def _category_now(self) -> str:
+        in_backward = self.phase == ACTIVATIONS and torch._C._current_autograd_node() is not None
+        return BACKWARD if in_backward else self.phase
+
+    def _free(self, key: int, index: int) -> None:
+        if self._alive.pop(key, None) is not None:
+            self._events.append(-(index + 1))
+
+    def _add_work(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        self._flops.append(_flops(func, args, kwargs, out))
+        moved = sum(t.numel() * t.element_size() for t in (*_tensors(args), *_tensors(out)))
+        self._moved.append(float(moved))
+        self._phases.append(self.phase)
+
+
+def _hook_modules(model: nn.Module, ledger: Ledger) -> list[Any]:
+    hooks: list[Any] = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: ledger.enter_module(name)))
+        hooks.append(module.register_forward_hook(lambda *_: ledger.leave_module(), always_call=True))
+    return hooks
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _kind(func: Any) -> str:
+    name = func._schema.name.rpartition("::")[2]
+    for kind, beginnings in KINDS.items():
+        if name.startswith(beginnings):
+            return kind
+    return "element-wise"
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
+    name = func._schema.name
+    if name.endswith("_attention_for_cpu"):
+        return float(sdpa_flop_count(*(t.shape for t in args[:3])))
+    if name.endswith("_attention_for_cpu_backward"):
+        return float(sdpa_backward_flop_count(*(t.shape for t in args[:4])))
+    count = flop_registry.get(func._overloadpacket)
+    return float(count(*args, **kwargs, out_val=out)) if count else 0.0

@@ -1,0 +1,44 @@
+"""What CUDA kernels and libraries allocate beside the tensors PyTorch shows: modelled, not traced.
+
+Sources: PyTorch 2.x ``aten/src/ATen/native/transformers/cuda/attention_backward.cu`` and
+``mem_eff_attention/kernel_backward.h`` (accumulators of the memory-efficient attention's backward pass),
+``aten/src/ATen/cuda/CublasHandlePool.cpp`` (``getChosenWorkspaceSize``).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+CUBLAS_BYTES = 4096 * 1024 * 2 + 16 * 1024 * 8
+"""cuBLAS's workspace of one handle and stream, ``:4096:2:16:8`` in KiB: 8.1 MiB."""
+
+CUBLAS_HOPPER_BYTES = 32 * 1024 * 1024
+"""The same on compute capability 9.0."""
+
+CUBLAS_HANDLES = 2
+"""The main thread's and the backward thread's."""
+
+
+def cublas_bytes(capability: tuple[int, int]) -> int:
+    """Bytes of cuBLAS workspace of a training process on a card of this compute capability."""
+    per_handle = CUBLAS_HOPPER_BYTES if capability[0] == 9 else CUBLAS_BYTES
+    return CUBLAS_HANDLES * per_handle
+
+
+def workspace_bytes(func: Any, args: tuple[Any, ...]) -> int:
+    """Bytes that the operator takes and gives back inside itself.
+
+    The backward pass of memory-efficient attention on half-precision inputs accumulates the gradient of the
+    queries in float32, padded to blocks of 64, and holds one float32 per query row (``delta``).
+    """
+    name = func._schema.name
+    if not name.endswith("_scaled_dot_product_efficient_attention_backward"):
+        return 0
+    query = args[1]
+    batch, heads, length, head_dim = query.shape
+    rows = batch * heads * length
+    accumulator = 0
+    if query.element_size() == 2:
+        accumulator = 4 * batch * heads * math.ceil(length / 64) * 64 * math.ceil(head_dim / 64) * 64
+    return accumulator + 4 * rows

@@ -1,0 +1,95 @@
+import json
+from importlib.resources import files
+
+import pytest
+
+from snugtune.cost.prices import (
+    blog_compute_units,
+    compute_units_usd,
+    cost_usd,
+    prices,
+    usd_per_hour,
+)
+from snugtune.errors import UserInputError
+from snugtune.memory.devices import find_device, known_devices, parse_memory, this_device, with_memory
+from snugtune.memory.workspaces import cublas_bytes
+
+ASKED = ("t4", "v100", "l4", "rtx3060", "rtx4090", "a10g", "a100-40", "a100-80", "h100", "h200")
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_cards_are_known_and_plausible(name):
+    card = find_device(name)
+    assert 8 < card.usable_gib < 150
+    assert card.half_tflops >= card.float32_tflops
+    assert card.has_bfloat16 == (card.compute_capability >= (8, 0))
+    assert card.source.startswith("https://")
+
+
+def test_a_16_gb_card_has_less():
+    assert find_device("T4").usable_gib == 14.56
+    assert find_device("v100") == find_device("v100-16")
+
+
+def test_half_precision_by_generation():
+    assert find_device("t4").half == "float16"
+    assert find_device("l4").half == "bfloat16"
+
+
+def test_context_and_workspaces_are_taken_before_the_first_tensor():
+    assert cublas_bytes((7, 5)) == 2 * 8_519_680
+    assert cublas_bytes((9, 0)) == 64 << 20
+    assert find_device("t4").fixed_bytes > 0.3 * 2**30
+
+
+def test_an_unknown_card_names_some_that_are_known():
+    with pytest.raises(UserInputError, match=r"'a1000' is not known; use one of .*a100"):
+        find_device("a1000")
+
+
+@pytest.mark.parametrize(
+    ("text", "gib"), [("15GiB", 15), ("15 g", 15), ("15", 15), ("512MiB", 0.5), ("2.147483648 GB", 2)]
+)
+def test_amounts_of_memory(text, gib):
+    assert parse_memory(text) == pytest.approx(gib)
+
+
+@pytest.mark.parametrize("text", ["", "much", "-3GiB", "0", "3 cows"])
+def test_what_is_no_amount_of_memory(text):
+    with pytest.raises(UserInputError, match="15GiB"):
+        parse_memory(text)
+
+
+def test_a_budget_on_a_card():
+    assert with_memory(find_device("l4"), 5.0).usable_gib == 5.0
+
+
+def test_this_machine_has_memory():
+    device = this_device()
+    assert device.usable_gib > 0.05
+    assert device.kind in {"cpu", "cuda"}
+
+
+def test_prices_have_dates_and_sources_and_known_cards():
+    table = json.loads((files("snugtune.cost") / "prices.json").read_text())
+    for row in table["prices"]:
+        assert row["device"] in known_devices()
+        assert row["usd_per_hour"] > 0
+        assert row["date"].startswith("20")
+        assert row["source"].startswith("https://")
+    assert set(table["colab"]["units_per_hour"]) <= set(known_devices())
+
+
+def test_the_user_s_own_price_wins_and_zero_is_a_price():
+    assert usd_per_hour("t4", 7.0) == 7.0
+    assert usd_per_hour("t4", 0.0) == 0.0
+    assert usd_per_hour("t4") == min(price.usd_per_hour for price in prices("t4"))
+    assert usd_per_hour("rtx3060") is None
+    assert cost_usd(1800, 2.0) == 1.0
+    assert cost_usd(None, 2.0) is None
+
+
+def test_the_recipe_s_arithmetic():
+    units = blog_compute_units(9, 15)
+    assert units == 135
+    assert compute_units_usd(units) == pytest.approx(13.49, abs=0.005)

@@ -1,0 +1,140 @@
+import torch
+from torch import nn
+
+from snugtune.memory.trace import ACTIVATIONS, BACKWARD, GRADIENTS, INPUTS, UPDATE, WEIGHTS, Ledger
+
+MIB = 1 << 20
+
+
+def mebibyte(*, requires_grad=False):
+    return torch.zeros(512, 512, requires_grad=requires_grad)
+
+
+def peak_of(run):
+    with Ledger() as ledger:
+        run()
+    return ledger.close().peak_bytes
+
+
+def test_views_and_in_place_results_count_nothing():
+    def run():
+        x = mebibyte()
+        y = x.view(-1)
+        y.add_(1).mul_(2)
+        x.t().expand(1, 512, 512)
+
+    assert peak_of(run) == MIB
+
+
+def test_what_is_dropped_is_freed():
+    def run():
+        for _ in range(5):
+            mebibyte() + 1
+
+    assert peak_of(run) == 2 * MIB
+
+
+def test_a_chain_of_results_holds_two_at_a_time():
+    def run():
+        x = mebibyte()
+        for _ in range(5):
+            x = x + 1
+
+    assert peak_of(run) == 2 * MIB
+
+
+def test_tensors_saved_for_backward_are_counted_until_backward():
+    x = mebibyte(requires_grad=True)
+    with Ledger() as ledger:
+        out = x
+        for _ in range(3):
+            # Each exp saves its result.
+            out = out.exp()
+        with ledger.during("loss"):
+            total = out.sum()
+        del out
+        assert ledger_bytes(ledger) == 3 * MIB + 4
+        total.backward()
+        del total
+    trace = ledger.close()
+    assert x.grad is not None
+    assert trace.running_bytes()[-1] == MIB
+
+
+def ledger_bytes(ledger):
+    return sum(ledger._n_bytes[index] for index, _ in ledger._alive.values())
+
+
+def test_frozen_and_trained_weights_and_the_batch_have_their_categories():
+    model = nn.Sequential(nn.Linear(512, 512, bias=False), nn.ReLU(), nn.Linear(512, 512, bias=False))
+    model[0].weight.requires_grad_(False)
+    ledger = Ledger(model)
+    ledger.mark(model.parameters(), WEIGHTS)
+    with ledger:
+        with ledger.during(INPUTS):
+            x = mebibyte()
+        loss = model(x).square().mean()
+        loss.backward()
+        ledger.mark([p.grad for p in model.parameters()], GRADIENTS)
+        with ledger.during(UPDATE):
+            model[2].weight.grad * 2
+    trace = ledger.close()
+    by_category = {}
+    for storage in trace.storages:
+        by_category[storage.category] = by_category.get(storage.category, 0) + storage.n_bytes
+    assert by_category[WEIGHTS] == 2 * MIB
+    assert by_category[INPUTS] == MIB
+    assert by_category[GRADIENTS] == MIB
+    assert by_category[UPDATE] == MIB
+    assert by_category[BACKWARD] >= MIB
+    assert {s.module for s in trace.storages if s.category == ACTIVATIONS} >= {"0", "1", "2"}
+
+
+def test_composition_adds_up_to_the_peak_and_the_place_is_a_module():
+    model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 8))
+    ledger = Ledger(model)
+    ledger.mark(model.parameters(), WEIGHTS)
+    with ledger:
+        model(torch.zeros(512, 64)).sum().backward()
+    trace = ledger.close()
+    parts = trace.composition()
+    assert sum(parts.values()) == trace.peak_bytes == trace.running_bytes()[trace.peak_event]
+    assert parts["activations: linear"] >= 4 * 512 * 256
+    assert trace.peak_place().split(" ")[0] in {"0", "1", "2"}
+
+
+def test_storages_of_backward_lie_in_the_module_whose_gradient_it_is():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
+    with Ledger(model) as ledger:
+        model(torch.zeros(4, 16)).sum().backward()
+    places = {s.module for s in ledger.close().storages if s.category == BACKWARD}
+    assert {"0", "1", "2"} <= places
+
+
+def test_the_hooks_are_gone_after_closing():
+    model = nn.Linear(4, 4)
+    ledger = Ledger(model)
+    ledger.close()
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+def test_a_category_can_be_left_out():
+    with Ledger() as ledger:
+        x = mebibyte()
+        ledger.mark([x], "host")
+        y = mebibyte()
+        del x, y
+    trace = ledger.close().without("host")
+    assert trace.peak_bytes == MIB
+    assert trace.running_bytes()[-1] == 0
+
+
+def test_work_counts_flops_and_traffic():
+    a, b = torch.zeros(8, 16), torch.zeros(16, 4)
+    with Ledger(work=True) as ledger:
+        a @ b
+    work = ledger.close().work
+    assert work.flops.tolist() == [2 * 8 * 16 * 4]
+    assert work.n_bytes.tolist() == [4 * (8 * 16 + 16 * 4 + 8 * 4)]
+    assert work.phase.tolist() == [ACTIVATIONS]
