@@ -69,7 +69,7 @@ def write_run(folder, model_folder, *, threshold=0.5):
         "label_aliases": {"card": "Card"},
         "columns": {"text": ["text"], "label": "label"},
         "model": {"folder": "model", "max_length": 64},
-        "decision": {"temperature": 1.0, "confidence_threshold": threshold},
+        "decision": {"mixture": {}, "confidence_threshold": threshold, "precision_target": 0.95},
     }
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     return folder

@@ -8,10 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from snugtune.errors import UserInputError
 
 PIPE = "-"
+
+
+def standard_output() -> BinaryIO:
+    """Standard output for bytes, buffered.
+
+    With PYTHONUNBUFFERED set, ``sys.stdout.buffer`` may write a part of what it is given and say nothing.
+    """
+    return open(sys.stdout.fileno(), "wb", closefd=False)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def predict(
     Every row of INPUT comes out in its order with five columns added: predicted_label, confidence,
     needs_review, second_label, third_label. Columns of these names that INPUT already has are replaced.
     """
-    from snugtune.cli.pipe import PIPE, readable
+    from snugtune.cli.pipe import PIPE, readable, standard_output
     from snugtune.cli.render import RichObserver, quiet_libraries
     from snugtune.errors import UserInputError
     from snugtune.predict.predictor import Predictor
@@ -64,7 +64,7 @@ def predict(
         check_output(output, overwrite=overwrite)
     quiet_libraries()
     predictor = Predictor.load(run, dtype=dtype)  # type: ignore[arg-type]  # checked there
-    target: Any = sys.stdout.buffer if piped else output
+    target: Any = standard_output() if piped else output
     try:
         with readable(source) as path, RichObserver() as observer:
             counts = predict_table(
