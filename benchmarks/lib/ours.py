@@ -17,29 +17,29 @@ from snugtune.files import write_json
 from snugtune.model.adapter import wrap
 from snugtune.model.artifact import save_model
 from snugtune.model.backbone import load_backbone
-from snugtune.model.head import find_head, write_probe
+from snugtune.model.head import find_head
 from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.train import probe
 from snugtune.train.engine import train
-from snugtune.train.forward import layer_inputs
-from snugtune.train.probe import fit_probe
 
 from .datasets import TokenData
 from .reference import TargetReachedError
 
 
 def start_from_probe(data: TokenData, config: FitConfig) -> None:
-    """The frozen pass over the training rows and the linear probe, written into the head."""
+    """The frozen pass over the training and validation rows and the linear probe, written into the head."""
     model = data.backbone.model
-    head = find_head(model, config.modules_to_save)
-    features = layer_inputs(
+    probe.start_from_probe(
         model,
-        head.feature_layer,
+        find_head(model, config.modules_to_save),
         data.train.tokens,
+        data.train.y,
+        len(data.labels.names),
+        held_out=(data.validation.tokens, data.validation.y),
         pad_token_id=data.backbone.tokenizer.pad_token_id,
         device=data.device,
         dtype=data.dtype,
     )
-    write_probe(head, fit_probe(features, data.train.y, len(data.labels.names), head))
 
 
 def wrap_model(data: TokenData, config: FitConfig) -> tuple[nn.Module, tuple[str, ...]]:

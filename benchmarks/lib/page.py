@@ -46,7 +46,7 @@ def draw(results: Sequence[dict[str, Any]]) -> str:
     """The whole page as Markdown."""
     parts = [INTRODUCTION]
     for name, (title, section) in SECTIONS.items():
-        chosen = [result for result in results if result["benchmark"] == name]
+        chosen = [result for result in results if result.get("benchmark") == name]
         if chosen:
             parts.append(f"## {title}\n")
         parts += ["\n".join([*section(result), "", *source(result), ""]) for result in chosen]

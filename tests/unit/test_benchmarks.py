@@ -410,6 +410,12 @@ def test_a_newer_result_of_the_same_host_replaces_the_older(results):
     assert "2026-01-02-time-to-quality" not in drawn
 
 
+def test_results_of_other_kinds_are_left_out_of_the_page(results):
+    before = page.draw(page.read_results(results))
+    (results / "2026-03-04-memory-host.json").write_text('{"cases": []}', encoding="utf-8")
+    assert page.draw(page.read_results(results)) == before
+
+
 def test_the_page_in_the_documentation_is_the_one_its_results_give():
     if not page.PAGE.exists():
         assert not list(common.RESULTS.glob("*.json")), "run a benchmark to draw docs/benchmarks.md"
