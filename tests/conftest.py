@@ -8,6 +8,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# One thread each: the models are tiny, and on a busy machine threads that wait for each other take minutes.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Derived models of the tests do not belong into the user's cache.
 os.environ["SNUGTUNE_CACHE"] = tempfile.mkdtemp(prefix="snugtune-tests-")
 atexit.register(shutil.rmtree, os.environ["SNUGTUNE_CACHE"], ignore_errors=True)

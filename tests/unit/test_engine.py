@@ -58,6 +58,20 @@ def test_the_cut_changes_neither_losses_nor_weights(budget):
         torch.testing.assert_close(cut_state[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
+def test_one_process_trains_in_one_precision_after_another():
+    losses = []
+    for dtype in (torch.bfloat16, torch.float32):
+        config = make_config({"train": "x", "num_train_epochs": 1})
+        plain = tiny_model()
+        head_names = find_head(plain).modules_to_save
+        result = train(
+            wrap(plain, config), examples(32, 1), examples(8, 2), config,
+            head_names=head_names, pad_token_id=0, dtype=dtype, device=CPU,
+        )  # fmt: skip
+        losses.append(result.metrics[1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_accumulation_settings_mean_what_they_say():
     one, _ = run(effective_batch_size=16)
     two, _ = run(per_device_train_batch_size=2, gradient_accumulation_steps=8)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
@@ -75,6 +76,8 @@ def train(
         TrainingError: the loss or the gradient is not finite; names the step and the rows.
     """
     observer = observer or Observer()
+    # Accelerate keeps one precision for the whole process; a fit after a fit may want another.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision=MIXED_PRECISION[dtype], cpu=device.type == "cpu")
     per_epoch = steps_per_epoch(len(train_set.y), config.step_examples)
     total = max(1, math.ceil(per_epoch * config.num_train_epochs))
