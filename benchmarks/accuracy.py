@@ -45,8 +45,10 @@ def main() -> None:
     if not results:
         return
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "keep")}
-    record = {"settings": settings, "data": results}
-    common.save_result("accuracy", record, options.out, machine=common.hardware())
+    # A file for each choice of data, so that those measured with other options stand beside each other.
+    record = {"benchmark": "accuracy", "settings": settings, "data": results}
+    name = f"accuracy-{'-'.join(results)}"
+    common.save_result(name, record, options.out, machine=common.hardware())
     page.refresh(options.out)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from snugtune.files import write_text
 from snugtune.units import duration
 
+from . import picture
 from .common import REPOSITORY, RESULTS
 
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
@@ -28,7 +29,11 @@ taken turn by turn and shown as the median (smallest to largest).
 def refresh(results: Path = RESULTS, page: Path = PAGE) -> None:
     """Redraw the page after a measurement; measurements written elsewhere leave it as it is."""
     if results.resolve() == RESULTS:
-        write_text(page, draw(read_results(results)))
+        found = read_results(results)
+        write_text(page, draw(found))
+        for result in found:
+            if result["benchmark"] == "time-to-quality" and not result["hardware"]["gpu"]:
+                picture.draw(result)
         print(f"Drew {page}.")
 
 

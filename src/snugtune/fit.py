@@ -18,11 +18,14 @@ from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.decision import Decision, decide
 from snugtune.evaluate.metrics import classification_metrics, single_class_alarm
 from snugtune.files import check_free_space, staged_folder
-from snugtune.memory.meter import PeakMeter
+from snugtune.memory.meter import PeakMeter, resident_bytes
+from snugtune.memory.plan import Plan
 from snugtune.model.adapter import is_peft, load_trainable_state, trainable_state, wrap
 from snugtune.model.artifact import check_reload, save_model
 from snugtune.model.backbone import Backbone, load_backbone
+from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.head import find_head
+from snugtune.model.offload import embedding_to_host
 from snugtune.model.parameters import ParameterReport, count_parameters
 from snugtune.model.precision import compute_dtype, pick_device
 from snugtune.progress import Observer, PhaseClock
@@ -30,7 +33,9 @@ from snugtune.report.card import write_card
 from snugtune.report.record import RunFacts, write_metrics, write_predictions, write_record
 from snugtune.train.engine import Examples, TrainResult, train
 from snugtune.train.forward import predict_logits
+from snugtune.train.planning import plan_run
 from snugtune.train.probe import start_from_probe
+from snugtune.units import GIB
 
 ROWS_TO_CHECK = 16
 """Held-out rows on which the saved model must repeat the trained one's logits."""
@@ -57,12 +62,14 @@ def fit(
     clock = PhaseClock(observer or Observer())
     with staged_folder(out, overwrite=overwrite, marker="run.json") as folder:
         data = load_data(config, clock)
+        resident_before = resident_bytes()
         job = _prepare(config, data, clock)
         tokens = _tokenize(job)
-        trainee = _trainee(job, tokens)
+        plan = _plan(job, tokens["train"])
+        trainee = _trainee(job, plan, tokens)
         check_free_space(folder, _folder_bytes(trainee.parameters))
         with PeakMeter(job.device) as memory:
-            result = _train(job, trainee, tokens, memory)
+            result = _train(job, plan, trainee, tokens, memory)
         final = _on_published_weights(job, trainee.model)
         logits = _held_out_logits(job, final, tokens)
         baseline = _fit_baseline(job)
@@ -70,7 +77,8 @@ def fit(
         scores = _score(job, logits, baseline, decision)
         saved = _save(job, final, baseline, decision, folder)
         difference = _check_saved(job, saved, logits["validation"], peft=is_peft(final))
-        _write(job, tokens, trainee, result, memory, decision, scores, saved, difference, folder)
+        peaks = Peaks(_predicted_bytes(plan, job, resident_before), memory.peak_bytes)
+        _write(job, tokens, trainee, result, peaks, decision, scores, saved, difference, folder)
     return Path(out)
 
 
@@ -101,6 +109,14 @@ class Trainee:
 
 
 @dataclass(frozen=True)
+class Peaks:
+    """Peak memory of training, before and after."""
+
+    predicted_bytes: int
+    measured_bytes: int
+
+
+@dataclass(frozen=True)
 class Scores:
     """By part (validation, test): probabilities (N, K), the metrics they give, and the baseline's."""
 
@@ -128,8 +144,32 @@ def _tokenize(job: Job) -> dict[str, Tokens]:
     return tokens
 
 
-def _trainee(job: Job, tokens: dict[str, Tokens]) -> Trainee:
-    """The model on its device, its head started from the probe, the adapter attached."""
+def _plan(job: Job, tokens: Tokens) -> Plan:
+    """How the steps are cut, and with which levers, so that training fits; none changes the result."""
+    # The folder that was loaded may have a layer more than the name stands for.
+    config = job.config.model_copy(update={"model": job.backbone.source})
+    plan = plan_run(config, len(job.data.labels.names), tokens.lengths)
+    job.clock.say(
+        f"Plan: {plan.predicted_peak_gib:.2f} GiB of {plan.capacity_gib:.1f} GiB free, "
+        f"{plan.tokens_per_micro_batch:,} tokens in a micro-batch"
+        + (f", {', '.join(plan.levers)}" if plan.levers else "")
+        + f" ({plan.basis})."
+    )
+    if not plan.fits:
+        job.clock.say(f"Warning: {plan.why}")
+    return plan
+
+
+def _predicted_bytes(plan: Plan, job: Job, resident_before: int) -> int:
+    """On a CPU the process's own memory, with its libraries and data, is part of what is measured."""
+    planned = round(plan.predicted_peak_gib * GIB)
+    return planned if job.device.type == "cuda" else resident_before + planned
+
+
+def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens]) -> Trainee:
+    """The model on its device, head started from the probe, adapter attached, the plan's levers set."""
+    if plan.setup.embedding_on_host:
+        embedding_to_host(job.backbone.model)
     model = job.backbone.model.to(job.device)
     head = find_head(model, job.config.modules_to_save)
     if job.config.probe_start:
@@ -141,6 +181,7 @@ def _trainee(job: Job, tokens: dict[str, Tokens]) -> Trainee:
             device=job.device, dtype=job.dtype, on_rows=job.clock.advance,
         )  # fmt: skip
     trained = wrap(model, job.config)
+    checkpoint_layers(trained, plan.setup.activation_checkpointing)
     parameters = count_parameters(trained)
     job.clock.say(
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
@@ -153,14 +194,16 @@ def _folder_bytes(parameters: ParameterReport) -> int:
     return 4 * parameters.trainable + FOLDER_OVERHEAD_BYTES
 
 
-def _train(job: Job, trainee: Trainee, tokens: dict[str, Tokens], memory: PeakMeter) -> TrainResult:
+def _train(
+    job: Job, plan: Plan, trainee: Trainee, tokens: dict[str, Tokens], memory: PeakMeter
+) -> TrainResult:
     job.clock.phase("train")
     part, validation = job.data.parts["train"], job.data.parts["validation"]
     result = train(
         trainee.model,
         Examples(tokens["train"], part.y, part.rows + job.data.first_row),
         Examples(tokens["validation"], validation.y),
-        job.config,
+        job.config.model_copy(update={"tokens_per_micro_batch": plan.tokens_per_micro_batch}),
         head_names=trainee.head_names,
         pad_token_id=job.pad_token_id,
         dtype=job.dtype,
@@ -259,7 +302,7 @@ def _write(
     tokens: dict[str, Tokens],
     trainee: Trainee,
     result: TrainResult,
-    memory: PeakMeter,
+    peaks: Peaks,
     decision: Decision,
     scores: Scores,
     saved: Path,
@@ -272,8 +315,8 @@ def _write(
     facts = RunFacts(
         config=job.config, data=job.data, truncation=tokens["train"].truncation,
         parameters=trainee.parameters, model_folder=saved.name, max_length=job.backbone.max_length,
-        device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=None,
-        measured_peak_bytes=memory.peak_bytes,
+        device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=peaks.predicted_bytes,
+        measured_peak_bytes=peaks.measured_bytes,
         decision=decision, metrics=scores.metrics, baseline_metrics=scores.baseline_metrics,
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=difference, seconds=job.clock.seconds(),

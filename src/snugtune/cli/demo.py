@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as json_module
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +12,15 @@ import typer
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("demo"),
     epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print run.json alone.")] = False,
 ) -> None:
-    """Write a sample complaint workbook, train on it with the bundled MiniLM, and classify it."""
+    """Write a sample complaint workbook, train on it with the bundled MiniLM, evaluate and classify it."""
     from snugtune.cli.render import RichObserver, quiet_libraries, read_run, show_run
     from snugtune.config import make_config
     from snugtune.data.sample import write_sample
     from snugtune.fit import fit
     from snugtune.predict.predictor import Predictor
-    from snugtune.predict.write import write_tables
+    from snugtune.predict.table import predict_table
 
     quiet_libraries()
     out.mkdir(parents=True, exist_ok=True)
@@ -32,9 +34,13 @@ def demo(
     }
     with RichObserver() as observer:
         run = fit(make_config(settings), out / "run", overwrite=True, observer=observer)
-    show_run(read_run(run), run)
-    counts = write_tables(Predictor.load(run).tables(workbook), classified)
-    typer.echo(f"The sample: {workbook}")
-    typer.echo(
-        f"The sample classified, {counts['needs_review']:,} of {counts['rows']:,} for a person: {classified}"
-    )
+        counts = predict_table(Predictor.load(run), workbook, classified, overwrite=True, observer=observer)
+    record = read_run(run)
+    if json:
+        typer.echo(json_module.dumps(record, ensure_ascii=False))
+        return
+    show_run(record, run)
+    typer.echo(f"The sample workbook: {workbook}")
+    for_review = f"{counts['needs_review']:,} of {counts['rows']:,} rows for a person"
+    typer.echo(f"The same, classified, {for_review}: {classified}")
+    typer.echo(f"Its model card: {run / 'README.md'}")

@@ -44,10 +44,10 @@ def _quantize(layer: nn.Linear, dtype: torch.dtype) -> None:
 
     def forward(hidden: Tensor) -> Tensor:
         compute = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
-        out: Tensor = _Unpacked.apply(hidden.to(compute), layer.weight, shape)
+        out: Tensor = _Unpacked.apply(hidden.to(compute), layer.weight, shape)  # type: ignore[no-untyped-call]
         return out if layer.bias is None else out + layer.bias.to(out.dtype)
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward  # type: ignore[method-assign, assignment]
 
 
 class _Unpacked(torch.autograd.Function):

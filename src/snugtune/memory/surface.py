@@ -84,6 +84,8 @@ class Surface:
     def interpolated_peak_bytes(self, micro_batch: int, length: int, lengths: tuple[int, int, int]) -> int:
         """The peak at a length that is not traced, through three that are.
 
+        Only with ``chunked_evaluation``: the usual validation batch is a division by the length.
+
         Raises:
             ValueError: the step's code differs between the lengths, so that storages do not correspond.
         """

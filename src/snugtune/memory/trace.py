@@ -126,7 +126,7 @@ class Trace:
         return Trace(self.storages, kept, self.work)
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records allocations while it is active; ``phase`` says what they are for.
 
     Args:
@@ -138,7 +138,7 @@ class Ledger(TorchDispatchMode):
     def __init__(
         self, model: nn.Module | None = None, *, workspaces: bool = False, work: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.phase = ACTIVATIONS
         self._workspaces, self._count_work = workspaces, work
         self._n_bytes: list[int] = []
@@ -295,8 +295,8 @@ def _kind(func: Any) -> str:
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
     name = func._schema.name
     if name.endswith("_attention_for_cpu"):
-        return float(sdpa_flop_count(*(t.shape for t in args[:3])))
+        return float(sdpa_flop_count(*(t.shape for t in args[:3])))  # type: ignore[no-untyped-call]
     if name.endswith("_attention_for_cpu_backward"):
-        return float(sdpa_backward_flop_count(*(t.shape for t in args[:4])))
+        return float(sdpa_backward_flop_count(*(t.shape for t in args[:4])))  # type: ignore[no-untyped-call]
     count = flop_registry.get(func._overloadpacket)
     return float(count(*args, **kwargs, out_val=out)) if count else 0.0

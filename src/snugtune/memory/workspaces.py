@@ -41,4 +41,4 @@ def workspace_bytes(func: Any, args: tuple[Any, ...]) -> int:
     accumulator = 0
     if query.element_size() == 2:
         accumulator = 4 * batch * heads * math.ceil(length / 64) * 64 * math.ceil(head_dim / 64) * 64
-    return accumulator + 4 * rows
+    return int(accumulator + 4 * rows)

@@ -2,7 +2,8 @@
 
 On a CPU the backward pass of torch's fused attention in bfloat16 is many times slower than in float32 for
 short texts and never faster (see ``decisions/0002-attention-on-cpu.md``), so while gradients are needed
-queries, keys and values go through it in float32. Elsewhere this is plain scaled-dot-product attention.
+queries, keys and values go through it in float32. On a GPU the memory-efficient kernel is pinned and the mask
+is always made: a step allocates what was predicted, and nothing is read back to look at the mask.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "snugtune_sdpa"
+
+GPU_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""The kernel that takes a mask on every card since Maxwell, and the written-out one where it cannot run."""
 
 
 def attention(
@@ -33,6 +38,11 @@ def attention(
 
     Takes (batch, heads, length, head_dim) and returns (batch, length, heads, head_dim).
     """
+    if query.device.type == "cuda":
+        with sdpa_kernel(GPU_KERNELS):
+            return sdpa_attention_forward(  # type: ignore[no-any-return]
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+            )
     plain = query.device.type != "cpu" or query.dtype == torch.float32 or not torch.is_grad_enabled()
     if plain or getattr(module, "is_causal", False) or key.shape[1] != query.shape[1]:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
@@ -50,8 +60,15 @@ def attention(
     return mixed.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
+def mask(*args: Any, **options: Any) -> Tensor | None:
+    """Transformers' mask; on a GPU without a look whether it is needed, which would wait for all work."""
+    if torch.device(options.get("device", "cpu")).type != "cpu":
+        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(*args, **options)  # type: ignore[no-any-return]
+
+
 def register() -> str:
     """Make the attention known to Transformers; returns its name for ``attn_implementation``."""
     AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, mask)
     return NAME

@@ -289,7 +289,7 @@ def _ensure_pad_token(tokenizer: Any, model: PreTrainedModel, name: str) -> None
 
 
 def _length(model: PreTrainedModel, tokenizer: Any, name: str, max_length: int | None) -> int:
-    limit = int(min(_positions(model) or VERY_LONG, tokenizer.model_max_length))
+    limit = int(min(usable_positions(model) or VERY_LONG, tokenizer.model_max_length))
     if max_length is not None and max_length > limit:
         raise UserInputError(
             f"max_length={max_length} is more than the {limit} tokens that {name} can read; lower it."
@@ -297,7 +297,7 @@ def _length(model: PreTrainedModel, tokenizer: Any, name: str, max_length: int |
     return max_length or min(limit, DEFAULT_MAX_LENGTH)
 
 
-def _positions(model: PreTrainedModel) -> int | None:
+def usable_positions(model: PreTrainedModel) -> int | None:
     """Tokens that the position embedding has room for; None where the architecture sets no limit."""
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
     for module_name, module in model.named_modules():

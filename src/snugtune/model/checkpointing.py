@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -14,10 +15,16 @@ def encoder_layers(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: the model has no list of layers.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    lists: list[nn.ModuleList] = [
+        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)
+    ]
     if not lists:
         raise ValueError("the model has no list of layers")
-    return list(max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters())))
+    return list(max(lists, key=_size))  # type: ignore[arg-type]
+
+
+def _size(layers: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layers.parameters())
 
 
 def trained_layers(model: nn.Module) -> list[nn.Module]:
@@ -45,7 +52,7 @@ def checkpoint_layers(model: nn.Module, k: int) -> int:
         _undo(layer)
     chosen = trained_layers(model)[-k:] if k > 0 else []
     config = getattr(model, "config", None)
-    if chosen and getattr(config, "use_cache", False):
+    if chosen and config is not None and getattr(config, "use_cache", False):
         # A decoder's cache of keys and values would be filled again by the recomputation.
         config.use_cache = False
     draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
@@ -58,7 +65,7 @@ def _checkpoint(layer: nn.Module, *, preserve_rng_state: bool) -> None:
     forward = layer.forward
 
     @functools.wraps(forward)
-    def recomputed(*args: object, **kwargs: object) -> object:
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
         if not layer.training:
             return forward(*args, **kwargs)
         return checkpoint(

@@ -35,9 +35,9 @@ def embedding_to_host(model: nn.Module) -> int:
         raise ValueError("the word embedding is trained, so it must stay on the device")
     if "_snugtune_on_host" not in embedding.__dict__:
         embedding.cpu()
-        embedding.forward = _on_host(embedding.forward)  # type: ignore[method-assign]
+        embedding.forward = _on_host(embedding.forward)  # type: ignore[method-assign, assignment]
         # Moving the model must not move the embedding; its number format stays too.
-        embedding._apply = lambda _fn, recurse=True: embedding  # type: ignore[method-assign, assignment, misc]  # noqa: ARG005
+        embedding._apply = lambda _fn, recurse=True: embedding  # type: ignore[method-assign]  # noqa: ARG005
         embedding._snugtune_on_host = True  # type: ignore[assignment]
     return weight.numel() * weight.element_size()
 

@@ -1,0 +1,70 @@
+"""A first look at a table for planning: how many labels, and how long the texts are in tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snugtune.config import FitConfig
+from snugtune.data.columns import choose_columns, join_texts
+from snugtune.data.table import read_table
+from snugtune.data.tokens import tokenize
+from snugtune.errors import UserInputError
+from snugtune.model.backbone import DEFAULT_MAX_LENGTH, resolve
+
+CHARACTERS_PER_TOKEN = 4.0
+"""For a model whose tokenizer is not at hand: English text in common vocabularies has 4 to 4.5."""
+
+SPECIAL_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Number of labels, and lengths (N,) of labelled texts in tokens; exact if a tokenizer was there."""
+
+    labels: int
+    lengths: NDArray[np.int64]
+    exact: bool
+
+
+def survey(config: FitConfig) -> Survey:
+    """Read the table of ``config`` and measure its texts; those of the held-out parts are counted too.
+
+    Raises:
+        UserInputError: the table or a column cannot be used, or no row has both a text and a label.
+    """
+    table = read_table(config.train, sheet=config.sheet, encoding=config.encoding, delimiter=config.delimiter)
+    columns = choose_columns(table.frame, source=table.source, text=config.text, label=config.label)
+    given = [
+        "" if value is None else str(value).strip() for value in table.frame[columns.label or ""].to_list()
+    ]
+    pairs = [
+        (text, label)
+        for text, label in zip(join_texts(table.frame, columns.text), given, strict=True)
+        if label and text.strip()
+    ]
+    if not pairs:
+        raise UserInputError(f"The table {config.train} has no row with both a text and a label; check it.")
+    texts = [text for text, _ in pairs]
+    tokenizer = _tokenizer(config)
+    if tokenizer is None:
+        rough = np.array([len(text) / CHARACTERS_PER_TOKEN for text in texts])
+        lengths = np.ceil(rough).astype(np.int64) + SPECIAL_TOKENS
+    else:
+        limit = min(config.max_length or DEFAULT_MAX_LENGTH, tokenizer.model_max_length)
+        lengths = tokenize(texts, tokenizer, limit).lengths
+    return Survey(len({label for _, label in pairs}), lengths, tokenizer is not None)
+
+
+def _tokenizer(config: FitConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            resolve(config.model), revision=config.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError):
+        return None

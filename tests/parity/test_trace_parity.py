@@ -1,0 +1,126 @@
+"""The rehearsal on fake tensors against the same ledger over a real step: the same bytes by storage."""
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AttentionMaskInterface, BertConfig, ModernBertConfig, Qwen3Config
+from transformers.masking_utils import sdpa_mask
+
+from snugtune.config import make_config
+from snugtune.memory import trace
+from snugtune.memory.setup import Setup
+from snugtune.memory.trace import Ledger, Trace
+from snugtune.model import attention
+from snugtune.train import rehearsal
+from snugtune.train.rehearsal import Rehearsal, run_steps
+
+SMALL = {
+    "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+SHAPES = {
+    "bert": BertConfig(**SMALL),
+    "modernbert": ModernBertConfig(**SMALL, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
+    "qwen3": Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=16),
+}
+MICRO_BATCH, LENGTH = 3, 24
+
+
+@pytest.fixture
+def folder(tmp_path, request):
+    SHAPES[request.param].save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def _no_look_at_the_mask(monkeypatch):
+    """On real tensors Transformers first looks whether a mask is needed; fake ones show nothing."""
+
+    def always(*args, **options):
+        return sdpa_mask(
+            *args, **options | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        )
+
+    register = attention.register
+
+    def registered():
+        name = register()
+        AttentionMaskInterface.register(name, always)
+        return name
+
+    monkeypatch.setattr(attention, "register", registered)
+    yield
+    register()
+
+
+def materialise(model):
+    """Real tensors in place of the fake ones; whole numbers are zero, which every table of rows has."""
+    made = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    fresh = torch.zeros(tensor.shape, dtype=tensor.dtype)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if is_parameter else fresh
+                held[name] = made[id(tensor)]
+
+
+def real_trace(predicted):
+    """The steps of ``predicted`` on real tensors, with one padded text so that there is a mask."""
+    model = predicted.model
+    materialise(model)
+    ledger = Ledger(model)
+    ledger.mark((*model.parameters(), *model.buffers()), trace.WEIGHTS)
+
+    def batch():
+        made = rehearsal._batch(MICRO_BATCH, LENGTH)
+        made.inputs["attention_mask"].numpy()[0, LENGTH // 2 :] = 0
+        return made
+
+    with ledger:
+        run_steps(
+            model, predicted.config, predicted.head_names, ledger, batch=batch, autocast=predicted._autocast,
+            accumulates=True, foreach=False,
+        )  # fmt: skip
+    return ledger.close()
+
+
+def training_part(found):
+    """The trace up to where validation begins."""
+    first = [s.category for s in found.storages].index(trace.EVALUATION)
+    at = int(np.flatnonzero(found.events == first + 1)[0])
+    return Trace(found.storages[:first], found.events[:at])
+
+
+def in_order(found):
+    """The events with neighbouring frees sorted: autocast drops its casts in a hash table's order."""
+    runs = [list(run) for _, run in groupby(found.events.tolist(), key=lambda event: event > 0)]
+    return [event for run in runs for event in (run if run[0] > 0 else sorted(run))]
+
+
+@pytest.mark.usefixtures("_no_look_at_the_mask")
+@pytest.mark.parametrize("folder", ["bert", "modernbert", "qwen3"], indirect=True)
+@pytest.mark.parametrize(
+    ("settings", "setup"),
+    [
+        ({"method": "lora", "r": 4}, Setup("cpu", "float32", "float32")),
+        ({"method": "lora", "r": 4, "target_modules": "all-linear"}, Setup("cpu", "bfloat16", "bfloat16")),
+        ({"method": "full"}, Setup("cpu", "float32", "float32")),
+        ({"method": "full"}, Setup("cpu", "float32", "bfloat16")),
+        ({"method": "lora", "r": 4}, Setup("cpu", "bfloat16", "bfloat16", activation_checkpointing=1)),
+    ],
+)
+def test_fake_and_real_steps_allocate_the_same_bytes(folder, settings, setup):
+    predicted = Rehearsal(make_config({"train": "", "model": folder, **settings}), 5, setup)
+    expected = training_part(predicted.trace(MICRO_BATCH, LENGTH))
+    found = real_trace(predicted)
+    assert found.peak_bytes == expected.peak_bytes
+    assert found.composition() == expected.composition()
+    assert found.sizes.tolist() == expected.sizes.tolist()
+    assert in_order(found) == in_order(expected)
