@@ -6,6 +6,7 @@ import csv
 import datetime
 import re
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import openpyxl
@@ -112,8 +113,8 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, suffix: str) -> None
 def test_workbook_holds_the_table(tmp_path: Path, table: list[SampleRow]) -> None:
     path = tmp_path / "complaints.xlsx"
     summary = write_sample(path)
-    sheet = openpyxl.load_workbook(path, read_only=True)["Complaints"]
-    header, *rows = sheet.iter_rows(values_only=True)
+    with closing(openpyxl.load_workbook(path, read_only=True)) as book:
+        header, *rows = book["Complaints"].iter_rows(values_only=True)
     assert header == COLUMNS
     assert len(rows) == summary.rows == 3600
     assert len({row[0] for row in rows}) == 3600
