@@ -103,15 +103,11 @@ def test_full_training_needs_gradients_and_state(bert):
 
 def test_a_decoder_larger_than_the_card_gets_a_4_bit_plan(tmp_path):
     shape = {
-        **SHAPE,
-        "vocab_size": 2000,
-        "hidden_size": 512,
-        "num_hidden_layers": 8,
-        "intermediate_size": 4096,
-    }
+        **SHAPE, "vocab_size": 2000, "hidden_size": 512, "num_hidden_layers": 2, "intermediate_size": 32768,
+    }  # fmt: skip
     Qwen3Config(**shape, num_key_value_heads=2, head_dim=128, pad_token_id=0).save_pretrained(tmp_path)
     config = make_config({"train": "", "model": str(tmp_path), "max_length": 32})
-    room = with_memory(T4, 0.40)
+    room = with_memory(T4, 0.485)
     (plan,) = plan_devices(config, 5, [room])
     assert plan.fits
     assert plan.levers[0] == "4-bit weights (NF4)"

@@ -141,8 +141,8 @@ class Planner:
         """The fastest configuration that fits ``device``; the smallest one if none does."""
         safe = self._safe_choices(device)
         fitting = [choice for choice in safe if choice.micro_batch]
-        offers = [] if fitting else self._offers(device, safe[-1])
-        if not fitting and may_change_result:
+        offers = [] if fitting or not may_change_result else self._offers(device, safe[-1])
+        if not fitting:
             fitting = [choice for choice in offers if choice.micro_batch][:1]
         best = min(fitting, key=_speed) if fitting else min(safe, key=lambda c: c.peak_bytes)
         others = [choice for choice in (*safe, *offers) if choice is not best]
@@ -154,7 +154,7 @@ class Planner:
         first = (HALF,) if base.weights != "float32" and device.kind == "cuda" else ()
         choices = [self._choose(device, base, first)]
         enough = self._enough(device)
-        if choices[0].micro_batch >= enough:
+        if choices[0].micro_batch >= enough or self._weights_alone_are_too_much(device, base):
             return choices
         setup, levers = replace(base, chunked_evaluation=True), (*first, CHUNKED)
         choices.append(self._choose(device, setup, levers))
@@ -208,6 +208,8 @@ class Planner:
                 rest = (QUANTIZED, f"{CHECKPOINT} of all {self.layers} layers")
                 checkpointed = replace(quantized, activation_checkpointing=self.layers)
                 offers.append(self._choose(device, checkpointed, rest, price=OFFERS[QUANTIZED]))
+            if self._weights_alone_are_too_much(device, smallest.setup):
+                return offers
             half = self.layers // 2
             top = replace(smallest.setup, top_layers=half)
             named = (*smallest.levers, f"{TOP} ({half} of {self.layers})")
@@ -217,6 +219,12 @@ class Planner:
             named = (*smallest.levers, f"{SHORTER} ({shorter} tokens)")
             offers.append(self._choose(device, smallest.setup, named, price=OFFERS[SHORTER], length=shorter))
         return offers
+
+    def _weights_alone_are_too_much(self, device: Device, setup: Setup) -> bool:
+        """Then no lever on activations helps, and none needs to be looked at."""
+        storages = self.surface(setup).trace(2, self.job.length).storages
+        weights = sum(s.n_bytes for s in storages if s.category == ledger.WEIGHTS)
+        return weights - self.embedding_bytes > self._budget(device) - device.fixed_bytes
 
     def _limit(self, device: Device, length: int) -> int:
         """The largest micro-batch that is of any use."""
