@@ -19,7 +19,7 @@ def draw(result: dict[str, Any], path: Path = PICTURE) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(figsize=(8, 4), dpi=150)
     others = iter(OTHERS)
@@ -36,6 +36,10 @@ def draw(result: dict[str, Any], path: Path = PICTURE) -> None:
     axes.annotate(f"target {target:g}", (1.0, target), xycoords=("axes fraction", "data"), xytext=(-4, 3),
                   textcoords="offset points", ha="right", fontsize=8)  # fmt: skip
     axes.set_xscale("log")
+    axes.set_xlim(left=10)
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%d"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_ylim(0, 1)
     axes.set_xlabel("seconds of work (log scale)")
     axes.set_ylabel("accuracy on the test file")
