@@ -107,8 +107,8 @@ def test_methods_and_variants():
     assert head.parts["adapter"].all == 0
     assert full.trainable == full.all == head.all
     assert planned(r=16).parts["adapter"].all == 2 * lora.parts["adapter"].all
-    # DoRA adds one magnitude for each output of each of the 6 layers' query and value.
-    assert planned(r=8, use_dora=True).trainable - lora.trainable == 6 * 2 * 384
+    # DoRA adds one magnitude for each output of each of the 7 layers' query and value: 6 and the pooling.
+    assert planned(r=8, use_dora=True).trainable - lora.trainable == 7 * 2 * 384
     assert planned(r=8, use_rslora=True) == lora
     # The factors that PiSSA starts from stay beside the trained ones, as LoRA of the same rank.
     assert planned(r=8, init_lora_weights="pissa") == planned(r=16)
@@ -156,7 +156,7 @@ def test_command_options_reach_peft(command):
     options += ["--lora-alpha", "8", "--lora-dropout", "0.1", "--use-rslora", "--json"]
     result = command("--labels", "5", *options)
     parts = json.loads(result.stdout)["parameters"]["parts"]
-    assert parts["adapter"]["trainable"] == 6 * 3 * 4 * (384 + 384)
+    assert parts["adapter"]["trainable"] == 7 * 3 * 4 * (384 + 384)
     assert parts["head"]["trainable"] == 5 * 385
     everywhere = command("--labels", "5", "--target-modules", "all-linear", "--json")
     assert json.loads(everywhere.stdout)["parameters"]["parts"]["adapter"]["all"] > parts["adapter"]["all"]

@@ -14,9 +14,12 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from snugtune.config import make_config
 from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError
+from snugtune.model.adapter import wrap
 from snugtune.model.backbone import load_backbone, resolve
+from snugtune.model.parameters import count_parameters, plan_parameters
 from snugtune.model.pooling import append_mean_pooling, declares_mean_pooling, pooled_folder
 
 SIZES = {
@@ -110,3 +113,11 @@ def test_the_bundled_model_has_the_layer_unless_told_otherwise():
 def test_mean_pooling_of_a_name_without_a_folder_is_refused():
     with pytest.raises(UserInputError, match="as a folder"):
         load_backbone("nobody/nothing", LabelSet(("a", "b")), pooling="mean")
+
+
+@pytest.mark.parametrize("pooling", ["auto", "first"])
+def test_the_plan_counts_what_the_run_will_load(pooling):
+    labels = LabelSet(("a", "b", "c"))
+    config = make_config({"train": "", "pooling": pooling})
+    model = load_backbone("minilm", labels, pooling=pooling).model
+    assert plan_parameters(config, 3) == count_parameters(wrap(model, config))

@@ -17,6 +17,7 @@ from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.model.adapter import wrap
 from snugtune.model.known import find_config, no_text_classifier
+from snugtune.model.pooling import planned_config
 
 PARTS = ("embeddings", "encoder", "adapter", "head")
 
@@ -64,7 +65,8 @@ def plan_parameters(config: FitConfig, num_labels: int) -> ParameterReport:
     """
     if num_labels < 2:
         raise UserInputError(f"A classifier needs at least 2 labels, not {num_labels}; give their number.")
-    model = meta_model(find_config(config.model, num_labels, revision=config.revision))
+    published = find_config(config.model, num_labels, revision=config.revision)
+    model = meta_model(planned_config(published, config.model, config.pooling))
     return count_parameters(wrap(model, config))
 
 

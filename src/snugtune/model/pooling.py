@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from snugtune.files import sha256
 
@@ -46,6 +46,17 @@ def declares_mean_pooling(folder: str | Path) -> bool:
         return bool(json.loads(text).get("pooling_mode_mean_tokens"))
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def planned_config(config: PretrainedConfig, name: str, pooling: str) -> PretrainedConfig:
+    """``config`` as ``load_backbone`` would load ``name``: with the averaging layer where it appends one.
+
+    The bundled model's folder need not be there for that: it was trained with the mean.
+    """
+    mean = pooling == "mean" or (pooling == "auto" and (name == "minilm" or declares_mean_pooling(name)))
+    if mean and config.model_type in MEAN_POOLING_TYPES:
+        config.num_hidden_layers += 1
+    return config
 
 
 def append_mean_pooling(model: PreTrainedModel) -> None:
