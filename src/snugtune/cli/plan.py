@@ -118,20 +118,18 @@ def _show_devices(plans: list[Plan]) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    right = (
-        Column(name, justify="right") for name in ("GiB there", "GiB needed", "micro-batch", "time", "USD")
-    )
-    table = Table("device", "fits", *right, "levers", "basis")
+    right = (Column(name, justify="right") for name in ("GiB there", "GiB needed", "batch", "time", "USD"))
+    table = Table("device", "fits", *right, "basis")
     for one in plans:
         table.add_row(
             escape(one.name), "yes" if one.fits else "no",
             f"{one.capacity_gib:.2f}", f"{one.predicted_peak_gib:.2f}",
             str(one.micro_batch or "-"), _time(one.time_s), _usd(one.cost_usd),
-            escape("; ".join(one.levers)), one.basis,
+            one.basis,
         )  # fmt: skip
     _console().print(table)
     for one in plans:
-        _say(f"{one.name}: {one.why}")
+        _say(f"{one.name} with {'; '.join(one.levers) or 'no lever'}: {one.why}")
         for other in one.alternatives:
             price = f" ({other.price})" if other.price else ""
             verdict = f"micro-batch {other.micro_batch}" if other.fits else "does not fit"

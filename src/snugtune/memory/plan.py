@@ -26,6 +26,9 @@ MARGIN = 0.04
 ENOUGH_TOKENS = 2048
 """Padded tokens per micro-batch past which a card gains little: no lever is spent on more."""
 
+CRAMPED = 0.85
+"""Share of the memory taken by frozen weights past which a plan has nothing left to give way with."""
+
 TENSOR_EFFICIENCY, BANDWIDTH_EFFICIENCY, LAUNCH_S = 0.45, 0.7, 6e-6
 """Assumed shares of a card's peak rates in real kernels, and the least time of one operator call."""
 
@@ -141,9 +144,11 @@ class Planner:
         """The fastest configuration that fits ``device``; the smallest one if none does."""
         safe = self._safe_choices(device)
         fitting = [choice for choice in safe if choice.micro_batch]
-        offers = [] if fitting or not may_change_result else self._offers(device, safe[-1])
-        if not fitting:
-            fitting = [choice for choice in offers if choice.micro_batch][:1]
+        cramped = self._weights_share(device, self._base(device)) > CRAMPED
+        offers = self._offers(device, safe[-1]) if may_change_result and (cramped or not fitting) else []
+        offered = [choice for choice in offers if choice.micro_batch]
+        if offered and (cramped or not fitting):
+            fitting = offered[:1]
         best = min(fitting, key=_speed) if fitting else min(safe, key=lambda c: c.peak_bytes)
         others = [choice for choice in (*safe, *offers) if choice is not best]
         return self._as_plan(best, others, device, price_per_hour_usd)
@@ -154,9 +159,16 @@ class Planner:
         first = (HALF,) if base.weights != "float32" and device.kind == "cuda" else ()
         choices = [self._choose(device, base, first)]
         enough = self._enough(device)
-        if choices[0].micro_batch >= enough or self._weights_alone_are_too_much(device, base):
+        share = self._weights_share(device, base)
+        if choices[0].micro_batch >= enough or share > 1:
             return choices
         setup, levers = replace(base, chunked_evaluation=True), (*first, CHUNKED)
+        if share > CRAMPED:
+            everything = replace(
+                setup, embedding_on_host=self.embedding_bytes > 0, activation_checkpointing=self.layers
+            )
+            named = (*levers, *((HOST,) if self.embedding_bytes else ()), f"{CHECKPOINT} of all layers")
+            return [*choices, self._choose(device, everything, named)]
         choices.append(self._choose(device, setup, levers))
         if choices[-1].micro_batch >= enough:
             return choices
@@ -208,7 +220,7 @@ class Planner:
                 rest = (QUANTIZED, f"{CHECKPOINT} of all {self.layers} layers")
                 checkpointed = replace(quantized, activation_checkpointing=self.layers)
                 offers.append(self._choose(device, checkpointed, rest, price=OFFERS[QUANTIZED]))
-            if self._weights_alone_are_too_much(device, smallest.setup):
+            if self._weights_share(device, smallest.setup) > CRAMPED:
                 return offers
             half = self.layers // 2
             top = replace(smallest.setup, top_layers=half)
@@ -220,11 +232,18 @@ class Planner:
             offers.append(self._choose(device, smallest.setup, named, price=OFFERS[SHORTER], length=shorter))
         return offers
 
-    def _weights_alone_are_too_much(self, device: Device, setup: Setup) -> bool:
-        """Then no lever on activations helps, and none needs to be looked at."""
+    def _weights_share(self, device: Device, setup: Setup) -> float:
+        """Share of the memory that weights take even with the embedding on the host.
+
+        Past 1 no lever on activations helps, and none needs to be looked at.
+        """
+        if device.kind == "cpu" or not self.job.weights_are_frozen:
+            return 0.0
         storages = self.surface(setup).trace(2, self.job.length).storages
         weights = sum(s.n_bytes for s in storages if s.category == ledger.WEIGHTS)
-        return weights - self.embedding_bytes > self._budget(device) - device.fixed_bytes
+        moved = 0 if setup.embedding_on_host else self.embedding_bytes
+        room = max(self._budget(device) - device.fixed_bytes, 1)
+        return (weights - moved) / room
 
     def _limit(self, device: Device, length: int) -> int:
         """The largest micro-batch that is of any use."""
@@ -355,7 +374,7 @@ def _why(best: _Choice, peak_bytes: int, device: Device, step_examples: int) -> 
         would = f"; the {large[0][1]} would do" if large else "; no known single card would do"
         return f"Even {at} needs {gib(peak_bytes):.2f} GiB, {missing:.2f} GiB more than there is{would}."
     if best.price:
-        return f"Only this fits, and it changes the result: {best.price}."
+        return f"Nothing else fits with room to spare, and it changes the result: {best.price}."
     if best.micro_batch == step_examples:
         return f"A whole step of {at} fits at once."
     return f"The largest micro-batch that fits is {at}; a step of {step_examples} examples is cut into such."
