@@ -21,6 +21,7 @@ from snugtune.model.adapter import wrap
 from snugtune.model.backbone import load_backbone, resolve
 from snugtune.model.parameters import count_parameters, plan_parameters
 from snugtune.model.pooling import append_mean_pooling, declares_mean_pooling, pooled_folder
+from snugtune.train.rehearsal import model_shape
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -121,3 +122,7 @@ def test_the_plan_counts_what_the_run_will_load(pooling):
     config = make_config({"train": "", "pooling": pooling})
     model = load_backbone("minilm", labels, pooling=pooling).model
     assert plan_parameters(config, 3) == count_parameters(wrap(model, config))
+
+
+def test_the_rehearsed_model_has_the_layer_once():
+    assert model_shape(make_config({"train": ""}), 3).num_hidden_layers == 7

@@ -31,7 +31,7 @@ from snugtune.model.head import find_head
 from snugtune.model.known import find_config, no_text_classifier
 from snugtune.model.offload import embedding_to_host, word_embedding
 from snugtune.model.parameters import meta_model
-from snugtune.model.pooling import MEAN_POOLING_TYPES, declares_mean_pooling, planned_config
+from snugtune.model.pooling import planned_config
 from snugtune.train.forward import INFERENCE_TOKENS
 from snugtune.train.optim import make_optimizer
 from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
@@ -113,10 +113,6 @@ def model_shape(config: FitConfig, num_labels: int) -> PretrainedConfig:
     shape.problem_type = "single_label_classification"
     if type(shape) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserInputError(no_text_classifier(shape.model_type))
-    declared = config.model == "minilm" or declares_mean_pooling(config.model)
-    wanted = config.pooling == "mean" or (config.pooling == "auto" and declared)
-    if wanted and shape.model_type in MEAN_POOLING_TYPES:
-        shape.num_hidden_layers += 1
     return shape
 
 
