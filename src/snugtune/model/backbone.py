@@ -24,7 +24,7 @@ from snugtune.files import sha256
 from snugtune.model import attention
 from snugtune.model.head import NEW_PARAMETERS
 from snugtune.model.known import hub_options, no_text_classifier
-from snugtune.model.pooling import MEAN_POOLING_TYPES, declares_mean_pooling, pooled_folder
+from snugtune.model.pooling import MEAN_POOLING_TYPES, pooled_folder, wants_mean_pooling
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
@@ -105,7 +105,7 @@ def load_backbone(
 
 
 def _with_pooling(source: str, name: str, pooling: Pooling) -> str:
-    if pooling == "first" or (pooling == "auto" and not declares_mean_pooling(source)):
+    if not wants_mean_pooling(source, pooling):
         return source
     if not Path(source).is_dir():
         raise UserInputError(f"Mean pooling needs the model {name} as a folder; download it first.")

@@ -48,13 +48,17 @@ def declares_mean_pooling(folder: str | Path) -> bool:
         return False
 
 
-def planned_config(config: PretrainedConfig, name: str, pooling: str) -> PretrainedConfig:
-    """``config`` as ``load_backbone`` would load ``name``: with the averaging layer where it appends one.
+def wants_mean_pooling(name: str, pooling: str) -> bool:
+    """Whether ``pooling``, or with "auto" the model itself, asks for the mean.
 
     The bundled model's folder need not be there for that: it was trained with the mean.
     """
-    mean = pooling == "mean" or (pooling == "auto" and (name == "minilm" or declares_mean_pooling(name)))
-    if mean and config.model_type in MEAN_POOLING_TYPES:
+    return pooling == "mean" or (pooling == "auto" and (name == "minilm" or declares_mean_pooling(name)))
+
+
+def planned_config(config: PretrainedConfig, name: str, pooling: str) -> PretrainedConfig:
+    """``config`` as ``load_backbone`` would load ``name``: with the averaging layer where it appends one."""
+    if wants_mean_pooling(name, pooling) and config.model_type in MEAN_POOLING_TYPES:
         config.num_hidden_layers += 1
     return config
 
