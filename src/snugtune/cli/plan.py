@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snugtune.cli import options
 from snugtune.errors import UserInputError
 
 if TYPE_CHECKING:
@@ -56,14 +57,14 @@ def plan(
         return
     given: dict[str, Any] = {
         "model": model, "revision": revision, "method": method, "r": r, "lora_alpha": lora_alpha,
-        "target_modules": _target_modules(target_modules), "lora_dropout": lora_dropout,
-        "use_dora": use_dora, "use_rslora": use_rslora, "modules_to_save": _names(modules_to_save),
+        "target_modules": target_modules, "lora_dropout": lora_dropout,
+        "use_dora": use_dora, "use_rslora": use_rslora, "modules_to_save": modules_to_save,
         "max_length": max_length, "effective_batch_size": effective_batch_size,
         "num_train_epochs": num_train_epochs, "price_per_hour_usd": price,
-        "text": tuple(text) if text else None, "label": label, "train": data,
+        "text": text or None, "label": label, "train": data,
     }  # fmt: skip
     # Without data the one setting that has no default stays empty.
-    settings = {"train": ""} | {key: value for key, value in given.items() if value is not None}
+    settings = {"train": ""} | options.settings(given)
     config = make_config(settings)
     lengths = None
     if data is not None:
@@ -205,13 +206,3 @@ def _time(seconds: float | None) -> str:
 
 def _usd(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _target_modules(text: str | None) -> tuple[str, ...] | str | None:
-    return text if text == "all-linear" else _names(text)
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    return tuple(part.strip() for part in text.split(",") if part.strip())
