@@ -20,7 +20,7 @@ from snugtune.model.backbone import load_backbone
 from snugtune.model.head import find_head
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train import probe
-from snugtune.train.engine import train
+from snugtune.train.engine import Services, train
 
 from .datasets import TokenData
 from .reference import TargetReachedError
@@ -61,7 +61,7 @@ def train_ours(
         pad_token_id=data.backbone.tokenizer.pad_token_id,
         dtype=data.dtype,
         device=data.device,
-        observer=observer,
+        services=Services(observer),
     )
 
 

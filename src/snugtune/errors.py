@@ -27,6 +27,10 @@ class TrainingError(SnugtuneError):
     """Training cannot go on, for instance because the loss is not finite."""
 
 
+class RestartNeededError(TrainingError):
+    """Memory ran out for good in this process; a new one can go on from the last committed step."""
+
+
 class ArtifactError(SnugtuneError):
     """A saved model does not reload to what was trained."""
 

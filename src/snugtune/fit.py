@@ -18,6 +18,7 @@ from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.decision import Decision, decide
 from snugtune.evaluate.metrics import classification_metrics, single_class_alarm
 from snugtune.files import check_free_space, staged_folder
+from snugtune.memory.guard import Guard, Limit, device_memory
 from snugtune.memory.meter import PeakMeter, resident_bytes
 from snugtune.memory.plan import Plan
 from snugtune.model.adapter import is_peft, load_trainable_state, trainable_state, wrap
@@ -30,11 +31,12 @@ from snugtune.model.parameters import ParameterReport, count_parameters
 from snugtune.model.precision import compute_dtype, pick_device
 from snugtune.progress import Observer, PhaseClock
 from snugtune.report.card import write_card
-from snugtune.report.record import RunFacts, write_metrics, write_predictions, write_record
-from snugtune.train.engine import Examples, TrainResult, train
-from snugtune.train.forward import predict_logits
+from snugtune.report.record import RunFacts, write_lines, write_predictions, write_record
+from snugtune.train.engine import Examples, Services, TrainResult, train
+from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
 from snugtune.train.planning import plan_run
 from snugtune.train.probe import start_from_probe
+from snugtune.train.retreats import evaluation_retreats, retreats
 from snugtune.units import GIB
 
 ROWS_TO_CHECK = 16
@@ -66,19 +68,20 @@ def fit(
         job = _prepare(config, data, clock)
         tokens = _tokenize(job)
         plan = _plan(job, tokens["train"])
-        trainee = _trainee(job, plan, tokens)
+        guard = _guard(job, plan)
+        trainee = _trainee(job, plan, tokens, guard)
         check_free_space(folder, _folder_bytes(trainee.parameters))
         with PeakMeter(job.device) as memory:
-            result = _train(job, plan, trainee, tokens, memory)
-        final = _on_published_weights(job, trainee.model)
-        logits = _held_out_logits(job, final, tokens)
+            result = _train(job, plan, trainee, tokens, Services(clock, guard, memory))
+        final = _on_published_weights(job, trainee.model, guard)
+        logits = _held_out_logits(job, final, tokens, guard)
         baseline = _fit_baseline(job)
         decision = _decide(job, logits["validation"], baseline)
         scores = _score(job, logits, baseline, decision)
         saved = _save(job, final, baseline, decision, folder)
         difference = _check_saved(job, saved, logits["validation"], peft=is_peft(final))
         peaks = Peaks(_predicted_bytes(plan, job, resident_before), memory.peak_bytes)
-        _write(job, tokens, trainee, result, peaks, decision, scores, saved, difference, folder)
+        _write(job, tokens, trainee, result, guard, peaks, decision, scores, saved, difference, folder)
     return Path(out)
 
 
@@ -166,7 +169,18 @@ def _predicted_bytes(plan: Plan, job: Job, resident_before: int) -> int:
     return planned if job.device.type == "cuda" else resident_before + planned
 
 
-def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens]) -> Trainee:
+def _guard(job: Job, plan: Plan) -> Guard:
+    """What keeps the run going when memory runs out after all; its limits start from the plan."""
+    chunk = plan.tokens_per_micro_batch if plan.setup.chunked_evaluation else INFERENCE_TOKENS
+    return Guard(
+        device_memory(job.device),
+        training=Limit(plan.tokens_per_micro_batch),
+        evaluation=Limit(min(chunk, INFERENCE_TOKENS)),
+        say=job.clock.say,
+    )
+
+
+def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> Trainee:
     """The model on its device, head started from the probe, adapter attached, the plan's levers set."""
     if plan.setup.embedding_on_host:
         embedding_to_host(job.backbone.model)
@@ -178,10 +192,11 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens]) -> Trainee:
         start_from_probe(
             model, head, tokens["train"], parts["train"].y, len(job.data.labels.names),
             held_out=(tokens["validation"], parts["validation"].y), pad_token_id=job.pad_token_id,
-            device=job.device, dtype=job.dtype, on_rows=job.clock.advance,
+            device=job.device, dtype=job.dtype, on_rows=job.clock.advance, guard=guard,
         )  # fmt: skip
     trained = wrap(model, job.config)
     checkpoint_layers(trained, plan.setup.activation_checkpointing)
+    guard.retreats = retreats(trained, plan.setup.activation_checkpointing)
     parameters = count_parameters(trained)
     job.clock.say(
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
@@ -195,7 +210,7 @@ def _folder_bytes(parameters: ParameterReport) -> int:
 
 
 def _train(
-    job: Job, plan: Plan, trainee: Trainee, tokens: dict[str, Tokens], memory: PeakMeter
+    job: Job, plan: Plan, trainee: Trainee, tokens: dict[str, Tokens], services: Services
 ) -> TrainResult:
     job.clock.phase("train")
     part, validation = job.data.parts["train"], job.data.parts["validation"]
@@ -208,17 +223,19 @@ def _train(
         pad_token_id=job.pad_token_id,
         dtype=job.dtype,
         device=job.device,
-        observer=job.clock,
-        peak_bytes=lambda: memory.peak_bytes,
+        services=services,
     )
     if result.best_step == 0 and result.interrupted and not job.config.probe_start:
         raise RunInterruptedError("Interrupted before anything was learned; nothing was written.")
     return result
 
 
-def _on_published_weights(job: Job, model: torch.nn.Module) -> torch.nn.Module:
+def _on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torch.nn.Module:
     """The trained tensors on the backbone's published weights: exactly what a user of the folder loads."""
     state = trainable_state(model)
+    # Both at once may not fit.
+    model.to("cpu")
+    guard.memory.free()
     fresh = load_backbone(
         job.config.model, job.data.labels, revision=job.config.revision,
         max_length=job.config.max_length, pooling=job.config.pooling,
@@ -226,16 +243,17 @@ def _on_published_weights(job: Job, model: torch.nn.Module) -> torch.nn.Module:
     final = wrap(fresh.model, job.config)
     load_trainable_state(final, state)
     final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]
+    guard.retreats = evaluation_retreats(final)
     return final.to(job.device).eval()
 
 
-def _held_out_logits(job: Job, model: torch.nn.Module, tokens: dict[str, Tokens]) -> Logits:
+def _held_out_logits(job: Job, model: torch.nn.Module, tokens: dict[str, Tokens], guard: Guard) -> Logits:
     parts = [name for name in ("validation", "test") if len(tokens[name])]
     job.clock.phase("evaluate", sum(len(tokens[name]) for name in parts))
     return {
         name: predict_logits(
             model, tokens[name], pad_token_id=job.pad_token_id, device=job.device,
-            on_rows=job.clock.advance, max_examples=job.config.per_device_eval_batch_size,
+            on_rows=job.clock.advance, max_examples=job.config.per_device_eval_batch_size, guard=guard,
         )
         for name in parts
     }  # fmt: skip
@@ -302,6 +320,7 @@ def _write(
     tokens: dict[str, Tokens],
     trainee: Trainee,
     result: TrainResult,
+    guard: Guard,
     peaks: Peaks,
     decision: Decision,
     scores: Scores,
@@ -310,13 +329,14 @@ def _write(
     folder: Path,
 ) -> None:
     write_config(job.config, folder / "config.yaml")
-    write_metrics(result.metrics, folder / "metrics.jsonl")
+    write_lines(result.metrics, folder / "metrics.jsonl")
+    write_lines(result.memory, folder / "memory.jsonl")
     write_predictions(job.data, scores.probabilities, folder / "predictions.parquet")
     facts = RunFacts(
         config=job.config, data=job.data, truncation=tokens["train"].truncation,
         parameters=trainee.parameters, model_folder=saved.name, max_length=job.backbone.max_length,
         device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=peaks.predicted_bytes,
-        measured_peak_bytes=peaks.measured_bytes,
+        measured_peak_bytes=peaks.measured_bytes, memory_events=guard.events,
         decision=decision, metrics=scores.metrics, baseline_metrics=scores.baseline_metrics,
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=difference, seconds=job.clock.seconds(),

@@ -8,6 +8,8 @@ from types import TracebackType
 import psutil
 import torch
 
+from snugtune.units import gib
+
 SAMPLING_INTERVAL_S = 0.02
 """Resident memory has no resettable high-water mark that every system offers, so a thread samples it."""
 
@@ -29,6 +31,17 @@ class PeakMeter:
         if self._sampler is None:
             return int(torch.cuda.max_memory_reserved(self.device))
         return self._sampler.look()
+
+    def now(self) -> dict[str, float]:
+        """What is taken now and was taken at most, in GiB, under the names of ``memory.jsonl``."""
+        peak = {"peak_gib": gib(self.peak_bytes)}
+        if self._sampler is not None:
+            return {"resident_gib": gib(resident_bytes()), **peak}
+        allocated, reserved = (
+            torch.cuda.memory_allocated(self.device),
+            torch.cuda.memory_reserved(self.device),
+        )
+        return {"allocated_gib": gib(allocated), "reserved_gib": gib(reserved), **peak}
 
     def __enter__(self) -> PeakMeter:
         if self._sampler is None:

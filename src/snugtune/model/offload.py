@@ -20,11 +20,11 @@ def word_embedding(model: nn.Module) -> nn.Embedding:
     return max(embeddings, key=lambda module: module.weight.numel())
 
 
-def embedding_to_host(model: nn.Module) -> int:
-    """Keep the frozen word embedding on the CPU whatever device the model is moved to; returns its bytes.
+def embedding_to_host(model: nn.Module) -> bool:
+    """Keep the frozen word embedding on the CPU whatever device the model is moved to.
 
-    The look-up copies the same numbers from another place, so results are unchanged. Token ids are read back
-    to the host in each forward pass.
+    Returns whether that changed anything. The look-up copies the same numbers from another place, so results
+    are unchanged. Token ids are read back to the host in each forward pass.
 
     Raises:
         ValueError: the embedding is trained, or there is none.
@@ -33,13 +33,14 @@ def embedding_to_host(model: nn.Module) -> int:
     weight = embedding.weight
     if weight.requires_grad:
         raise ValueError("the word embedding is trained, so it must stay on the device")
-    if "_snugtune_on_host" not in embedding.__dict__:
-        embedding.cpu()
-        embedding.forward = _on_host(embedding.forward)  # type: ignore[method-assign, assignment]
-        # Moving the model must not move the embedding; its number format stays too.
-        embedding._apply = lambda _fn, recurse=True: embedding  # type: ignore[method-assign]  # noqa: ARG005
-        embedding._snugtune_on_host = True  # type: ignore[assignment]
-    return weight.numel() * weight.element_size()
+    if "_snugtune_on_host" in embedding.__dict__:
+        return False
+    embedding.cpu()
+    embedding.forward = _on_host(embedding.forward)  # type: ignore[method-assign, assignment]
+    # Moving the model must not move the embedding; its number format stays too.
+    embedding._apply = lambda _fn, recurse=True: embedding  # type: ignore[method-assign]  # noqa: ARG005
+    embedding._snugtune_on_host = True  # type: ignore[assignment]
+    return True
 
 
 def _on_host(forward: Callable[..., Any]) -> Callable[[Tensor], Tensor]:

@@ -47,6 +47,7 @@ class RunFacts:
     result: TrainResult
     predicted_peak_bytes: int | None
     measured_peak_bytes: int
+    memory_events: list[dict[str, Any]]
     decision: Decision
     metrics: dict[str, dict[str, Any]]
     baseline_metrics: dict[str, dict[str, Any]]
@@ -92,9 +93,9 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
     }
 
 
-def write_metrics(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """One JSON line per optimiser step and per look at the validation part."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in metrics))
+def write_lines(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """One JSON line for each row: of ``metrics.jsonl`` or of ``memory.jsonl``."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_predictions(data: Data, probabilities: dict[str, NDArray[np.float64]], path: Path) -> None:
@@ -137,6 +138,7 @@ def _memory(facts: RunFacts) -> dict[str, Any]:
         "predicted_peak_gib": None if predicted is None else gib(predicted),
         "measured_peak_gib": gib(facts.measured_peak_bytes),
         "measured_as": "max_memory_reserved" if facts.device.type == "cuda" else "resident memory",
+        "events": facts.memory_events,
     }
 
 

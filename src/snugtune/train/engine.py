@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,14 @@ from snugtune.data.batches import epoch_steps, micro_batches, steps_per_epoch
 from snugtune.data.tokens import Tokens
 from snugtune.errors import TrainingError
 from snugtune.evaluate.metrics import single_class_alarm
+from snugtune.memory.guard import Guard, device_memory
+from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import load_trainable_state, trainable_state
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train.forward import collate, predict_logits
-from snugtune.train.optim import make_optimizer, make_scheduler
-from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
+from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler
+from snugtune.train.step import MicroBatch, add_gradients, clip_gradients
+from snugtune.train.transaction import UpdateSnapshot, random_state, random_state_on_error, set_random_state
 from snugtune.units import gib
 
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -43,7 +47,10 @@ class Examples:
 
 @dataclass
 class TrainResult:
-    """What training did; the model holds the best weights when it returns."""
+    """What training did; the model holds the best weights when it returns.
+
+    ``metrics`` and ``memory`` are the lines of ``metrics.jsonl`` and ``memory.jsonl``.
+    """
 
     steps: int = 0
     best_step: int = 0
@@ -52,6 +59,16 @@ class TrainResult:
     stopped_early: bool = False
     train_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What training uses beside the model and the data; every one may be left out."""
+
+    observer: Observer = field(default_factory=Observer)
+    guard: Guard | None = None
+    meter: PeakMeter | None = None
 
 
 def train(
@@ -64,8 +81,7 @@ def train(
     pad_token_id: int,
     dtype: torch.dtype,
     device: torch.device,
-    observer: Observer | None = None,
-    peak_bytes: Callable[[], int] | None = None,
+    services: Services | None = None,
 ) -> TrainResult:
     """Train ``model`` in place and leave it with the weights that scored best on validation.
 
@@ -74,73 +90,192 @@ def train(
 
     Raises:
         TrainingError: the loss or the gradient is not finite; names the step and the rows.
+        RestartNeededError: memory ran out and this process cannot go on.
     """
-    observer = observer or Observer()
-    # Accelerate keeps one precision for the whole process; a fit after a fit may want another.
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=MIXED_PRECISION[dtype], cpu=device.type == "cpu")
-    per_epoch = steps_per_epoch(len(train_set.y), config.step_examples)
-    total = max(1, math.ceil(per_epoch * config.num_train_epochs))
-    optimizer = make_optimizer(model, config, head_names)
-    scheduler = make_scheduler(optimizer, config, total)
-    optimizer = accelerator.prepare(optimizer)
-    rng = np.random.default_rng(config.seed)
-    torch.manual_seed(config.seed)
-    keeper = _BestKeeper(model, config.early_stopping_patience)
-    result = TrainResult()
-    started = time.perf_counter()
-
-    def validate(epoch: float) -> None:
-        logits = predict_logits(
-            model, validation_set.tokens, pad_token_id=pad_token_id, device=device, dtype=dtype,
-            max_examples=config.per_device_eval_batch_size,
-        )  # fmt: skip
-        alarm = single_class_alarm(logits.argmax(1), logits.shape[1]) if result.steps else None
-        if alarm:
-            observer.say(f"Alarm at step {result.steps}: {alarm}")
-        score, log_loss = score_logits(logits, validation_set.y, config.metric)
-        best = keeper.offer(score, log_loss, result.steps)
-        result.metrics.append(
-            {"step": result.steps, "epoch": epoch, "eval_score": score, "eval_loss": log_loss, "best": best}
-        )
-        observer.on_validation(ValidationInfo(result.steps, epoch, score, log_loss, best))
-
+    run = _Run(model, train_set, validation_set, config, head_names, pad_token_id, dtype, device,
+               services or Services())  # fmt: skip
     try:
-        validate(0.0)
-        while result.steps < total and not keeper.exhausted:
-            model.train()
-            for step_rows in epoch_steps(train_set.tokens.lengths, config.step_examples, rng):
-                rate = float(scheduler.get_last_lr()[0])
-                loss = _optimizer_step(
-                    model,
-                    train_set,
-                    step_rows,
-                    accelerator,
-                    optimizer,
-                    config,
-                    pad_token_id,
-                    device,
-                    result.steps,
-                )
-                scheduler.step()
-                result.steps += 1
-                elapsed = time.perf_counter() - started
-                remaining = elapsed / result.steps * (total - result.steps)
-                result.metrics.append(
-                    {"step": result.steps, "loss": loss, "learning_rate": rate, "elapsed_s": elapsed}
-                )
-                peak = gib(peak_bytes()) if peak_bytes else None
-                observer.on_step(StepInfo(result.steps, total, loss, rate, elapsed, remaining, peak))
-                if result.steps == total:
-                    break
-            validate(result.steps / per_epoch)
+        run.try_longest()
+        run.validate()
+        for rows in run.steps_left():
+            loss = run.optimizer_step(rows)
+            run.report(loss)
+            if run.at_end_of_epoch:
+                run.validate()
+            if run.keeper.exhausted:
+                break
     except KeyboardInterrupt:
-        result.interrupted = True
-    keeper.restore()
-    result.stopped_early = keeper.exhausted and result.steps < total
-    result.best_step, result.best_score = keeper.step, keeper.score
-    result.train_s = time.perf_counter() - started
-    return result
+        run.result.interrupted = True
+    return run.finish()
+
+
+class _Run:
+    """The state of one training: what the loop above goes through, step by step."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_set: Examples,
+        validation_set: Examples,
+        config: FitConfig,
+        head_names: tuple[str, ...],
+        pad_token_id: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        services: Services,
+    ) -> None:
+        self.model, self.train_set, self.validation_set, self.config = (
+            model,
+            train_set,
+            validation_set,
+            config,
+        )
+        self.pad_token_id, self.dtype, self.device = pad_token_id, dtype, device
+        self.observer, self.meter = services.observer, services.meter
+        self.guard = services.guard or Guard(device_memory(device))
+        # Accelerate keeps one precision for the whole process; a fit after a fit may want another.
+        AcceleratorState._reset_state()
+        self.accelerator = Accelerator(mixed_precision=MIXED_PRECISION[dtype], cpu=device.type == "cpu")
+        self.per_epoch = steps_per_epoch(len(train_set.y), config.step_examples)
+        self.total = max(1, math.ceil(self.per_epoch * config.num_train_epochs))
+        self.plain_optimizer = make_optimizer(model, config, head_names)
+        allocate_state(self.plain_optimizer)
+        self.scheduler = make_scheduler(self.plain_optimizer, config, self.total)
+        self.optimizer = self.accelerator.prepare(self.plain_optimizer)
+        torch.manual_seed(config.seed)
+        self.keeper = _BestKeeper(model, config.early_stopping_patience)
+        self.result = TrainResult()
+        self.learning_rate = 0.0
+        self.events_noted = 0
+        self.started = time.perf_counter()
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        return self.result.steps % self.per_epoch == 0 or self.result.steps == self.total
+
+    def steps_left(self) -> Iterator[NDArray[np.int64]]:
+        """The examples of each step still to take; the order is that of the seed, wherever it is entered."""
+        rng = np.random.default_rng(self.config.seed)
+        epochs = (epoch_steps(self.train_set.tokens.lengths, self.config.step_examples, rng) for _ in count())
+        return islice(chain.from_iterable(epochs), self.result.steps, self.total)
+
+    def try_longest(self) -> None:
+        """The longest micro-batch, for nothing: what can fail fails in the first seconds."""
+        self.model.train()
+        lengths = self.train_set.tokens.lengths
+        longest = np.argsort(lengths, kind="stable")[-self.config.step_examples :]
+        before = random_state(self.device)
+        # Twice, because from the second micro-batch of a step on there are gradients beside it.
+        for _ in range(2 if self.device.type == "cuda" else 1):
+            self._accumulate(longest, self._cut(longest)[-1:])
+        self.optimizer.zero_grad(set_to_none=True)
+        set_random_state(before, self.device)
+
+    def optimizer_step(self, rows: NDArray[np.int64]) -> float:
+        """One step on the examples ``rows``, in micro-batches that fit; returns their mean loss."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.learning_rate = float(self.scheduler.get_last_lr()[0])
+        loss = self._update(rows, self._accumulate(rows, self._cut(rows)))
+        self.scheduler.step()
+        self.result.steps += 1
+        return loss
+
+    def _cut(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        budget = min(self.config.tokens_per_micro_batch, self.guard.training.tokens)
+        return micro_batches(
+            rows, self.train_set.tokens.lengths, budget, self.config.per_device_train_batch_size
+        )
+
+    def _accumulate(self, rows: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> Tensor:
+        losses: list[Tensor] = []
+
+        def add(part: NDArray[np.int64]) -> None:
+            with random_state_on_error(self.device):
+                losses.append(
+                    add_gradients(
+                        self.model,
+                        _micro_batch(self.train_set, part, self.pad_token_id, self.device),
+                        len(rows),
+                        autocast=self.accelerator.autocast,
+                        backward=self.accelerator.backward,
+                        label_smoothing=self.config.label_smoothing,
+                    )
+                )
+
+        lengths = self.train_set.tokens.lengths
+        self.guard.each(parts, lengths, add, self.guard.training, during="training")
+        return torch.stack(losses).sum()
+
+    def _update(self, rows: NDArray[np.int64], mean_loss: Tensor) -> float:
+        """Clip the gradients and change the weights, all of it or nothing; returns the loss as a number."""
+        loss = 0.0
+
+        def update() -> None:
+            nonlocal loss
+            self.accelerator.unscale_gradients(self.optimizer)
+            gradient_norm = clip_gradients(self.model, self.config.max_grad_norm)
+            loss, norm = torch.stack([mean_loss, gradient_norm]).tolist()
+            # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
+            if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(norm)):
+                raise TrainingError(_not_finite(self.result.steps + 1, self.train_set, rows, loss))
+            self.optimizer.step()
+
+        self.guard.whole(
+            update,
+            # A copy of a model trained in full would double it: such a run goes back to a committed step.
+            None if self.config.method == "full" else self._snapshot,
+            during="the update of the weights",
+        )
+        return loss
+
+    def _snapshot(self) -> Callable[[], None]:
+        return UpdateSnapshot(self.model, self.plain_optimizer, self.accelerator.scaler).restore
+
+    def validate(self) -> None:
+        """One look at the validation part; the weights are kept if they are the best so far."""
+        logits = predict_logits(
+            self.model, self.validation_set.tokens, pad_token_id=self.pad_token_id, device=self.device,
+            dtype=self.dtype, max_examples=self.config.per_device_eval_batch_size, guard=self.guard,
+        )  # fmt: skip
+        steps = self.result.steps
+        alarm = single_class_alarm(logits.argmax(1), logits.shape[1]) if steps else None
+        if alarm:
+            self.observer.say(f"Alarm at step {steps}: {alarm}")
+        score, log_loss = score_logits(logits, self.validation_set.y, self.config.metric)
+        best, epoch = self.keeper.offer(score, log_loss, steps), steps / self.per_epoch
+        self.result.metrics.append(
+            {"step": steps, "epoch": epoch, "eval_score": score, "eval_loss": log_loss, "best": best}
+        )
+        self.observer.on_validation(ValidationInfo(steps, epoch, score, log_loss, best))
+
+    def report(self, loss: float) -> None:
+        """Note and tell of the step that was just taken."""
+        steps, elapsed = self.result.steps, self.elapsed_s
+        self.result.metrics.append(
+            {"step": steps, "loss": loss, "learning_rate": self.learning_rate, "elapsed_s": elapsed}
+        )
+        self.result.memory += [{"step": steps, **event} for event in self.guard.events[self.events_noted :]]
+        self.events_noted = len(self.guard.events)
+        peak = None
+        if self.meter is not None:
+            self.result.memory.append({"step": steps, "elapsed_s": elapsed, **self.meter.now()})
+            peak = gib(self.meter.peak_bytes)
+        remaining = elapsed / steps * (self.total - steps)
+        self.observer.on_step(StepInfo(steps, self.total, loss, self.learning_rate, elapsed, remaining, peak))
+
+    def finish(self) -> TrainResult:
+        """The best weights back into the model, and what there is to tell."""
+        self.keeper.restore()
+        result = self.result
+        result.stopped_early = self.keeper.exhausted and result.steps < self.total
+        result.best_step, result.best_score = self.keeper.step, self.keeper.score
+        result.train_s = self.elapsed_s
+        return result
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.started
 
 
 def score_logits(logits: NDArray[np.float32], y: NDArray[np.int64], metric: str) -> tuple[float, float]:
@@ -148,34 +283,6 @@ def score_logits(logits: NDArray[np.float32], y: NDArray[np.int64], metric: str)
     predicted = logits.argmax(1)
     score = accuracy_score(y, predicted) if metric == "accuracy" else f1_score(y, predicted, average="macro")
     return float(score), float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(y)))
-
-
-def _optimizer_step(
-    model: nn.Module,
-    examples: Examples,
-    rows: NDArray[np.int64],
-    accelerator: Any,
-    optimizer: Any,
-    config: FitConfig,
-    pad_token_id: int,
-    device: torch.device,
-    step: int,
-) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    cut = micro_batches(
-        rows, examples.tokens.lengths, config.tokens_per_micro_batch, config.per_device_train_batch_size
-    )
-    mean_loss = accumulate_gradients(
-        model, (_micro_batch(examples, part, pad_token_id, device) for part in cut), len(rows),
-        autocast=accelerator.autocast, backward=accelerator.backward, label_smoothing=config.label_smoothing,
-    )  # fmt: skip
-    accelerator.unscale_gradients(optimizer)
-    loss, norm = torch.stack([mean_loss, clip_gradients(model, config.max_grad_norm)]).tolist()
-    # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
-    if not math.isfinite(loss) or (accelerator.scaler is None and not math.isfinite(norm)):
-        raise TrainingError(_not_finite(step + 1, examples, rows, loss))
-    optimizer.step()
-    return float(loss)
 
 
 def _micro_batch(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from snugtune.data.batches import micro_batches
 from snugtune.data.tokens import Tokens
+from snugtune.memory.guard import Guard, device_memory
 
 INFERENCE_TOKENS = 8192
 """Padded tokens per micro-batch without gradients: past it, two CPU cores gain nothing more."""
@@ -49,14 +50,19 @@ def predict_logits(
     dtype: torch.dtype = torch.float32,
     on_rows: Callable[[int], None] | None = None,
     max_examples: int | None = None,
+    guard: Guard | None = None,
 ) -> NDArray[np.float32]:
-    """Logits (N, K) in the order of ``tokens``, at most ``max_examples`` texts at a time."""
+    """Logits (N, K) in the order of ``tokens``, at most ``max_examples`` texts at a time.
+
+    Raises:
+        RestartNeededError: not even a single text fits into memory.
+    """
 
     def logits(batch: dict[str, Tensor]) -> Tensor:
         out: Tensor = model(**batch).logits
         return out
 
-    return _map_rows(model, logits, tokens, pad_token_id, device, dtype, on_rows, max_examples)
+    return _map_rows(model, logits, tokens, pad_token_id, device, dtype, on_rows, max_examples, guard=guard)
 
 
 def layer_inputs(
@@ -68,6 +74,7 @@ def layer_inputs(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     on_rows: Callable[[int], None] | None = None,
+    guard: Guard | None = None,
 ) -> NDArray[np.float32]:
     """What ``layer`` of the frozen model is given for each text: (N, H), in the order of ``tokens``.
 
@@ -78,15 +85,19 @@ def layer_inputs(
 
     def features(batch: dict[str, Tensor]) -> Tensor:
         seen.clear()
-        model(**batch)
-        hidden = seen[0]
+        try:
+            model(**batch)
+        finally:
+            # Kept, it would be held through a failure and its recovery.
+            hidden = seen.pop() if seen else None
+        assert hidden is not None
         if hidden.dim() == 2:
             return hidden
         last = batch["attention_mask"].sum(1) - 1
         return hidden[torch.arange(len(hidden), device=device), last]
 
     try:
-        return _map_rows(model, features, tokens, pad_token_id, device, dtype, on_rows)
+        return _map_rows(model, features, tokens, pad_token_id, device, dtype, on_rows, guard=guard)
     finally:
         hook.remove()
 
@@ -100,17 +111,28 @@ def _map_rows(
     dtype: torch.dtype,
     on_rows: Callable[[int], None] | None,
     max_examples: int | None = None,
+    *,
+    guard: Guard | None,
 ) -> NDArray[np.float32]:
+    guard = guard or Guard(device_memory(device))
+    budget = min(INFERENCE_TOKENS, guard.evaluation.tokens)
+    parts = micro_batches(np.arange(len(tokens)), tokens.lengths, budget, max_examples)
+    found: list[NDArray[np.float32]] = []
+
+    def run(indices: NDArray[np.int64]) -> None:
+        values = function(collate(tokens, indices, pad_token_id, device)).float().cpu().numpy()
+        if not found:
+            found.append(np.empty((len(tokens), values.shape[1]), dtype=np.float32))
+        found[0][indices] = values
+        if on_rows:
+            on_rows(len(indices))
+
     was_training = model.training
     model.eval()
-    out: NDArray[np.float32] | None = None
-    with torch.inference_mode(), autocast(device, dtype):
-        for indices in micro_batches(np.arange(len(tokens)), tokens.lengths, INFERENCE_TOKENS, max_examples):
-            values = function(collate(tokens, indices, pad_token_id, device)).float().cpu().numpy()
-            if out is None:
-                out = np.empty((len(tokens), values.shape[1]), dtype=np.float32)
-            out[indices] = values
-            if on_rows:
-                on_rows(len(indices))
-    model.train(was_training)
-    return out if out is not None else np.empty((0, 0), dtype=np.float32)
+    try:
+        with torch.inference_mode(), autocast(device, dtype):
+            # The longest first: what can fail fails in the first seconds.
+            guard.each(parts[::-1], tokens.lengths, run, guard.evaluation, during="evaluation")
+    finally:
+        model.train(was_training)
+    return found[0] if found else np.empty((0, 0), dtype=np.float32)

@@ -47,3 +47,18 @@ def make_scheduler(
         name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
     )
     return scheduler
+
+
+def allocate_state(optimizer: torch.optim.AdamW) -> None:
+    """Give AdamW its two moments (zeros) and step counts now, not in the first step.
+
+    What can fail for want of memory then fails before training, and a step can be undone: there is a state
+    to go back to. The entries are those of ``torch.optim.AdamW`` (PyTorch 2.13, ``torch/optim/adam.py``).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from snugtune.data.tokens import Tokens
 from snugtune.evaluate.metrics import log_loss
+from snugtune.memory.guard import Guard
 from snugtune.model.head import Head, Probe, has_bias, write_probe
 from snugtune.train.forward import layer_inputs
 
@@ -136,6 +137,7 @@ def start_from_probe(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     on_rows: Callable[[int], None] | None = None,
+    guard: Guard | None = None,
 ) -> None:
     """One frozen pass over the training rows, then the probe on its features, written into ``head``.
 
@@ -145,7 +147,7 @@ def start_from_probe(
     def features(part: Tokens) -> NDArray[np.float32]:
         return layer_inputs(
             model, head.feature_layer, part, pad_token_id=pad_token_id, device=device, dtype=dtype,
-            on_rows=on_rows,
+            on_rows=on_rows, guard=guard,
         )  # fmt: skip
 
     chooser = HeldOut(features(held_out[0]), held_out[1]) if held_out else None

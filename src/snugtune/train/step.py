@@ -6,8 +6,8 @@ every tensor a real step would, which is how memory is predicted; nothing in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +41,71 @@ def accumulate_gradients(
     A micro-batch contributes its sum divided by the step's own count, so the cut changes neither loss nor
     gradient.
     """
-    losses = []
-    for batch in micro_batches:
+    losses = [
+        add_gradients(
+            model, batch, step_examples, autocast=autocast, backward=backward, label_smoothing=label_smoothing
+        )
+        for batch in micro_batches
+    ]
+    return torch.stack(losses).sum()
+
+
+def add_gradients(
+    model: nn.Module,
+    batch: MicroBatch,
+    step_examples: int,
+    *,
+    autocast: Autocast,
+    backward: Callable[[Tensor], None],
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Add what one micro-batch contributes to the step's gradients; returns its part of the loss, a scalar.
+
+    All of it or nothing: after an error the gradients are those of the micro-batches before.
+    """
+    with gradients_apart(trained_parameters(model)):
         with autocast():
             logits = model(**batch.inputs).logits
         summed = cross_entropy(logits.float(), batch.target, reduction="sum", label_smoothing=label_smoothing)
         loss = summed / step_examples
         backward(loss)
-        losses.append(loss.detach())
-    return torch.stack(losses).sum()
+    return loss.detach()
+
+
+@contextmanager
+def gradients_apart(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients made inside are added to the earlier ones at the end; after an error they are dropped.
+
+    A backward pass that breaks off leaves some gradients complete and others not; kept apart, none of it
+    reaches those of the micro-batches before.
+    """
+    earlier = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+        _add_in_place(earlier, [parameter.grad for parameter in parameters])
+    except BaseException:
+        for parameter, gradient in zip(parameters, earlier, strict=True):
+            parameter.grad = gradient
+        raise
+    for parameter, gradient in zip(parameters, earlier, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient
+
+
+def _add_in_place(earlier: list[Tensor | None], new: list[Tensor | None]) -> None:
+    # One operator that allocates nothing: it takes place as a whole or not at all.
+    pairs = [(a, b) for a, b in zip(earlier, new, strict=True) if a is not None and b is not None]
+    if pairs:
+        torch._foreach_add_([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained, in the model's order."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def clip_gradients(model: nn.Module, max_grad_norm: float) -> Tensor:
     """Scale the gradients to a norm of at most ``max_grad_norm``; returns the norm before, a scalar."""
-    return clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm)
+    return clip_grad_norm_(trained_parameters(model), max_grad_norm)

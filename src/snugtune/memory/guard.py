@@ -1,0 +1,328 @@
+"""No failure for want of memory: a piece of work that does not fit is undone, cut in two and done again.
+
+Work comes in micro-batches. One that runs out of memory leaves nothing behind (the work sees to that, see
+``train/step.py``), what it had allocated is given back, and only it is cut; finished ones are not repeated.
+At a single example the guard retreats: it draws the levers that keep the result, one by one. When none is
+left, or when the device no longer answers or does not give its memory back, a new process must go on from
+the last committed step (``snugtune/supervise.py``).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from snugtune.errors import RestartNeededError
+from snugtune.units import gib
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "can't allocate memory",
+    "Unable to allocate",
+    "NVML_SUCCESS == r",
+)
+"""What errors say that are not ``torch.OutOfMemoryError`` and still mean it: the driver's own, cuBLAS and
+cuDNN making a handle or workspace, PyTorch's and NumPy's allocators on the host, and an assertion that CUDA's
+caching allocator trips over while it puts its own message together."""
+
+POISONED = (
+    "illegal memory access",
+    "unspecified launch failure",
+    "device-side assert",
+    "misaligned address",
+    "context is destroyed",
+    "device is lost",
+    "fallen off the bus",
+)
+"""Errors after which every later CUDA call of the process fails, too (CUDA Runtime API, ``cudaError_t``)."""
+
+GROW_AFTER = 64
+"""Micro-batches in a row that must fit before a lowered limit is raised; doubled by each failed attempt."""
+
+GROW_BY = 1.25
+"""Additive steps would take hours back from a sixteenth, doubling fails at once where the cause persists."""
+
+LEAK_BYTES = 64 * 2**20
+"""What may still be allocated after an undone piece: caches that libraries keep on first use."""
+
+NO_LIMIT = 2**31
+
+Rows = NDArray[np.int64]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, in any of the forms it comes in."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(form in str(error) for form in OUT_OF_MEMORY)
+
+
+def is_poisoned(error: BaseException) -> bool:
+    """Whether an error leaves the CUDA context of this process unusable."""
+    return isinstance(error, RuntimeError) and any(form in str(error) for form in POISONED)
+
+
+class Memory(Protocol):
+    """The memory of the device that computes."""
+
+    def allocated_bytes(self) -> int:
+        """Bytes of living tensors."""
+
+    def free(self) -> None:
+        """Give back what is cached; an error if the device no longer answers."""
+
+
+class CudaMemory:
+    """An NVIDIA card's, through PyTorch's caching allocator."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def allocated_bytes(self) -> int:
+        """Bytes of living tensors."""
+        return int(torch.cuda.memory_allocated(self.device))
+
+    def free(self) -> None:
+        """Wait for what is running, give cached segments back, and see whether the card still computes."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()
+        torch.zeros(1, device=self.device).add_(1).item()
+
+
+class HostMemory:
+    """A CPU's: the operating system keeps the books, so there is nothing to compare or to give back."""
+
+    def allocated_bytes(self) -> int:
+        """Not known."""
+        return 0
+
+    def free(self) -> None:
+        """Nothing is cached."""
+
+
+def device_memory(device: torch.device) -> Memory:
+    """The memory of ``device``."""
+    return CudaMemory(device) if device.type == "cuda" else HostMemory()
+
+
+class Limit:
+    """Padded tokens that a micro-batch may hold: lowered by failures, raised again carefully.
+
+    Args:
+        planned: the limit to begin with and to grow back to.
+    """
+
+    def __init__(self, planned: int) -> None:
+        self.planned = self.tokens = planned
+        self._fitted = 0
+        self._wait = GROW_AFTER
+        self._grown = False
+
+    def failed(self, allowed: int) -> None:
+        """A micro-batch did not fit; from now on they hold at most ``allowed`` tokens."""
+        if self._grown:
+            self._wait, self._grown = 2 * self._wait, False
+        self.tokens = max(1, min(self.tokens, allowed))
+        self._fitted = 0
+
+    def fitted(self) -> None:
+        """A micro-batch did fit; enough of them in a row raise the limit."""
+        self._fitted += 1
+        if self.tokens < self.planned and self._fitted >= self._wait:
+            self._grown = True
+            self.tokens = min(self.planned, int(self.tokens * GROW_BY) + 1)
+            self._fitted = 0
+
+
+@dataclass(frozen=True)
+class Retreat:
+    """A lever that keeps the result, drawn when a single example does not fit.
+
+    ``draw`` returns whether that changed anything.
+    """
+
+    name: str
+    draw: Callable[[], bool]
+
+
+@dataclass
+class Guard:
+    """Runs micro-batches so that none fails for want of memory, and remembers what happened.
+
+    Args:
+        memory: of the device that computes.
+        training, evaluation: limits of their micro-batches, learned while they run.
+        say: told, in one sentence, of everything that was done.
+        retreats: levers for when a single example does not fit, the cheapest first.
+
+    ``events`` are JSON-ready: ``event`` (out_of_memory, retreat, leak), ``during``, ``rows``,
+    ``longest_tokens``, ``message``, ``action``.
+    """
+
+    memory: Memory
+    training: Limit = field(default_factory=lambda: Limit(NO_LIMIT))
+    evaluation: Limit = field(default_factory=lambda: Limit(NO_LIMIT))
+    say: Callable[[str], None] = lambda _sentence: None
+    retreats: list[Retreat] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def each(
+        self,
+        parts: Iterable[Rows],
+        lengths: NDArray[np.int64],
+        work: Callable[[Rows], None],
+        limit: Limit,
+        *,
+        during: str,
+    ) -> None:
+        """Do ``work`` on every micro-batch of ``parts`` (indices into ``lengths``), in order.
+
+        ``work`` must leave nothing behind when it raises, and parts of parts must add up to the whole.
+
+        Raises:
+            RestartNeededError: a single example does not fit whatever is tried, or the device is lost.
+        """
+        waiting = deque(parts)
+        while waiting:
+            part = waiting.popleft()
+            if len(part) > 1 and _padded_tokens(part, lengths) > limit.tokens:
+                waiting.extendleft(reversed(_halves(part)))
+                continue
+            failure = self._attempt(lambda part=part: work(part))  # type: ignore[misc]
+            if failure is None:
+                limit.fitted()
+                continue
+            if len(part) > 1:
+                halves = _halves(part)
+                limit.failed(max(_padded_tokens(half, lengths) for half in halves))
+                self._tell(during, failure, "cut in two", part, lengths)
+                waiting.extendleft(reversed(halves))
+            else:
+                self._retreat(during, failure, part, lengths)
+                waiting.appendleft(part)
+
+    def whole(
+        self, work: Callable[[], None], snapshot: Callable[[], Callable[[], None]] | None, *, during: str
+    ) -> None:
+        """Do ``work`` that cannot be cut; after a failure undo it, free memory, and do it again.
+
+        ``snapshot`` returns what undoes the work; without it, a failure cannot be made good here.
+
+        Raises:
+            RestartNeededError: it does not fit whatever is tried, or the device is lost.
+        """
+        undos: list[Callable[[], None]] = []
+        if snapshot is not None:
+            self._repeat(lambda: undos.append(snapshot()), lambda: None, during)
+        self._repeat(work, undos[0] if undos else None, during)
+
+    def _repeat(self, work: Callable[[], None], undo: Callable[[], None] | None, during: str) -> None:
+        failures = 0
+        while (failure := self._attempt(work)) is not None:
+            failures += 1
+            if undo is None:
+                raise RestartNeededError(f"Memory ran out in {during} ({failure}).")
+            undo()
+            if failures > 1:
+                self._retreat(during, failure)
+            else:
+                self._tell(during, failure, "done again")
+
+    def _attempt(self, work: Callable[[], None]) -> str | None:
+        """None if ``work`` is done, else what the failure said; memory is free again then."""
+        before = self.memory.allocated_bytes()
+        failure = _failure(work)
+        # The handler is left: its traceback, which holds the frames and so the tensors, is gone.
+        if failure is not None:
+            self._recover(before, failure)
+        return failure
+
+    def _recover(self, allocated_before: int, failure: str) -> None:
+        gc.collect()
+        lost = _failure(self.memory.free, of_any_kind=True)
+        if lost is not None:
+            raise RestartNeededError(f"The device no longer answers after running out of memory ({lost}).")
+        leaked = self.memory.allocated_bytes() - allocated_before
+        if leaked > LEAK_BYTES:
+            self.events.append({"event": "leak", "message": failure, "leaked_gib": gib(leaked)})
+            raise RestartNeededError(
+                f"{gib(leaked):.2f} GiB did not come back after running out of memory ({failure})."
+            )
+
+    def _retreat(
+        self, during: str, failure: str, part: Rows | None = None, lengths: NDArray[np.int64] | None = None
+    ) -> None:
+        while self.retreats:
+            retreat = self.retreats.pop(0)
+            if retreat.draw():
+                self._tell(during, failure, retreat.name, part, lengths, event="retreat")
+                return
+        raise RestartNeededError(
+            f"Memory ran out in {during}{_size(part, lengths)} and nothing is left to give way with "
+            f"({failure}); free some memory, shorten the texts with --max-length, or take a smaller model."
+        )
+
+    def _tell(
+        self,
+        during: str,
+        failure: str,
+        action: str,
+        part: Rows | None = None,
+        lengths: NDArray[np.int64] | None = None,
+        event: str = "out_of_memory",
+    ) -> None:
+        self.events.append(
+            {
+                "event": event,
+                "during": during,
+                "rows": None if part is None else len(part),
+                "longest_tokens": None if part is None or lengths is None else int(lengths[part].max()),
+                "message": failure,
+                "action": action,
+            }
+        )
+        self.say(f"Memory ran out in {during}{_size(part, lengths)}: {action}; nothing is lost.")
+
+
+def _size(part: Rows | None, lengths: NDArray[np.int64] | None) -> str:
+    if part is None or lengths is None:
+        return ""
+    texts = "one text" if len(part) == 1 else f"{len(part)} texts"
+    return f" with {texts} of up to {int(lengths[part].max())} tokens"
+
+
+def _failure(work: Callable[[], None], *, of_any_kind: bool = False) -> str | None:
+    """The first line of the error if ``work`` runs out of memory (or fails ``of_any_kind``); None if not."""
+    try:
+        work()
+    except Exception as error:
+        if is_poisoned(error):
+            raise RestartNeededError(f"The device is lost: {_first_line(error)}.") from None
+        if not of_any_kind and not is_out_of_memory(error):
+            raise
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _padded_tokens(part: Rows, lengths: NDArray[np.int64]) -> int:
+    return len(part) * int(lengths[part].max())
+
+
+def _halves(part: Rows) -> list[Rows]:
+    middle = (len(part) + 1) // 2
+    return [part[:middle], part[middle:]]

@@ -1,0 +1,37 @@
+"""What a run can still give way with when a single example does not fit; none changes the result."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from snugtune.memory.guard import Retreat
+from snugtune.model.checkpointing import checkpoint_layers, trained_layers
+from snugtune.model.offload import embedding_to_host
+
+
+def retreats(model: nn.Module, checkpointed_layers: int) -> list[Retreat]:
+    """For training ``model``, of which the last ``checkpointed_layers`` are checkpointed already."""
+    count = len(trained_layers(model))
+
+    def checkpoint_all() -> bool:
+        if checkpointed_layers >= count:
+            return False
+        checkpoint_layers(model, count)
+        return True
+
+    return [Retreat(f"activation checkpointing of all {count} layers", checkpoint_all), _embedding(model)]
+
+
+def evaluation_retreats(model: nn.Module) -> list[Retreat]:
+    """For running ``model`` without gradients."""
+    return [_embedding(model)]
+
+
+def _embedding(model: nn.Module) -> Retreat:
+    def move() -> bool:
+        try:
+            return embedding_to_host(model)
+        except ValueError:  # it is trained, or there is none
+            return False
+
+    return Retreat("the word embedding moved to the host", move)
