@@ -167,7 +167,7 @@ def measure(case: Case) -> dict[str, int]:
         batch=batch,
         autocast=autocast,
         accumulates=True,
-        foreach=True,
+        on_card=True,
     )
     torch.cuda.synchronize()
     return {

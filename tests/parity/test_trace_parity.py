@@ -86,7 +86,7 @@ def real_trace(predicted):
     with ledger:
         run_steps(
             model, predicted.config, predicted.head_names, ledger, batch=batch, autocast=predicted._autocast,
-            accumulates=True, foreach=False,
+            accumulates=True, on_card=False,
         )  # fmt: skip
     return ledger.close()
 

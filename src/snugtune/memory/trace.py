@@ -27,6 +27,7 @@ from snugtune.memory.workspaces import workspace_bytes
 WEIGHTS, GRADIENTS, STATE = "weights", "gradients", "optimiser state"
 ACTIVATIONS, BACKWARD, WORKSPACES = "activations", "backward temporaries", "workspaces"
 UPDATE, EVALUATION, INPUTS, HOST = "update temporaries", "evaluation", "inputs", "host"
+BEST = "best weights so far"
 
 KINDS = {
     "linear": ("addmm", "mm", "bmm", "baddbmm"),

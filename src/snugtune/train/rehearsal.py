@@ -1,8 +1,8 @@
 """The training step run on shapes alone: the engine's own functions on fake tensors, under the ledger.
 
 Fake tensors have no memory behind them and carry a device type, so that casts, attention and the backward
-pass are chosen as in a real run. Two optimiser steps are taken, because the optimiser's state is there only
-from the second on, and one batch without gradients, because validation runs between steps.
+pass are chosen as in a real run. Two optimiser steps are taken, the second of two micro-batches, because the
+later one runs beside gradients; and one batch without gradients, because validation runs between steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from snugtune.memory.quantized import quantize_shapes
 from snugtune.memory.setup import Setup
 from snugtune.memory.trace import Ledger, Trace
 from snugtune.model import attention
-from snugtune.model.adapter import wrap
+from snugtune.model.adapter import trainable_state, wrap
 from snugtune.model.backbone import set_dropout, supported_attention
 from snugtune.model.checkpointing import checkpoint_layers, encoder_layers
 from snugtune.model.head import find_head
@@ -33,8 +33,9 @@ from snugtune.model.offload import embedding_to_host, word_embedding
 from snugtune.model.parameters import meta_model
 from snugtune.model.pooling import planned_config
 from snugtune.train.forward import INFERENCE_TOKENS
-from snugtune.train.optim import make_optimizer
+from snugtune.train.optim import allocate_state, make_optimizer
 from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
+from snugtune.train.transaction import UpdateSnapshot
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -77,7 +78,7 @@ class Rehearsal:
             run_steps(
                 self.model, self.config, self.head_names, ledger,
                 batch=lambda: _batch(micro_batch, length), autocast=self._autocast,
-                accumulates=self.setup.accumulates, foreach=on_card,
+                accumulates=self.setup.accumulates, on_card=on_card,
             )  # fmt: skip
             with ledger.during(trace.EVALUATION):
                 usual = max(1, INFERENCE_TOKENS // length)
@@ -125,16 +126,24 @@ def run_steps(
     batch: Any,
     autocast: Any,
     accumulates: bool,
-    foreach: bool,
+    on_card: bool,
 ) -> None:
     """Two optimiser steps as the engine takes them, on fake tensors or real ones.
 
-    ``foreach`` is AdamW's own choice on a card: all parameters at once, at the price of temporaries.
+    On a card AdamW takes all parameters at once (``foreach``, its own choice there), at the price of
+    temporaries; on a CPU the copy of the best weights so far lies in the same memory.
     """
     model.train()
     optimizer = make_optimizer(model, config, head_names)
     for group in optimizer.param_groups:
-        group["foreach"] = foreach
+        group["foreach"] = on_card
+    allocate_state(optimizer)
+    for state in optimizer.state.values():
+        ledger.mark((v for k, v in state.items() if k != "step"), trace.STATE)
+        # The step's number is a tensor on the host.
+        ledger.mark([state["step"]], trace.HOST if on_card else trace.STATE)
+    with ledger.during(trace.BEST):
+        best = {} if on_card else trainable_state(model)
     for micro_batches in (1, 2 if accumulates else 1):
         optimizer.zero_grad(set_to_none=True)
         batches = _inputs(ledger, batch, micro_batches)
@@ -143,14 +152,14 @@ def run_steps(
             label_smoothing=config.label_smoothing,
         )  # fmt: skip
         with ledger.during(trace.UPDATE):
+            # As in the engine: what a full fine-tuning would have to copy is too much.
+            snapshot = None if config.method == "full" else UpdateSnapshot(model, optimizer, None)
             clip_gradients(model, config.max_grad_norm)
             with _StepNumbersAreOne():
                 optimizer.step()
-        for state in optimizer.state.values():
-            ledger.mark((v for k, v in state.items() if k != "step"), trace.STATE)
-            # The step's number is a tensor on the host.
-            ledger.mark([state["step"]], trace.HOST if foreach else trace.STATE)
+            del snapshot
     optimizer.zero_grad(set_to_none=True)
+    del best
 
 
 def _inputs(ledger: Ledger, batch: Any, count: int) -> Iterator[MicroBatch]:
@@ -192,6 +201,8 @@ def _batch(micro_batch: int, length: int) -> MicroBatch:
 def _build(
     config: FitConfig, num_labels: int, setup: Setup, fake: FakeTensorMode
 ) -> tuple[nn.Module, tuple[str, ...]]:
+    if not setup.dropout:
+        config = config.model_copy(update={"hidden_dropout": 0.0, "lora_dropout": 0.0})
     shape = model_shape(config, num_labels)
     set_dropout(shape, config.hidden_dropout)
     for key in ("attention_probs_dropout_prob", "attention_dropout"):
