@@ -74,7 +74,10 @@ def staged_folder(folder: str | Path, *, overwrite: bool, marker: str) -> Iterat
 
 
 _CLAIM = ".claimed-by"
-"""Holds the process id of the one that writes the folder."""
+"""Holds the id of the process that writes the folder, and when that process was started (Unix time, s)."""
+
+_SAME_START_S = 10.0
+"""Two readings of a process's start differ by as much as the clock was set in between."""
 
 
 def _check_free(folder: Path, overwrite: bool, marker: str) -> None:
@@ -104,17 +107,26 @@ def _claim(staging: Path, folder: Path) -> None:
             ) from None
         shutil.rmtree(staging)
         staging.mkdir()
-    (staging / _CLAIM).write_text(str(os.getpid()), encoding="utf-8")
+    import psutil
+
+    claim = f"{os.getpid()} {psutil.Process().create_time()}"
+    (staging / _CLAIM).write_text(claim, encoding="utf-8")
 
 
 def _is_alive(staging: Path) -> bool:
+    """Whether the process that claimed ``staging`` is still there; its id may by now be another's."""
     import psutil
 
     try:
-        owner = int((staging / _CLAIM).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        owner, *started = (staging / _CLAIM).read_text(encoding="utf-8").split()
+        process = psutil.Process(int(owner))
+        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return not started or abs(process.create_time() - float(started[0])) < _SAME_START_S
+    except psutil.AccessDenied:
+        return True
+    except (OSError, ValueError, psutil.NoSuchProcess):
         return False
-    return owner != os.getpid() and psutil.pid_exists(owner)
 
 
 def _replace_folder(staging: Path, folder: Path) -> None:

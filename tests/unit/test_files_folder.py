@@ -1,7 +1,10 @@
 """A folder appears whole or not at all, and what was there stays until then."""
 
 import os
+import subprocess
+import sys
 
+import psutil
 import pytest
 from safetensors import SafetensorError
 
@@ -69,6 +72,33 @@ def test_two_at_once_are_refused_and_the_dead_are_cleared_away(tmp_path):
     (staging / "left over").write_text("")
     write(tmp_path / "a", "new")
     assert listing(tmp_path / "a") == [MARKER]
+
+
+def left_by(tmp_path, claim):
+    staging = tmp_path / ".a.partial"
+    staging.mkdir()
+    (staging / ".claimed-by").write_text(claim)
+    write(tmp_path / "a", "new", overwrite=True)
+
+
+def test_a_killed_owner_is_not_taken_for_whoever_has_its_number_now(tmp_path):
+    parent = psutil.Process(os.getppid())
+    with pytest.raises(UserInputError, match="Another process"):
+        left_by(tmp_path, f"{parent.pid} {parent.create_time()}")
+    (tmp_path / ".a.partial" / ".claimed-by").unlink()
+    (tmp_path / ".a.partial").rmdir()
+    left_by(tmp_path, f"{parent.pid} {parent.create_time() - 3600}")
+    assert listing(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no zombies")
+def test_a_killed_owner_that_nobody_waited_for(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        claim = f"{process.pid} {psutil.Process(process.pid).create_time()}"
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        left_by(tmp_path, claim)
+    assert listing(tmp_path) == ["a"]
 
 
 def test_a_full_disk_under_safetensors_is_one_sentence(tmp_path):
