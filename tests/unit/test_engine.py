@@ -3,36 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
 
 from snugtune.config import make_config
-from snugtune.data.tokens import Tokens, Truncation
 from snugtune.errors import TrainingError
-from snugtune.model import attention
+from snugtune.memory.guard import Guard, HostMemory
 from snugtune.model.adapter import trainable_state, wrap
 from snugtune.model.head import find_head
-from snugtune.train.engine import Examples, _BestKeeper, train
-
-CPU = torch.device("cpu")
-
-
-def tiny_model(seed: int = 0) -> BertForSequenceClassification:
-    torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-        num_labels=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0,
-    )  # fmt: skip
-    config._attn_implementation = attention.register()
-    return BertForSequenceClassification(config)
-
-
-def examples(n: int, seed: int) -> Examples:
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 4, n)
-    # The class can be read off the second token.
-    ids = [np.r_[1, 10 + label, rng.integers(20, 60, rng.integers(1, 30))].astype(np.int32) for label in y]
-    lengths = np.array([len(row) for row in ids])
-    return Examples(Tokens(ids, lengths, Truncation(64, n, 0, int(lengths.sum()), 0)), y)
+from snugtune.train.engine import _BestKeeper, train
+from tiny_training import CPU, examples, tiny_model
 
 
 def run(**settings):
@@ -110,7 +88,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows():
 
 
 def test_patience_counts_from_the_best_trained_score_not_from_the_start():
-    keeper = _BestKeeper(tiny_model(), patience=2)
+    keeper = _BestKeeper(tiny_model(), patience=2, guard=Guard(HostMemory()))
     for step, score in enumerate([0.9, 0.5, 0.6, 0.7]):
         keeper.offer(score, 1.0, step)
         assert not keeper.exhausted

@@ -224,8 +224,16 @@ class Guard:
         """
         undos: list[Callable[[], None]] = []
         if snapshot is not None:
-            self._repeat(lambda: undos.append(snapshot()), lambda: None, during)
+            self.again(lambda: undos.append(snapshot()), during=during)
         self._repeat(work, undos[0] if undos else None, during)
+
+    def again(self, work: Callable[[], None], *, during: str) -> None:
+        """Do ``work`` that can simply be done again after a failure.
+
+        Raises:
+            RestartNeededError: it does not fit whatever is tried, or the device is lost.
+        """
+        self._repeat(work, lambda: None, during)
 
     def _repeat(self, work: Callable[[], None], undo: Callable[[], None] | None, during: str) -> None:
         failures = 0

@@ -139,11 +139,11 @@ class _Run:
         self.per_epoch = steps_per_epoch(len(train_set.y), config.step_examples)
         self.total = max(1, math.ceil(self.per_epoch * config.num_train_epochs))
         self.plain_optimizer = make_optimizer(model, config, head_names)
-        allocate_state(self.plain_optimizer)
+        self.guard.again(lambda: allocate_state(self.plain_optimizer), during="making the optimiser's state")
         self.scheduler = make_scheduler(self.plain_optimizer, config, self.total)
         self.optimizer = self.accelerator.prepare(self.plain_optimizer)
         torch.manual_seed(config.seed)
-        self.keeper = _BestKeeper(model, config.early_stopping_patience)
+        self.keeper = _BestKeeper(model, config.early_stopping_patience, self.guard)
         self.result = TrainResult()
         self.learning_rate = 0.0
         self.events_noted = 0
@@ -266,7 +266,7 @@ class _Run:
 
     def finish(self) -> TrainResult:
         """The best weights back into the model, and what there is to tell."""
-        self.keeper.restore()
+        self.guard.again(self.keeper.restore, during="taking the best weights back")
         result = self.result
         result.stopped_early = self.keeper.exhausted and result.steps < self.total
         result.best_step, result.best_score = self.keeper.step, self.keeper.score
@@ -309,8 +309,8 @@ class _BestKeeper:
     probe start first and passes it later.
     """
 
-    def __init__(self, model: nn.Module, patience: int | None) -> None:
-        self.model, self.patience = model, patience
+    def __init__(self, model: nn.Module, patience: int | None, guard: Guard) -> None:
+        self.model, self.patience, self.guard = model, patience, guard
         self.score, self.log_loss, self.step = -math.inf, math.inf, 0
         self.trained_score, self.since = -math.inf, 0
         self.state: dict[str, Tensor] | None = None
@@ -319,11 +319,14 @@ class _BestKeeper:
         better = (score, -log_loss) > (self.score, -self.log_loss)
         if better:
             self.score, self.log_loss, self.step = score, log_loss, step
-            self.state = trainable_state(self.model)
+            self.guard.again(self._copy, during="keeping the best weights")
         if step > 0:
             self.since = 0 if score > self.trained_score else self.since + 1
             self.trained_score = max(score, self.trained_score)
         return better
+
+    def _copy(self) -> None:
+        self.state = trainable_state(self.model)
 
     @property
     def exhausted(self) -> bool:

@@ -68,8 +68,10 @@ def add_gradients(
             logits = model(**batch.inputs).logits
         summed = cross_entropy(logits.float(), batch.target, reduction="sum", label_smoothing=label_smoothing)
         loss = summed / step_examples
+        # Before the gradients are added: what could still fail after that would have to take them back.
+        part = loss.detach()
         backward(loss)
-    return loss.detach()
+    return part
 
 
 @contextmanager
