@@ -11,11 +11,11 @@ from snugtune.train.engine import Examples
 CPU = torch.device("cpu")
 
 
-def tiny_model(seed: int = 0) -> BertForSequenceClassification:
+def tiny_model(seed: int = 0, dropout: float = 0.0) -> BertForSequenceClassification:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
-        num_labels=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=0,
+        num_labels=4, hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0, pad_token_id=0,
     )  # fmt: skip
     config._attn_implementation = attention.register()
     return BertForSequenceClassification(config)

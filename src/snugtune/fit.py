@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ from snugtune.model.precision import compute_dtype, pick_device
 from snugtune.progress import Observer, PhaseClock
 from snugtune.report.card import write_card
 from snugtune.report.record import RunFacts, write_lines, write_predictions, write_record
+from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, train
 from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
 from snugtune.train.planning import plan_run
 from snugtune.train.probe import start_from_probe
+from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, ON_CPU, Recovery, fingerprint_of
 from snugtune.train.retreats import evaluation_retreats, retreats
 from snugtune.units import GIB
 
@@ -49,30 +52,40 @@ Logits = dict[str, NDArray[np.float32]]
 
 
 def fit(
-    config: FitConfig, out: str | Path, *, overwrite: bool = False, observer: Observer | None = None
+    config: FitConfig,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    recovery: Recovery | None = None,
 ) -> Path:
     """Train a classifier as ``config`` says and write the run folder ``out``; returns its path.
 
-    Nothing appears at ``out`` before the run is complete, and a run that was there stays until then.
+    Nothing appears at ``out`` before the run is complete, and a run that was there stays until then. With a
+    ``recovery``, training states are committed to its folder and gone on from (see ``supervise.py``).
 
     Raises:
         UserInputError: the data, a setting or the folder cannot be used.
         TrainingError: the loss is not finite.
         ArtifactError: the saved model does not repeat the trained one's logits in a new process.
+        RestartNeededError: memory ran out and this process cannot go on.
         RunInterruptedError: Ctrl-C before anything was learned.
     """
     clock = PhaseClock(observer or Observer())
     with staged_folder(out, overwrite=overwrite, marker="run.json") as folder:
         data = load_data(config, clock)
         resident_before = resident_bytes()
-        job = _prepare(config, data, clock)
+        job = _prepare(config, data, clock, recovery)
         tokens = _tokenize(job)
         plan = _plan(job, tokens["train"])
-        guard = _guard(job, plan)
+        guard = _guard(job, plan, recovery)
         trainee = _trainee(job, plan, tokens, guard)
+        _draw_levers(guard, recovery)
         check_free_space(folder, _folder_bytes(trainee.parameters))
         with PeakMeter(job.device) as memory:
-            result = _train(job, plan, trainee, tokens, Services(clock, guard, memory))
+            checkpoints = _checkpoints(job, tokens, recovery)
+            result = _train(job, plan, trainee, tokens, Services(clock, guard, memory, checkpoints))
+        told = len(guard.events)
         final = _on_published_weights(job, trainee.model, guard)
         logits = _held_out_logits(job, final, tokens, guard)
         baseline = _fit_baseline(job)
@@ -81,7 +94,8 @@ def fit(
         saved = _save(job, final, baseline, decision, folder)
         difference = _check_saved(job, saved, logits["validation"], peft=is_peft(final))
         peaks = Peaks(_predicted_bytes(plan, job, resident_before), memory.peak_bytes)
-        _write(job, tokens, trainee, result, guard, peaks, decision, scores, saved, difference, folder)
+        result.memory += [{"step": result.steps, **event} for event in guard.events[told:]]
+        _write(job, tokens, trainee, result, recovery, peaks, decision, scores, saved, difference, folder)
     return Path(out)
 
 
@@ -128,8 +142,9 @@ class Scores:
     baseline_metrics: dict[str, dict[str, Any]]
 
 
-def _prepare(config: FitConfig, data: Data, clock: PhaseClock) -> Job:
-    device = pick_device()
+def _prepare(config: FitConfig, data: Data, clock: PhaseClock, recovery: Recovery | None) -> Job:
+    on_cpu = recovery is not None and recovery.caution >= ON_CPU
+    device = torch.device("cpu") if on_cpu else pick_device()
     dtype = compute_dtype(config, device)
     backbone = load_backbone(
         config.model, data.labels, dtype=dtype, revision=config.revision,
@@ -169,15 +184,19 @@ def _predicted_bytes(plan: Plan, job: Job, resident_before: int) -> int:
     return planned if job.device.type == "cuda" else resident_before + planned
 
 
-def _guard(job: Job, plan: Plan) -> Guard:
+def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
     """What keeps the run going when memory runs out after all; its limits start from the plan."""
     chunk = plan.tokens_per_micro_batch if plan.setup.chunked_evaluation else INFERENCE_TOKENS
-    return Guard(
+    guard = Guard(
         device_memory(job.device),
         training=Limit(plan.tokens_per_micro_batch),
         evaluation=Limit(min(chunk, INFERENCE_TOKENS)),
         say=job.clock.say,
     )
+    if recovery is not None and recovery.caution >= HALF_BATCHES:
+        for limit in (guard.training, guard.evaluation):
+            limit.lower(limit.tokens // 2)
+    return guard
 
 
 def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> Trainee:
@@ -202,6 +221,27 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
     )
     return Trainee(trained, head.modules_to_save, parameters)
+
+
+def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
+    """After restarts that did not help, everything that keeps the result is given way with at once."""
+    if recovery is not None and recovery.caution >= ALL_LEVERS:
+        for retreat in guard.retreats:
+            retreat.draw()
+        guard.retreats = []
+
+
+def _checkpoints(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None) -> Checkpoints | None:
+    """Where training states are committed, under a fingerprint of all that they depend on."""
+    if recovery is None:
+        return None
+    digest = hashlib.sha256()
+    for name in ("train", "validation"):
+        for row in tokens[name].ids:
+            digest.update(row.tobytes())
+        digest.update(job.data.parts[name].y.tobytes())
+    settings = {"config": job.config.model_dump(mode="json"), "data": digest.hexdigest()}
+    return Checkpoints(recovery.states, fingerprint=fingerprint_of(settings))
 
 
 def _folder_bytes(parameters: ParameterReport) -> int:
@@ -320,7 +360,7 @@ def _write(
     tokens: dict[str, Tokens],
     trainee: Trainee,
     result: TrainResult,
-    guard: Guard,
+    recovery: Recovery | None,
     peaks: Peaks,
     decision: Decision,
     scores: Scores,
@@ -336,7 +376,7 @@ def _write(
         config=job.config, data=job.data, truncation=tokens["train"].truncation,
         parameters=trainee.parameters, model_folder=saved.name, max_length=job.backbone.max_length,
         device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=peaks.predicted_bytes,
-        measured_peak_bytes=peaks.measured_bytes, memory_events=guard.events,
+        measured_peak_bytes=peaks.measured_bytes, restarts=recovery.history if recovery else (),
         decision=decision, metrics=scores.metrics, baseline_metrics=scores.baseline_metrics,
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=difference, seconds=job.clock.seconds(),

@@ -9,7 +9,8 @@ from snugtune.errors import TrainingError
 from snugtune.memory.guard import Guard, HostMemory
 from snugtune.model.adapter import trainable_state, wrap
 from snugtune.model.head import find_head
-from snugtune.train.engine import _BestKeeper, train
+from snugtune.train.checkpoints import Checkpoints
+from snugtune.train.engine import Services, _BestKeeper, train
 from tiny_training import CPU, examples, tiny_model
 
 
@@ -97,3 +98,50 @@ def test_patience_counts_from_the_best_trained_score_not_from_the_start():
     assert not keeper.exhausted
     keeper.offer(0.65, 1.0, 5)
     assert keeper.exhausted
+
+
+class _EveryStep(Checkpoints):
+    """Commits after each step, and ends the process, so to say, after ``die_after`` of them."""
+
+    def __init__(self, folder, die_after=None):
+        super().__init__(folder, fingerprint="same", interval_s=0)
+        self.die_after = die_after
+
+    def due(self):
+        return True
+
+    def commit(self, state):
+        warning = super().commit(state)
+        if state.step == self.die_after:
+            raise SystemError("killed")
+        return warning
+
+
+@pytest.mark.parametrize("die_after", [1, 4, 8, 11, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_run_that_died_goes_on_to_the_same_bits(tmp_path, die_after, dtype):
+    settings = {"train": "x", "num_train_epochs": 3, "effective_batch_size": 8, "lora_dropout": 0.1}
+    straight, straight_state = _trained_with(None, settings, dtype)
+    with pytest.raises(SystemError, match="killed"):
+        _trained_with(_EveryStep(tmp_path, die_after), settings, dtype)
+    resumed, resumed_state = _trained_with(_EveryStep(tmp_path), settings, dtype)
+    assert resumed.steps == straight.steps == 12
+    assert [_untimed(m) for m in resumed.metrics] == [_untimed(m) for m in straight.metrics]
+    for name, tensor in straight_state.items():
+        assert torch.equal(resumed_state[name], tensor), name
+
+
+def _trained_with(checkpoints, settings, dtype):
+    config = make_config(settings)
+    plain = tiny_model(dropout=0.2)
+    head_names = find_head(plain).modules_to_save
+    model = wrap(plain, config)
+    result = train(
+        model, examples(32, 1), examples(12, 2), config, head_names=head_names, pad_token_id=0,
+        dtype=dtype, device=CPU, services=Services(checkpoints=checkpoints),
+    )  # fmt: skip
+    return result, trainable_state(model)
+
+
+def _untimed(row):
+    return {key: value for key, value in row.items() if key != "elapsed_s"}

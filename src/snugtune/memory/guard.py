@@ -136,6 +136,10 @@ class Limit:
         self.tokens = max(1, min(self.tokens, allowed))
         self._fitted = 0
 
+    def lower(self, tokens: int) -> None:
+        """Begin with at most ``tokens``: what was learned before."""
+        self.tokens = max(1, min(self.tokens, tokens))
+
     def fitted(self) -> None:
         """A micro-batch did fit; enough of them in a row raise the limit."""
         self._fitted += 1

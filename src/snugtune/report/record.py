@@ -47,7 +47,7 @@ class RunFacts:
     result: TrainResult
     predicted_peak_bytes: int | None
     measured_peak_bytes: int
-    memory_events: list[dict[str, Any]]
+    restarts: Sequence[str]
     decision: Decision
     metrics: dict[str, dict[str, Any]]
     baseline_metrics: dict[str, dict[str, Any]]
@@ -138,7 +138,8 @@ def _memory(facts: RunFacts) -> dict[str, Any]:
         "predicted_peak_gib": None if predicted is None else gib(predicted),
         "measured_peak_gib": gib(facts.measured_peak_bytes),
         "measured_as": "max_memory_reserved" if facts.device.type == "cuda" else "resident memory",
-        "events": facts.memory_events,
+        "events": [row for row in facts.result.memory if "event" in row],
+        "restarts": list(facts.restarts),
     }
 
 

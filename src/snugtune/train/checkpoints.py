@@ -16,7 +16,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ class TrainState:
     ``optimizer``, ``scheduler`` and ``scaler`` (empty without one) are the ``state_dict`` of each. ``rng``
     has the generator states ``cpu`` and, where there is one, ``cuda``. ``best`` and ``best_weights`` are the
     scalars and the weights of the best look at validation. ``limits`` are the token limits of micro-batches
-    that the guard has learned. Tensors may lie anywhere; they are read to the host.
+    that the guard has learned, ``metrics`` and ``memory`` the lines noted so far. Tensors may lie anywhere;
+    they are read to the host.
     """
 
     step: int
@@ -61,6 +62,7 @@ class TrainState:
     metrics: list[dict[str, Any]]
     elapsed_s: float
     limits: dict[str, int]
+    memory: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Checkpoints:

@@ -27,6 +27,7 @@ from snugtune.memory.guard import Guard, device_memory
 from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import load_trainable_state, trainable_state
 from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.train.checkpoints import Checkpoints, TrainState
 from snugtune.train.forward import collate, predict_logits
 from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler
 from snugtune.train.step import MicroBatch, add_gradients, clip_gradients
@@ -69,6 +70,7 @@ class Services:
     observer: Observer = field(default_factory=Observer)
     guard: Guard | None = None
     meter: PeakMeter | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def train(
@@ -86,7 +88,8 @@ def train(
     """Train ``model`` in place and leave it with the weights that scored best on validation.
 
     The untrained state (the probe start) is scored first, so the result is never worse than the probe
-    on validation. Ctrl-C ends training and keeps the best so far.
+    on validation. Ctrl-C ends training and keeps the best so far. With ``services.checkpoints``, training
+    goes on from the newest committed state as if nothing had happened.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; names the step and the rows.
@@ -95,8 +98,10 @@ def train(
     run = _Run(model, train_set, validation_set, config, head_names, pad_token_id, dtype, device,
                services or Services())  # fmt: skip
     try:
+        resumed = run.resume()
         run.try_longest()
-        run.validate()
+        if not resumed:
+            run.validate()
         for rows in run.steps_left():
             loss = run.optimizer_step(rows)
             run.report(loss)
@@ -104,6 +109,7 @@ def train(
                 run.validate()
             if run.keeper.exhausted:
                 break
+            run.commit_if_due()
     except KeyboardInterrupt:
         run.result.interrupted = True
     return run.finish()
@@ -131,7 +137,7 @@ class _Run:
             config,
         )
         self.pad_token_id, self.dtype, self.device = pad_token_id, dtype, device
-        self.observer, self.meter = services.observer, services.meter
+        self.observer, self.meter, self.checkpoints = services.observer, services.meter, services.checkpoints
         self.guard = services.guard or Guard(device_memory(device))
         # Accelerate keeps one precision for the whole process; a fit after a fit may want another.
         AcceleratorState._reset_state()
@@ -149,12 +155,61 @@ class _Run:
         self.events_noted = 0
         self.started = time.perf_counter()
 
+    def resume(self) -> bool:
+        """Go on from the newest committed state; whether there is one."""
+        if self.checkpoints is None:
+            return False
+        state = self.checkpoints.newest()
+        for reason in self.checkpoints.skipped:
+            self.observer.say(f"A saved training state was passed over: {reason}")
+        if state is None:
+            return False
+        load_trainable_state(self.model, state.weights)
+        self.plain_optimizer.load_state_dict(state.optimizer)
+        self.scheduler.load_state_dict(state.scheduler)
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        set_random_state(state.rng, self.device)
+        self.keeper.load(state.best, state.best_weights)
+        self.guard.training.lower(state.limits["training"])
+        self.guard.evaluation.lower(state.limits["evaluation"])
+        self.result.steps, self.result.metrics, self.result.memory = state.step, state.metrics, state.memory
+        self.started = time.perf_counter() - state.elapsed_s
+        self.observer.say(f"Going on from step {state.step} of {self.total}.")
+        return True
+
+    def commit_if_due(self, *, now: bool = False) -> None:
+        """Save the state if it is time to; a state that cannot be saved is told, and does no other harm."""
+        if self.checkpoints is None or not (now or self.checkpoints.due()):
+            return
+        scaler = self.accelerator.scaler
+        warning = self.checkpoints.commit(
+            TrainState(
+                step=self.result.steps,
+                weights=trainable_state(self.model),
+                optimizer=self.plain_optimizer.state_dict(),
+                scheduler=self.scheduler.state_dict(),
+                scaler={} if scaler is None else scaler.state_dict(),
+                rng=random_state(self.device),
+                best=self.keeper.scalars(),
+                best_weights=self.keeper.state or {},
+                metrics=self.result.metrics,
+                elapsed_s=self.elapsed_s,
+                limits={"training": self.guard.training.tokens, "evaluation": self.guard.evaluation.tokens},
+                memory=self.result.memory,
+            )
+        )
+        if warning:
+            self.observer.say(warning)
+
     @property
     def at_end_of_epoch(self) -> bool:
         return self.result.steps % self.per_epoch == 0 or self.result.steps == self.total
 
     def steps_left(self) -> Iterator[NDArray[np.int64]]:
         """The examples of each step still to take; the order is that of the seed, wherever it is entered."""
+        if self.keeper.exhausted:
+            return iter(())
         rng = np.random.default_rng(self.config.seed)
         epochs = (epoch_steps(self.train_set.tokens.lengths, self.config.step_examples, rng) for _ in count())
         return islice(chain.from_iterable(epochs), self.result.steps, self.total)
@@ -266,6 +321,8 @@ class _Run:
 
     def finish(self) -> TrainResult:
         """The best weights back into the model, and what there is to tell."""
+        # What comes after training may need a new process, too; it must not train again.
+        self.commit_if_due(now=True)
         self.guard.again(self.keeper.restore, during="taking the best weights back")
         result = self.result
         result.stopped_early = self.keeper.exhausted and result.steps < self.total
@@ -331,6 +388,15 @@ class _BestKeeper:
     @property
     def exhausted(self) -> bool:
         return self.patience is not None and self.since >= self.patience
+
+    def scalars(self) -> dict[str, Any]:
+        names = ("score", "log_loss", "step", "trained_score", "since")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, scalars: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            setattr(self, name, value)
+        self.state = weights or None
 
     def restore(self) -> None:
         if self.state is not None:
