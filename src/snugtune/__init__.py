@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from snugtune.classifier import Classifier
     from snugtune.config import FitConfig, make_config
     from snugtune.errors import SnugtuneError, UserInputError
-    from snugtune.fit import fit
     from snugtune.predict.predictor import Predictor
+    from snugtune.supervise import fit
 
 __all__ = ["Classifier", "FitConfig", "Predictor", "SnugtuneError", "UserInputError", "fit", "make_config"]
 
@@ -20,7 +22,7 @@ _HOME = {
     "make_config": "snugtune.config",
     "SnugtuneError": "snugtune.errors",
     "UserInputError": "snugtune.errors",
-    "fit": "snugtune.fit",
+    "fit": "snugtune.supervise",
     "Predictor": "snugtune.predict.predictor",
 }
 
@@ -32,3 +34,14 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     raise AttributeError(f"module 'snugtune' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """``snugtune.fit`` stays the function: importing the submodule of that name would take its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name == "fit" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -21,9 +21,9 @@ from sklearn.exceptions import NotFittedError
 from snugtune.config import FitConfig, make_config
 from snugtune.errors import UserInputError
 from snugtune.files import staged_folder, write_json
-from snugtune.fit import fit
 from snugtune.predict.predictor import Predictor
 from snugtune.progress import Observer
+from snugtune.supervise import fit
 
 TABLE_SETTINGS = {"train", "test", "text", "label", "sheet", "test_sheet", "encoding", "delimiter"}
 """Settings of ``FitConfig`` that say where a table lies; here texts and labels are handed over."""

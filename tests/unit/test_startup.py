@@ -48,6 +48,16 @@ def test_help_loads_nothing_heavy(words):
     assert modules.isdisjoint(HEAVY)
 
 
+def test_the_supervisor_loads_nothing_heavy():
+    _, modules = loaded("snugtune.supervise")
+    assert modules.isdisjoint(HEAVY)
+
+
+def test_fit_is_the_function_whoever_imported_the_module_of_that_name():
+    code = "import snugtune, snugtune.fit; from snugtune import fit; assert callable(fit)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_the_probe_sees_what_is_imported():
     """Guards the tests above: a heavy module that is loaded is found."""
     _, modules = loaded("snugtune.data.columns")

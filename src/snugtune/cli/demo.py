@@ -15,12 +15,13 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print run.json alone.")] = False,
 ) -> None:
     """Write a sample complaint workbook, train on it with the bundled MiniLM, evaluate and classify it."""
-    from snugtune.cli.render import RichObserver, quiet_libraries, read_run, show_run
+    from snugtune.cli.render import RichObserver, read_run, show_run
     from snugtune.config import make_config
     from snugtune.data.sample import write_sample
-    from snugtune.fit import fit
     from snugtune.predict.predictor import Predictor
     from snugtune.predict.table import predict_table
+    from snugtune.quiet import quiet_libraries
+    from snugtune.supervise import fit
 
     quiet_libraries()
     out.mkdir(parents=True, exist_ok=True)

@@ -32,10 +32,11 @@ def evaluate(
 ) -> None:
     """Score a run on a table: snugtune evaluate runs/run may.csv."""
     from snugtune.cli.pipe import readable
-    from snugtune.cli.render import RichObserver, quiet_libraries, show_evaluation
+    from snugtune.cli.render import RichObserver, show_evaluation
     from snugtune.predict.evaluation import evaluate_table
     from snugtune.predict.predictor import Predictor
     from snugtune.predict.write import check_output
+    from snugtune.quiet import quiet_libraries
 
     if output is not None:
         check_output(output, overwrite=overwrite)

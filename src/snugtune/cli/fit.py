@@ -10,7 +10,7 @@ import typer
 
 from snugtune.cli import options
 
-NOT_SETTINGS = {"out", "config", "overwrite", "json"}
+NOT_SETTINGS = {"out", "config", "overwrite", "json", "supervise"}
 
 
 def fit(
@@ -21,6 +21,15 @@ def fit(
     config: Annotated[Path | None, typer.Option(help="YAML settings; the options given here win.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print run.json alone.")] = False,
+    supervise: Annotated[
+        bool | None,
+        typer.Option(
+            "--supervise/--no-supervise",
+            help="Train in a process of its own, started again from where it was should it die "
+            "(default: where there is a GPU).",
+            show_default=False,
+        ),
+    ] = None,
     text: options.Text = None,
     label: options.Label = None,
     sheet: options.Sheet = None,
@@ -77,16 +86,20 @@ def fit(
 
     snugtune fit complaints.csv --text narrative --label issue --out runs/issue
     """
-    from snugtune.cli.render import RichObserver, quiet_libraries, read_run, show_run
+    from snugtune.cli.render import RichObserver, read_run, show_run
     from snugtune.config import make_config, read_config
     from snugtune.errors import RunInterruptedError
-    from snugtune.fit import fit as run_fit
+    from snugtune.quiet import quiet_libraries
+    from snugtune.supervise import fit as run_fit
+    from snugtune.supervise import has_gpu
 
-    quiet_libraries()
+    supervised = has_gpu() if supervise is None else supervise
+    if not supervised:
+        quiet_libraries()
     given = {key: value for key, value in context.params.items() if key not in NOT_SETTINGS}
     settings = make_config((read_config(config) if config else {}) | options.settings(given))
     with RichObserver(price_per_hour_usd=settings.price_per_hour_usd) as observer:
-        run = run_fit(settings, out, overwrite=overwrite, observer=observer)
+        run = run_fit(settings, out, overwrite=overwrite, observer=observer, supervised=supervised)
     record = read_run(run)
     if json:
         typer.echo(json_module.dumps(record, ensure_ascii=False))

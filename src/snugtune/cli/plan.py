@@ -46,9 +46,9 @@ def plan(
     json: Annotated[bool, Option("--json", help="Print the plan as JSON alone.")] = False,
 ) -> None:
     """Say what a fit trains, takes and costs, before it runs: snugtune plan --labels 20 --gpu t4,l4."""
-    from snugtune.cli.render import quiet_libraries
     from snugtune.config import make_config
     from snugtune.model.parameters import plan_parameters
+    from snugtune.quiet import quiet_libraries
     from snugtune.train.planning import plan_devices
 
     quiet_libraries()

@@ -51,11 +51,12 @@ def predict(
     needs_review, second_label, third_label. Columns of these names that INPUT already has are replaced.
     """
     from snugtune.cli.pipe import PIPE, readable, standard_output
-    from snugtune.cli.render import RichObserver, quiet_libraries
+    from snugtune.cli.render import RichObserver
     from snugtune.errors import UserInputError
     from snugtune.predict.predictor import Predictor
     from snugtune.predict.table import predict_table
     from snugtune.predict.write import check_output
+    from snugtune.quiet import quiet_libraries
 
     piped = str(output) == PIPE
     if piped and json:

@@ -90,17 +90,6 @@ class RichObserver(Observer):
         )
 
 
-def quiet_libraries() -> None:
-    """Keep Transformers' loading bars and reports, and PEFT's deprecation notes, off the terminal."""
-    import warnings
-
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-
-
 def read_run(run: Path) -> dict[str, Any]:
     """The ``run.json`` of a finished run."""
     record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))

@@ -1,0 +1,382 @@
+"""Training in a process of its own, started again from the last committed state should it die.
+
+A CUDA context that a failed kernel has poisoned, memory that does not come back, the system's out-of-memory
+killer: none of these can be mended from inside. So a worker (``snugtune/worker.py``) trains, and this
+process, which imports no torch and holds nothing on the card, watches it. The reasons for its ways are in
+``decisions/0008-supervisor.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from snugtune import errors
+from snugtune.config import FitConfig
+from snugtune.errors import RunInterruptedError, SnugtuneError, TrainingError
+from snugtune.progress import Observer
+from snugtune.relay import ENDS, read_event, replay
+from snugtune.train.recovery import (
+    CAUTION,
+    ON_CPU,
+    Committed,
+    Recovery,
+    newest_committed,
+    states_folder,
+)
+from snugtune.worker import GRACE_S, RESTART, TOLD_TO_STOP
+
+COMMAND = (sys.executable, "-m", "snugtune.worker")
+
+WAIT_S = (1.0, 5.0, 30.0)
+"""Before each further degree of caution: another process may hold the memory, and let go of it again. The
+longest wait comes before the CPU, which costs more time than any wait."""
+
+PRESSES_TO_KILL = 3
+"""Ctrl-C once keeps what was learned, twice gives it up, and a third time does not ask any more."""
+
+STOPPED_BY_SOMEONE = {signal.SIGINT, signal.SIGTERM} | {
+    getattr(signal, name) for name in ("SIGHUP", "SIGQUIT") if hasattr(signal, name)
+}
+"""Signals that people and job schedulers send; after any other the worker is started again."""
+
+
+def fit(
+    config: FitConfig,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    supervised: bool | None = None,
+) -> Path:
+    """Train a classifier as ``config`` says and write the run folder ``out``; returns its path.
+
+    Nothing appears at ``out`` before the run is complete, and a run that was there stays until then.
+
+    Args:
+        config: all settings, from ``make_config``.
+        out: the folder to write.
+        overwrite: replace the run that is there.
+        observer: is told of everything that happens.
+        supervised: train in a process of its own, which is started again from its last committed state if
+            it dies; by default where there is a GPU. ``.NAME.states`` beside ``out`` holds these states until
+            the run is complete. If it ends otherwise they stay, and the same call goes on from them.
+
+    Raises:
+        UserInputError: the data, a setting or the folder cannot be used.
+        TrainingError: the loss is not finite, or workers died again and again.
+        ArtifactError: the saved model does not repeat the trained one's logits in a new process.
+        RunInterruptedError: Ctrl-C before anything was learned, or the worker was told to stop.
+        WorkerError: an error in the worker that nobody foresaw.
+    """
+    if supervised is None:
+        supervised = has_gpu()
+    if not supervised:
+        from snugtune.fit import fit as fit_here
+
+        return fit_here(config, out, overwrite=overwrite, observer=observer)
+    return Supervisor(config, out, overwrite=overwrite, observer=observer or Observer()).run()
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether training will find a GPU, told without asking CUDA, which would leave its mark on this process.
+
+    Looks for the driver's device files (NVIDIA, WSL, AMD), on Windows for its tool. To be wrong is harmless.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    if sys.platform == "win32":
+        return shutil.which("nvidia-smi") is not None
+    return any(devices.glob("nvidia[0-9]*")) or any((devices / name).exists() for name in ("dxg", "kfd"))
+
+
+class WorkerError(RuntimeError):
+    """The worker ended by an error that is a fault of the program; the message holds its traceback."""
+
+
+class _ToldToStop(BaseException):
+    """SIGTERM has arrived."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a worker ended: the last event it sent (empty if none) and its exit code."""
+
+    end: dict[str, Any]
+    returncode: int
+
+
+class Supervisor:
+    """One run: starts workers until one of them is done.
+
+    Args:
+        config, out, overwrite, observer: as for ``fit``.
+        command: what starts a worker.
+        sleep: waits so many seconds.
+    """
+
+    def __init__(
+        self,
+        config: FitConfig,
+        out: str | Path,
+        *,
+        overwrite: bool,
+        observer: Observer,
+        command: Sequence[str] = COMMAND,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.config, self.out, self.overwrite, self.observer = config, Path(out), overwrite, observer
+        self.command, self.sleep = command, sleep
+        self.states = states_folder(out)
+        self.recovery = Recovery(self.states)
+        self._found = newest_committed(self.states)
+        self._worker: _Worker | None = None
+        self._presses = 0
+
+    def run(self) -> Path:
+        """Train; returns the run folder. Raises as ``fit`` does."""
+        try:
+            with self._signals():
+                self._until_done()
+        except _ToldToStop:
+            self._tell_what_is_kept()
+            # The handlers are as they were before, so by default this is the end of the process.
+            signal.raise_signal(signal.SIGTERM)
+            raise RunInterruptedError("Told to stop before the run was complete.") from None
+        except (SnugtuneError, WorkerError, KeyboardInterrupt):
+            self._tell_what_is_kept()
+            raise
+        finally:
+            if newest_committed(self.states) is None:
+                shutil.rmtree(self.states, ignore_errors=True)
+        shutil.rmtree(self.states, ignore_errors=True)
+        return self.out
+
+    def _until_done(self) -> None:
+        while True:
+            before = newest_committed(self.states)
+            outcome = self._train()
+            if outcome.end.get("event") == "done":
+                return
+            reason = self._reason_to_restart(outcome)
+            self._prepare_restart(reason, before)
+
+    def _train(self) -> _Outcome:
+        """Run one worker to its end."""
+        with self._interrupts_ignored():
+            # A Ctrl-C that is ignored here is ignored by the worker from its first moment on.
+            self._worker = _Worker(self.command, self._job())
+        try:
+            end = self._worker.replay(self.observer)
+            return _Outcome(end, self._worker.wait())
+        finally:
+            worker, self._worker = self._worker, None
+            worker.stop()
+
+    def _job(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "out": str(self.out),
+            "overwrite": self.overwrite,
+            "recovery": self.recovery.to_json(),
+        }
+
+    def _reason_to_restart(self, outcome: _Outcome) -> str:
+        """Why a new worker should go on; raises what the worker raised where none should."""
+        end = outcome.end
+        if end.get("event") == "error":
+            raise _error(end["type"], end["message"])
+        if end.get("event") == "crash":
+            raise WorkerError(f"The training process failed.\n{end['traceback']}")
+        if end.get("event") == "interrupted":
+            raise KeyboardInterrupt
+        if self._presses:
+            raise RunInterruptedError("Interrupted before the run was complete.")
+        return str(end.get("message") or _death(outcome.returncode))
+
+    def _prepare_restart(self, reason: str, before: Committed | None) -> None:
+        """Decide how careful the next worker is, tell of it, and wait if that may help.
+
+        Raises:
+            TrainingError: nothing is left to try.
+        """
+        after, caution, wait = newest_committed(self.states), self.recovery.caution, 0.0
+        if not _is_progress(before, after):
+            if caution == ON_CPU:
+                raise TrainingError(
+                    f"Training gets no further, whatever is tried; the last time, {CAUTION[caution]}: "
+                    f"{reason} Free some memory, shorten the texts (max_length), or take a smaller model."
+                )
+            wait = WAIT_S[caution]
+            caution += 1
+        start = "the beginning" if after is None else f"step {after.step}"
+        self.observer.say(
+            f"{reason} A new process goes on from {start}, {CAUTION[caution]}"
+            + (f", in {wait:.0f} s." if wait else ".")
+        )
+        self.recovery = Recovery(
+            self.states,
+            self.recovery.restarts + 1,
+            caution,
+            (*self.recovery.history, f"From {start}, {CAUTION[caution]}: {reason}"),
+        )
+        if wait:
+            self.sleep(wait)
+
+    def _tell_what_is_kept(self) -> None:
+        newest = newest_committed(self.states)
+        if newest is not None and newest != self._found:
+            self.observer.say(
+                f"The training state of step {newest.step} is kept in {self.states}; the same command goes "
+                "on from there."
+            )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM go to the worker first. Only a main thread can, and need, see to that."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: dict[int, Any] = {}
+        for number, handler in ((signal.SIGINT, self._interrupt), (signal.SIGTERM, self._told_to_stop)):
+            previous = signal.getsignal(number)
+            # What is ignored (a background job) or handled outside of Python stays so.
+            if previous not in (None, signal.SIG_IGN):
+                before[number] = previous
+                signal.signal(number, handler)
+        try:
+            yield
+        finally:
+            for changed, previous in before.items():
+                signal.signal(changed, previous)
+
+    @contextmanager
+    def _interrupts_ignored(self) -> Iterator[None]:
+        if signal.getsignal(signal.SIGINT) != self._interrupt:
+            yield
+            return
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, *_: Any) -> None:
+        self._presses += 1
+        if self._worker is None:
+            raise KeyboardInterrupt
+        if self._presses >= PRESSES_TO_KILL:
+            self._worker.process.kill()
+            raise KeyboardInterrupt
+        self._worker.interrupt()
+
+    def _told_to_stop(self, *_: Any) -> NoReturn:
+        raise _ToldToStop
+
+
+class _Worker:
+    """The other end of ``snugtune/worker.py``."""
+
+    def __init__(self, command: Sequence[str], job: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
+        )
+        self._has_ended = False
+        self._send(json.dumps(job))
+
+    def replay(self, observer: Observer) -> dict[str, Any]:
+        """Pass what the worker tells on to ``observer`` until it ends; returns its last event."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            event = read_event(line)
+            if event.get("event") in ENDS:
+                self._has_ended = True
+                return event
+            replay(event, observer)
+        return {}
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does in a process of its own."""
+        if not self._has_ended:
+            self._send("interrupt")
+
+    def wait(self) -> int:
+        """Its exit code. A process that has said how it ended need not hang afterwards."""
+        try:
+            return self.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def stop(self) -> None:
+        """End it if it still runs, and let go of the pipes."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def _send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        # One that has ended reads nothing, its exit code says why. Unbuffered: a signal handler calls this.
+        with suppress(BrokenPipeError):
+            os.write(self.process.stdin.fileno(), line.encode("ascii") + b"\n")
+
+
+def _environment() -> dict[str, str]:
+    """The worker imports from where this process does, and not from the folder it happens to start in."""
+    found = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return {**os.environ, "PYTHONPATH": found, "PYTHONSAFEPATH": "1"}
+
+
+def _is_progress(before: Committed | None, after: Committed | None) -> bool:
+    if after is None or before is None or before.fingerprint != after.fingerprint:
+        # A state of another fingerprint is one that lay there before.
+        return after is not None and before != after
+    return after.step > before.step
+
+
+def _error(name: str, message: str) -> SnugtuneError:
+    kind = getattr(errors, name, None)
+    is_ours = isinstance(kind, type) and issubclass(kind, SnugtuneError)
+    return kind(message) if is_ours else SnugtuneError(message)  # type: ignore[misc]
+
+
+def _death(returncode: int) -> str:
+    """What ended a worker that said nothing.
+
+    Raises:
+        RunInterruptedError: someone sent it a signal.
+        WorkerError: it ended by itself.
+    """
+    if returncode == RESTART:
+        return "The training process could not go on."
+    if returncode == TOLD_TO_STOP or -returncode in STOPPED_BY_SOMEONE:
+        raise RunInterruptedError("The training process was told to stop by a signal; it has stopped.")
+    if returncode < 0:
+        name = _signal_name(-returncode)
+        hint = ", as systems do that run out of memory" if name == "SIGKILL" else ""
+        return f"The training process was killed ({name}){hint}."
+    # Windows ends a process with the number of the exception, such as 0xC0000005.
+    if returncode >= 0xC0000000:
+        return f"The training process was killed ({returncode:#x})."
+    raise WorkerError(f"The training process ended with exit code {returncode} and said nothing.")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

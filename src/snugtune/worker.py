@@ -1,0 +1,172 @@
+"""The process that trains for a supervisor: ``python -m snugtune.worker``.
+
+The first line of standard input is the job as JSON. After it, a line ``interrupt`` stands for Ctrl-C, and the
+end of input means that the supervisor is gone. Standard output carries what ``snugtune.relay`` describes;
+what libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+from snugtune.config import make_config
+from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneError
+from snugtune.relay import RelayObserver
+from snugtune.train.recovery import Recovery
+
+RESTART = 75
+"""Exit code of a worker that a new one should follow: "temporary failure" in ``sysexits.h``."""
+
+TOLD_TO_STOP = 128 + signal.SIGTERM
+
+GRACE_S = 10.0
+"""For removing unfinished files, before the process is ended the hard way."""
+
+_LOOK_S = 1.0
+
+Fit = Callable[..., Path]
+
+
+def main(fit: Fit | None = None) -> NoReturn:
+    """Do the job that standard input holds.
+
+    Args:
+        fit: what to call in the place of ``snugtune.fit.fit``.
+    """
+    interrupts = _Interrupts()
+    signal.signal(signal.SIGTERM, _stop)
+    control, events = _take_standard_streams()
+    job = json.loads(control.readline() or b"null")
+    if job is None:
+        sys.exit(TOLD_TO_STOP)
+    threading.Thread(target=_watch, args=(control, interrupts), daemon=True).start()
+    sys.exit(_run(job, events, fit))
+
+
+def _run(job: dict[str, Any], events: RelayObserver, fit: Fit | None) -> int:
+    """Call ``fit``, tell how it ended, and return the exit code."""
+    try:
+        (fit or _fit_of_the_package())(
+            make_config(job["config"]),
+            Path(job["out"]),
+            overwrite=job["overwrite"],
+            observer=events,
+            recovery=Recovery.from_json(job["recovery"]),
+        )
+    except RestartNeededError as error:
+        events.send("restart", message=str(error))
+        return RESTART
+    except SnugtuneError as error:
+        events.send("error", type=type(error).__name__, message=str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        events.send("interrupted")
+        return RunInterruptedError.exit_code
+    except Exception as error:
+        if _is_want_of_memory(error):
+            first_line = str(error).partition("\n")[0]
+            events.send("restart", message=f"Memory ran out ({first_line[:200]}).")
+            return RESTART
+        events.send("crash", traceback=traceback.format_exc())
+        return 1
+    # The run is complete; Ctrl-C comes too late to change that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    events.send("done")
+    return 0
+
+
+def _fit_of_the_package() -> Fit:
+    from snugtune.fit import fit
+    from snugtune.quiet import quiet_libraries
+
+    quiet_libraries()
+    return fit
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, or the device was lost, where nothing guards against it."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from snugtune.memory.guard import is_out_of_memory, is_poisoned
+
+    return is_out_of_memory(error) or is_poisoned(error)
+
+
+def _take_standard_streams() -> tuple[FileIO, RelayObserver]:
+    """Keep both for ourselves; whatever runs here reads nothing, and prints to standard error."""
+    # Duplicates are not inherited: a child of ours cannot hold the supervisor's pipe open.
+    control, events = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    # Unbuffered, so that what follows the job stays in the pipe for the one who watches it.
+    return FileIO(control), RelayObserver(events)
+
+
+class _Interrupts:
+    """Ctrl-C counts when the supervisor passes it on: a terminal sends it to both of us."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGINT, self._handle)
+
+    def ask(self) -> None:
+        """Interrupt the main thread."""
+        self._asked = True
+        _signal_main_thread(signal.SIGINT)
+
+    def _handle(self, *_: Any) -> None:
+        if self._asked:
+            self._asked = False
+            raise KeyboardInterrupt
+
+
+def _stop(*_: Any) -> NoReturn:
+    # Unlike the signal's own way, this lets unfinished folders be removed.
+    sys.exit(TOLD_TO_STOP)
+
+
+def _watch(control: FileIO, interrupts: _Interrupts) -> None:
+    """Pass interrupts on; end the process when the supervisor is gone, so that no orphan trains on."""
+    supervisor = os.getppid()
+    while True:
+        # A process forked from the supervisor may hold the pipe open. Windows cannot wait for a pipe so.
+        while os.name != "nt" and not select.select([control], [], [], _LOOK_S)[0]:
+            if os.getppid() != supervisor:
+                _end()
+        line = control.readline()
+        if not line:
+            _end()
+        interrupts.ask()
+
+
+def _end() -> NoReturn:
+    _signal_main_thread(signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os._exit(TOLD_TO_STOP)
+
+
+def _signal_main_thread(number: signal.Signals) -> None:
+    if hasattr(signal, "pthread_kill"):
+        # A real signal also ends a call that waits.
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None
+        signal.pthread_kill(main_thread, number)
+    else:
+        signal.raise_signal(number)
+
+
+if __name__ == "__main__":
+    main()
