@@ -11,6 +11,9 @@ from typing import Any
 BLOG_UNITS_PER_GB_HOUR = 1.0
 """The formula of the well-known recipe's author: one compute unit is one GB of GPU memory for one hour."""
 
+OWN = "your own price"
+"""Stands for the provider of a price that the user gave."""
+
 
 @dataclass(frozen=True)
 class Price:
@@ -36,12 +39,17 @@ def prices(device: str) -> list[Price]:
     return sorted(found, key=lambda price: price.usd_per_hour)
 
 
-def usd_per_hour(device: str, own: float | None = None) -> float | None:
+def price_of(device: str, own: float | None = None) -> Price | None:
     """The user's ``own`` price, else the cheapest known one, else None."""
     if own is not None:
-        return own
-    known = prices(device)
-    return known[0].usd_per_hour if known else None
+        return Price(device, OWN, own, "", "")
+    return next(iter(prices(device)), None)
+
+
+def usd_per_hour(device: str, own: float | None = None) -> float | None:
+    """What an hour costs by ``price_of``."""
+    price = price_of(device, own)
+    return None if price is None else price.usd_per_hour
 
 
 def cost_usd(seconds: float | None, per_hour: float | None) -> float | None:

@@ -26,6 +26,8 @@ class Device:
 
     ``usable_gib`` is what the driver reports as total (for this machine: what is free now); ``context_gib``
     is taken by the driver before the first tensor. Rates are peaks: dense tensor-core TFLOP/s and GB/s.
+    ``card`` is the table's name of it (for a machine's own card: of the one like it), ``title`` the maker's.
+    ``driver`` is known of this machine alone.
     """
 
     name: str
@@ -38,6 +40,14 @@ class Device:
     float32_tflops: float
     bandwidth_gb_s: float
     source: str = ""
+    title: str = ""
+    card: str = ""
+    driver: str = ""
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine's own, whose memory was measured."""
+        return bool(self.driver)
 
     @property
     def half(self) -> str:
@@ -49,7 +59,12 @@ class Device:
         """Context and cuBLAS workspaces: there whatever the model."""
         if self.kind == "cpu":
             return 0
-        return int(self.context_gib * GIB) + cublas_bytes(self.compute_capability)
+        return self.context_bytes + cublas_bytes(self.compute_capability)
+
+    @property
+    def context_bytes(self) -> int:
+        """What the driver takes outside PyTorch's allocator."""
+        return int(self.context_gib * GIB)
 
 
 def known_devices() -> dict[str, Device]:
@@ -101,24 +116,49 @@ def this_device() -> Device:
 def _this_gpu() -> Device:
     import torch
 
-    free, _ = torch.cuda.mem_get_info()
+    free, total = torch.cuda.mem_get_info()
     properties = torch.cuda.get_device_properties(0)
     capability = (properties.major, properties.minor)
-    alike = [d for d, _ in _known() if d.name in properties.name or _model(d.name) in properties.name]
-    rates = alike[0] if alike else find_device("t4")
+    like = card_like(properties.name, gib(total))
+    rates = like or find_device("t4")
     # The context exists already and the free memory is without it.
     return Device(
         properties.name, "cuda", gib(free), 0.0, capability, rates.half_tflops, capability >= (8, 0),
-        rates.float32_tflops, rates.bandwidth_gb_s, "torch.cuda.mem_get_info",
+        rates.float32_tflops, rates.bandwidth_gb_s, "torch.cuda.mem_get_info", properties.name,
+        like.card if like else "", _cuda_driver(),
     )  # fmt: skip
 
 
-def _model(name: str) -> str:
-    return " ".join(name.split()[:2]).removeprefix("Tesla ")
+def _cuda_driver() -> str:
+    """The version of the CUDA driver (``cuDriverGetVersion``: 12040 is 12.4), which PyTorch does not tell."""
+    import ctypes
+    import sys
+
+    found = ctypes.c_int(0)
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        library.cuDriverGetVersion(ctypes.byref(found))
+    except OSError:
+        return "CUDA driver of unknown version"
+    return f"CUDA driver {found.value}"
+
+
+def card_like(name: str, total_gib: float) -> Device | None:
+    """The known card that the driver calls ``name`` (as "NVIDIA A100-SXM4-40GB"), by its memory where
+    there are several of the kind; None for an unknown one.
+    """
+    words = re.sub(r"rtx\s*", "rtx", name.lower())
+    alike = [d for d, _ in _known() if re.search(rf"\b{_family(d)}\b", words)]
+    return min(alike, key=lambda d: abs(d.usable_gib - total_gib), default=None)
+
+
+def _family(device: Device) -> str:
+    return device.name.partition("-")[0]
 
 
 def _this_cpu() -> Device:
     import os
+    import platform
 
     import psutil
     import torch
@@ -128,7 +168,7 @@ def _this_cpu() -> Device:
     return Device(
         "cpu", "cpu", gib(psutil.virtual_memory().available), 0.0, (0, 0),
         float32 * (CPU_BFLOAT16_GAIN if has_bfloat16 else 1), has_bfloat16, float32, CPU_BANDWIDTH_GB_S,
-        "psutil.virtual_memory",
+        "psutil.virtual_memory", "CPU", f"cpu with {os.cpu_count()} cores", platform.machine() or "cpu",
     )  # fmt: skip
 
 
@@ -153,4 +193,6 @@ def _device(key: str, row: dict[str, Any]) -> Device:
         float32_tflops=row["float32_tflops"],
         bandwidth_gb_s=row["bandwidth_gb_s"],
         source=row["source"],
+        title=row["name"],
+        card=key,
     )

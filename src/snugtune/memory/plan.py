@@ -6,22 +6,28 @@ offered with their price in words, and make up the plan only where nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from snugtune.cost.prices import cost_usd, usd_per_hour
+from snugtune.cost.prices import Price, cost_usd, price_of
 from snugtune.memory import trace as ledger
 from snugtune.memory.devices import Device, known_devices
+from snugtune.memory.limits import Limits, Verdict, Way, fewer_epochs, judge
+from snugtune.memory.residual import Residual, Subject, residual_for
 from snugtune.memory.setup import Setup
-from snugtune.memory.surface import Rehearses, Surface
-from snugtune.memory.trace import Trace
+from snugtune.memory.surface import Rehearses, Surface, largest
+from snugtune.memory.timing import PADDING, micro_batch_seconds
+from snugtune.memory.workspaces import process_bytes
 from snugtune.units import GIB, gib
 
-MARGIN = 0.04
-"""Share of the device left free while no card has confirmed the prediction."""
+MARGIN, CALIBRATED_MARGIN = 0.04, 0.02
+"""Share of the device left free while no step on the card has confirmed the prediction, and after: what a
+correction by a real step may still miss is what another shape or a fragmented heap adds."""
+
+ESTIMATED, CALIBRATED, MEASURED = "estimated", "calibrated", "measured"
 
 ENOUGH_TOKENS = 2048
 """Padded tokens per micro-batch past which a card gains little: no lever is spent on more."""
@@ -29,20 +35,24 @@ ENOUGH_TOKENS = 2048
 CRAMPED = 0.85
 """Share of the memory taken by frozen weights past which a plan has nothing left to give way with."""
 
-TENSOR_EFFICIENCY, BANDWIDTH_EFFICIENCY, LAUNCH_S = 0.45, 0.7, 6e-6
-"""Assumed shares of a card's peak rates in real kernels, and the least time of one operator call."""
-
-PADDING = 1.05
-"""Padded over real tokens with length buckets under a token budget."""
+MOST_WAYS = 6
+"""Ways to keep to a limit that are told."""
 
 HALF, HOST, CHECKPOINT = "half-precision frozen weights", "embedding on the CPU", "activation checkpointing"
 CHUNKED = "validation in micro-batches of the training's size"
 TOP, QUANTIZED, SHORTER = "adapters in the top layers only", "4-bit weights (NF4)", "shorter texts"
+UNDROPPED, SMALLER = "no dropout", "a smaller model"
+
+CONTEXT, ROUNDING = "context and cuBLAS", "allocator: reserved, not in use"
+PROCESS, CORRECTION = "libraries and heap", "missed by the model, measured here"
+"""Parts of a peak that are no tensors."""
 
 OFFERS = {
     TOP: "the lower half of the layers stays as published; often costs a point or less of accuracy",
+    UNDROPPED: "nothing is dropped in training; may overfit on little data, else costs nothing",
     QUANTIZED: "weights are rounded to 4 bits, slower on most cards; needs bitsandbytes; costs little",
     SHORTER: "what lies beyond the shorter length is not read; harmless only if few texts are that long",
+    SMALLER: "fewer parameters know less; often a few points of accuracy",
 }
 """Levers that change the result, with their price."""
 
@@ -52,7 +62,9 @@ class Job:
     """What is to be trained: a step's examples, the longest text, and how many tokens there are in all.
 
     ``tokens`` per epoch and ``rows`` are None where no data is given; then no time can be told.
-    ``cpu_tokens`` bounds a CPU's micro-batches, where larger ones gain nothing.
+    ``tokens_if_shorter`` are those left if texts are cut at half of ``length``.
+    ``cpu_tokens`` bounds a CPU's micro-batches, where larger ones gain nothing. ``quantized``: 4-bit weights
+    were asked for. ``drops_out``: there is dropout to leave out.
     """
 
     step_examples: int
@@ -61,10 +73,13 @@ class Job:
     cpu_tokens: int = 4096
     rows: int | None = None
     tokens: int | None = None
+    tokens_if_shorter: int | None = None
     epochs: float = 1.0
     weights_are_frozen: bool = True
     half_precision: bool = True
     mixed_precision: bool = True
+    quantized: bool = False
+    drops_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,14 +92,18 @@ class Alternative:
     micro_batch: int
     time_s: float | None
     price: str = ""
+    cost_usd: float | None = None
+    composition: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Plan:
     """How to train on one device, or by how much it does not fit.
 
-    ``composition`` is the peak by category in GiB, ``peak_place`` the module at which it falls. ``basis`` is
-    ``estimated`` until a card has confirmed the figures (``calibrated``) or a run has measured them.
+    ``composition`` is the peak by category in GiB (it adds up to it), ``peak_place`` the module at which it
+    falls. ``basis`` is that of the peak: ``estimated`` until a card has confirmed it (``calibrated``, by a
+    step like it; ``measured``, by this very step), ``basis_why`` says why and what is left free; ``bases``
+    are those of all figures. ``modelled_bytes`` is the peak without any correction.
     """
 
     name: str
@@ -97,12 +116,19 @@ class Plan:
     time_s: float | None
     cost_usd: float | None
     why: str
-    basis: str = "estimated"
+    basis: str = ESTIMATED
+    basis_why: str = ""
+    bases: dict[str, str] = field(default_factory=dict)
     changes_result: bool = False
     composition: dict[str, float] = field(default_factory=dict)
     peak_place: str = ""
+    price: Price | None = None
+    limits: Verdict | None = None
     alternatives: tuple[Alternative, ...] = ()
+    length: int = 0
+    modelled_bytes: int = 0
     setup: Setup = field(default_factory=Setup)
+    subject: Subject = field(default_factory=lambda: Subject("", "", ""))
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -129,34 +155,89 @@ class Planner:
         rehearse: makes the rehearsal of a setup (``snugtune.train.rehearsal``).
         layers: how many repeated layers the model has.
         embedding_bytes: of the frozen word embedding in half precision; 0 if it is trained.
+        subject: what is trained, for what real steps have shown of it; None for no such correction.
     """
 
     def __init__(
-        self, job: Job, rehearse: Callable[[Setup], Rehearses], *, layers: int, embedding_bytes: int
+        self,
+        job: Job,
+        rehearse: Callable[[Setup], Rehearses],
+        *,
+        layers: int,
+        embedding_bytes: int,
+        subject: Subject | None = None,
     ) -> None:
         self.job, self.layers, self.embedding_bytes = job, layers, embedding_bytes
+        self.subject = subject
         self._rehearse = rehearse
         self._surfaces: dict[Setup, Surface] = {}
+        self._residuals: dict[tuple[Device, Setup], Residual | None] = {}
 
     def plan(
-        self, device: Device, *, price_per_hour_usd: float | None = None, may_change_result: bool = True
+        self,
+        device: Device,
+        *,
+        price_per_hour_usd: float | None = None,
+        may_change_result: bool = True,
+        limits: Limits | None = None,
     ) -> Plan:
         """The fastest configuration that fits ``device``; the smallest one if none does."""
         safe = self._safe_choices(device)
         fitting = [choice for choice in safe if choice.micro_batch]
-        cramped = self._weights_share(device, self._base(device)) > CRAMPED
+        cramped = self._weights_share(device, self._base(device)) > CRAMPED and not self.job.quantized
         offers = self._offers(device, safe[-1]) if may_change_result and (cramped or not fitting) else []
         offered = [choice for choice in offers if choice.micro_batch]
         if offered and (cramped or not fitting):
             fitting = offered[:1]
         best = min(fitting, key=_speed) if fitting else min(safe, key=lambda c: c.peak_bytes)
         others = [choice for choice in (*safe, *offers) if choice is not best]
-        return self._as_plan(best, others, device, price_per_hour_usd)
+        price = price_of(device.card or device.name, price_per_hour_usd)
+        plan = self._as_plan(best, others, device, price)
+        return self._within(plan, best, device, limits) if limits else plan
+
+    def _within(self, plan: Plan, best: _Choice, device: Device, limits: Limits) -> Plan:
+        """The plan with the verdict on the limits, and what would keep to them where it does not."""
+        verdict = judge(limits, plan.time_s, plan.cost_usd)
+        if verdict.kept is False and plan.time_s is not None:
+            ways = (*self._levers_within(plan, best, device, limits), *self._cards_within(device, limits))
+            fewer = fewer_epochs(limits, self.job.epochs, plan.time_s, plan.cost_usd)
+            chosen = ways[: MOST_WAYS - 1]
+            verdict = replace(verdict, ways=(*chosen, fewer) if fewer else chosen)
+        return replace(plan, limits=verdict)
+
+    def _levers_within(self, plan: Plan, best: _Choice, device: Device, limits: Limits) -> Iterable[Way]:
+        """Levers that change the result and make the run short enough on this device."""
+        per_hour = plan.price.usd_per_hour if plan.price else None
+        for choice in self._offers(device, best):
+            time_s = self._time_s(choice)
+            cost = cost_usd(time_s, per_hour)
+            if time_s is not None and limits.keeps(time_s, cost):
+                added = [lever for lever in choice.levers if lever not in best.levers]
+                yield Way("; ".join(added), choice.price, time_s, cost)
+
+    def _cards_within(self, device: Device, limits: Limits) -> list[Way]:
+        """Other known cards that keep to the limits, cheapest first (at list prices), then fastest."""
+        found = []
+        for card in dict.fromkeys(known_devices().values()):
+            if card.card == device.card:
+                continue
+            other = self.plan(card, may_change_result=False)
+            if other.fits and other.time_s is not None and limits.keeps(other.time_s, other.cost_usd):
+                told = (
+                    f" at {other.price.usd_per_hour:.2f} USD an hour ({other.price.provider})"
+                    if other.price
+                    else ""
+                )
+                found.append(Way(f"the {card.name}{told}", "", other.time_s, other.cost_usd))
+        unknown = float("inf")
+        return sorted(found, key=lambda w: (unknown if w.cost_usd is None else w.cost_usd, w.time_s))[:3]
 
     def _safe_choices(self, device: Device) -> list[_Choice]:
         """Configurations with the same result, from no lever to all; stops where more would gain nothing."""
         base = self._base(device)
         first = (HALF,) if base.weights != "float32" and device.kind == "cuda" else ()
+        if self.job.quantized:
+            first = (QUANTIZED, *first)
         choices = [self._choose(device, base, first)]
         enough = self._enough(device)
         share = self._weights_share(device, base)
@@ -203,7 +284,7 @@ class Planner:
             self._peak(device, replace(setup, activation_checkpointing=k), micro_batch, self.job.length)
             for k in (0, self.layers)
         )
-        budget = self._budget(device)
+        budget = self._budget(device, setup)
         if none <= budget:
             return 0
         share = (none - budget) / max(none - all_layers, 1)
@@ -211,8 +292,8 @@ class Planner:
 
     def _offers(self, device: Device, smallest: _Choice) -> list[_Choice]:
         """Levers that change the result, on top of all that do not."""
-        offers = []
-        if self.job.weights_are_frozen and device.kind == "cuda":
+        offers: list[_Choice] = []
+        if self.job.weights_are_frozen and device.kind == "cuda" and not self.job.quantized:
             quantized = replace(self._base(device), quantized=True, chunked_evaluation=True)
             plain = self._choose(device, quantized, (QUANTIZED,), price=OFFERS[QUANTIZED])
             offers.append(plain)
@@ -222,6 +303,11 @@ class Planner:
                 offers.append(self._choose(device, checkpointed, rest, price=OFFERS[QUANTIZED]))
             if self._weights_share(device, smallest.setup) > CRAMPED:
                 return offers
+        if self.job.drops_out:
+            undropped = replace(smallest.setup, dropout=False, attention_dropout=0.0)
+            named = (*smallest.levers, UNDROPPED)
+            offers.append(self._choose(device, undropped, named, price=OFFERS[UNDROPPED]))
+        if self.job.weights_are_frozen and self.layers > 1:
             half = self.layers // 2
             top = replace(smallest.setup, top_layers=half)
             named = (*smallest.levers, f"{TOP} ({half} of {self.layers})")
@@ -242,7 +328,7 @@ class Planner:
         storages = self.surface(setup).trace(2, self.job.length).storages
         weights = sum(s.n_bytes for s in storages if s.category == ledger.WEIGHTS)
         moved = 0 if setup.embedding_on_host else self.embedding_bytes
-        room = max(self._budget(device) - device.fixed_bytes, 1)
+        room = max(self._budget(device, setup) - device.fixed_bytes, 1)
         return (weights - moved) / room
 
     def _limit(self, device: Device, length: int) -> int:
@@ -261,6 +347,7 @@ class Planner:
             device=device.kind,
             weights=half if self.job.half_precision and can else "float32",
             compute=half if self.job.mixed_precision and can else "float32",
+            quantized=self.job.quantized,
             accumulates=True,
         )
 
@@ -274,9 +361,8 @@ class Planner:
         length: int | None = None,
     ) -> _Choice:
         length = length or self.job.length
-        surface = self.surface(setup)
-        budget = self._budget(device) - device.fixed_bytes
-        best = surface.max_micro_batch(budget, length, self._limit(device, length))
+        budget = self._budget(device, setup)
+        best = largest(lambda b: self._peak(device, setup, b, length) <= budget, self._limit(device, length))
         peak = self._peak(device, setup, max(best, 1), length)
         return _Choice(
             setup, levers, best, peak, length, self._token_s(device, setup, max(best, 1), length), price
@@ -289,10 +375,37 @@ class Planner:
         return self._surfaces[setup]
 
     def _peak(self, device: Device, setup: Setup, micro_batch: int, length: int) -> int:
-        return self.surface(setup).peak_bytes(micro_batch, length) + device.fixed_bytes
+        """The peak as far as it is known: modelled, put right by real steps, or measured in this one."""
+        modelled = self._modelled(device, setup, micro_batch, length)
+        residual = self._residual(device, setup)
+        if residual is None or self.subject is None:
+            return modelled
+        # What a step takes was measured without the context, which a card of the table has yet to make.
+        context = 0 if device.is_here else device.context_bytes
+        taken = modelled - context
+        seen = residual.measured(self.subject.model, micro_batch, length, taken)
+        return context + (residual.corrected(taken) if seen is None else seen)
 
-    def _budget(self, device: Device) -> int:
-        return int(device.usable_gib * GIB * (1 - MARGIN))
+    def _modelled(self, device: Device, setup: Setup, micro_batch: int, length: int) -> int:
+        peak = self.surface(setup).peak_bytes(micro_batch, length)
+        if device.kind == "cpu":
+            lasting = self.surface(setup).lasting_bytes(length)
+            return process_bytes(peak, lasting, half=setup.compute != "float32")
+        return peak + device.fixed_bytes
+
+    def _residual(self, device: Device, setup: Setup) -> Residual | None:
+        if self.subject is None:
+            return None
+        key = device, setup
+        if key not in self._residuals:
+            self._residuals[key] = residual_for(device, setup, self.subject)
+        return self._residuals[key]
+
+    def _margin(self, device: Device, setup: Setup) -> float:
+        return MARGIN if self._residual(device, setup) is None else CALIBRATED_MARGIN
+
+    def _budget(self, device: Device, setup: Setup) -> int:
+        return int(device.usable_gib * GIB * (1 - self._margin(device, setup)))
 
     def _token_s(self, device: Device, setup: Setup, micro_batch: int, length: int) -> float:
         seconds = micro_batch_seconds(self.surface(setup).trace(micro_batch, length), device, setup)
@@ -301,75 +414,102 @@ class Planner:
     def _time_s(self, choice: _Choice) -> float | None:
         if self.job.tokens is None or not choice.micro_batch:
             return None
-        return choice.token_s * self.job.tokens * PADDING * self.job.epochs
+        cut = choice.length < self.job.length and self.job.tokens_if_shorter is not None
+        tokens = self.job.tokens_if_shorter if cut else self.job.tokens
+        return choice.token_s * float(tokens or 0) * PADDING * self.job.epochs
 
-    def _as_plan(
-        self, best: _Choice, others: list[_Choice], device: Device, price_per_hour_usd: float | None
-    ) -> Plan:
+    def _as_plan(self, best: _Choice, others: list[_Choice], device: Device, price: Price | None) -> Plan:
         micro_batch = max(best.micro_batch, 1)
         exact = self.surface(best.setup).trace(micro_batch, best.length)
-        peak = best.peak_bytes
-        per_hour = usd_per_hour(device.name, price_per_hour_usd)
+        per_hour = price.usd_per_hour if price else None
         time_s = self._time_s(best)
+        basis, basis_why = self._basis(device, best)
+        margin = self._margin(device, best.setup)
         return Plan(
             name=device.name,
             fits=best.micro_batch > 0,
             capacity_gib=device.usable_gib,
-            predicted_peak_gib=gib(peak),
+            predicted_peak_gib=gib(best.peak_bytes),
             micro_batch=best.micro_batch,
             tokens_per_micro_batch=best.micro_batch * best.length,
             levers=best.levers,
             time_s=time_s,
             cost_usd=cost_usd(time_s, per_hour),
-            why=_why(best, peak, device, self.job.step_examples),
+            why=_why(best, device, self.job.step_examples, margin),
+            basis=basis,
+            basis_why=basis_why,
+            bases={
+                "capacity_gib": MEASURED if device.is_here else ESTIMATED, "predicted_peak_gib": basis,
+                "time_s": ESTIMATED, "cost_usd": ESTIMATED,
+            },
             changes_result=bool(best.price),
-            composition=_composition(exact, device),
+            composition=self._composition(best, device),
             peak_place=exact.peak_place(),
-            alternatives=tuple(self._as_alternative(choice) for choice in others),
+            price=price,
+            alternatives=tuple(self._as_alternative(choice, device, per_hour) for choice in others),
+            length=best.length,
+            modelled_bytes=self._modelled(device, best.setup, micro_batch, best.length),
             setup=best.setup,
+            subject=self.subject or Subject("", "", ""),
+        )  # fmt: skip
+
+    def _basis(self, device: Device, choice: _Choice) -> tuple[str, str]:
+        """How far the peak is known, and why so much of the device is left free."""
+        residual, margin = self._residual(device, choice.setup), self._margin(device, choice.setup)
+        free = f"{100 * margin:.0f} % of the device is left free"
+        if residual is None or self.subject is None:
+            return ESTIMATED, f"No step on this card has confirmed it yet; {free} for that."
+        micro_batch = max(choice.micro_batch, 1)
+        modelled = self._modelled(device, choice.setup, micro_batch, choice.length)
+        taken = modelled - (0 if device.is_here else device.context_bytes)
+        if residual.measured(self.subject.model, micro_batch, choice.length, taken) is not None:
+            return MEASURED, f"This very step was taken here; {free} instead of {100 * MARGIN:.0f} %."
+        missed = (choice.peak_bytes - modelled) / 2**20
+        steps = "a real step" if len(residual.steps) == 1 else f"{len(residual.steps)} real steps"
+        return CALIBRATED, (
+            f"Corrected by {missed:+,.0f} MiB, from {steps} under the same conditions, so {free} "
+            f"instead of {100 * MARGIN:.0f} %."
         )
 
-    def _as_alternative(self, choice: _Choice) -> Alternative:
+    def _composition(self, choice: _Choice, device: Device) -> dict[str, float]:
+        """The peak by category in GiB; what no tensor accounts for has its own names, and it adds up."""
+        micro_batch = max(choice.micro_batch, 1)
+        parts = self.surface(choice.setup).trace(micro_batch, choice.length).composition()
+        modelled = self._modelled(device, choice.setup, micro_batch, choice.length)
+        if device.fixed_bytes:
+            parts[CONTEXT] = device.fixed_bytes
+        parts[PROCESS if device.kind == "cpu" else ROUNDING] = modelled - sum(parts.values())
+        if choice.peak_bytes != modelled:
+            parts[CORRECTION] = choice.peak_bytes - modelled
+        return {name: gib(n_bytes) for name, n_bytes in parts.items() if n_bytes}
+
+    def _as_alternative(self, choice: _Choice, device: Device, per_hour: float | None) -> Alternative:
+        time_s = self._time_s(choice)
         return Alternative(
             levers=choice.levers,
             fits=choice.micro_batch > 0,
             predicted_peak_gib=gib(choice.peak_bytes),
             micro_batch=choice.micro_batch,
-            time_s=self._time_s(choice),
+            time_s=time_s,
             price=choice.price,
+            cost_usd=cost_usd(time_s, per_hour),
+            composition=self._composition(choice, device),
         )
-
-
-def micro_batch_seconds(trace: Trace, device: Device, setup: Setup) -> float:
-    """Forward and backward of one micro-batch by a roofline: each operator takes the longest of arithmetic,
-    traffic and launch, at assumed shares of the card's peak rates.
-    """
-    work = trace.work
-    train = work.phase == ledger.ACTIVATIONS
-    tflops = device.float32_tflops if setup.compute == "float32" else device.half_tflops
-    arithmetic = work.flops[train] / (tflops * 1e12 * TENSOR_EFFICIENCY)
-    traffic = work.n_bytes[train] / (device.bandwidth_gb_s * 1e9 * BANDWIDTH_EFFICIENCY)
-    micro_batches = 3 if setup.accumulates else 2
-    return float(np.maximum(np.maximum(arithmetic, traffic), LAUNCH_S).sum()) / micro_batches
-
-
-def _composition(trace: Trace, device: Device) -> dict[str, float]:
-    parts = {name: gib(n_bytes) for name, n_bytes in trace.composition().items()}
-    return parts | ({"context and cuBLAS": gib(device.fixed_bytes)} if device.fixed_bytes else {})
 
 
 def _speed(choice: _Choice) -> tuple[float, int]:
     return choice.token_s, len(choice.levers)
 
 
-def _why(best: _Choice, peak_bytes: int, device: Device, step_examples: int) -> str:
+def _why(best: _Choice, device: Device, step_examples: int, margin: float) -> str:
     at = f"{max(best.micro_batch, 1)} x {best.length} tokens"
     if not best.micro_batch:
-        missing = gib(peak_bytes) - device.usable_gib * (1 - MARGIN)
+        peak_bytes = best.peak_bytes
+        missing = gib(peak_bytes) - device.usable_gib * (1 - margin)
         large = sorted(
             (d.usable_gib, d.name)
             for d in set(known_devices().values())
-            if d.usable_gib * (1 - MARGIN) * GIB >= peak_bytes
+            if d.usable_gib * (1 - margin) * GIB >= peak_bytes
         )
         would = f"; the {large[0][1]} would do" if large else "; no known single card would do"
         return f"Even {at} needs {gib(peak_bytes):.2f} GiB, {missing:.2f} GiB more than there is{would}."

@@ -8,6 +8,7 @@ give the rest, and the peak follows by adding up or replaying the same events, n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snugtune.memory.allocator import replay
-from snugtune.memory.trace import Trace, Work
+from snugtune.memory.trace import BEST, STATE, WEIGHTS, Trace, Work
+
+LASTING = (WEIGHTS, STATE, BEST)
+"""Categories of tensors that stay from the first step to the last."""
 
 MICRO_BATCHES = (2, 3)
 """Two sizes above one: with a single example, copies of transposed tensors can fall away."""
@@ -52,13 +56,25 @@ class Surface:
     ) -> None:
         self.rehearsal, self.allocator, self.expandable = rehearsal, allocator, expandable_segments
         self._columns: dict[int, Column | None] = {}
+        self._peaks: dict[tuple[int, int], int] = {}
 
     def peak_bytes(self, micro_batch: int, length: int) -> int:
         """Predicted peak: reserved bytes on a card, tensors' bytes on a CPU."""
+        key = micro_batch, length
+        if key not in self._peaks:
+            self._peaks[key] = self._peak_bytes(micro_batch, length)
+        return self._peaks[key]
+
+    def _peak_bytes(self, micro_batch: int, length: int) -> int:
         column = self.column(length)
         if column is None or micro_batch < min(MICRO_BATCHES):
             return self.exact_peak_bytes(micro_batch, length)
         return self._peak(column.few, _sizes(column, micro_batch))
+
+    def lasting_bytes(self, length: int) -> int:
+        """What is there throughout: weights, optimiser state, the best weights so far."""
+        trace = self.rehearsal.trace(MICRO_BATCHES[0], length, work=True)
+        return sum(s.n_bytes for s in trace.storages if s.category in LASTING)
 
     def trace(self, micro_batch: int, length: int) -> Trace:
         """The trace at this point with its work: put together where two traces give it exactly, else made."""
@@ -100,13 +116,7 @@ class Surface:
 
     def max_micro_batch(self, budget_bytes: int, length: int, limit: int) -> int:
         """The largest micro-batch up to ``limit`` whose peak is within the budget; 0 if not even one is."""
-        low, high = 0, limit
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if self.peak_bytes(middle, length) <= budget_bytes else (low, middle - 1)
-            )
-        return low
+        return largest(lambda b: self.peak_bytes(b, length) <= budget_bytes, limit)
 
     def column(self, length: int) -> Column | None:
         """Sizes at ``length`` as functions of the micro-batch; None if the events differ between two."""
@@ -119,6 +129,15 @@ class Surface:
         if self.allocator:
             return replay(trace, sizes, expandable_segments=self.expandable).peak_reserved
         return int(trace.running_bytes(sizes).max(initial=0))
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number from 1 to ``limit`` that fits, where all smaller ones do; 0 if not even 1 does."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def aligned(length: int) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +13,12 @@ from transformers import PreTrainedModel
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.memory.devices import Device, this_device
-from snugtune.memory.plan import Job, Plan, Planner
+from snugtune.memory.limits import Limits, Way
+from snugtune.memory.plan import OFFERS, SMALLER, Alternative, Job, Plan, Planner
+from snugtune.memory.residual import Subject, record_residual
 from snugtune.model.backbone import DEFAULT_MAX_LENGTH, usable_positions
 from snugtune.model.checkpointing import encoder_layers
+from snugtune.model.known import known_models
 from snugtune.model.offload import word_embedding
 from snugtune.model.parameters import meta_model
 from snugtune.train.rehearsal import Rehearsal, model_shape
@@ -27,13 +32,28 @@ def plan_run(
 ) -> Plan:
     """How to train on this machine (or ``device``), with levers that keep the result; no side effects.
 
-    ``lengths`` are the training texts' in tokens, as they will be cut. On a CPU the predicted peak is that of
-    the tensors alone: what the process held before the model was loaded comes on top.
+    ``lengths`` are the training texts' in tokens, as they will be cut. On a CPU the predicted peak is what
+    training adds to the process: what it held before the model was loaded comes on top.
     """
     planner = make_planner(config, num_labels, lengths)
     return planner.plan(
         device or this_device(), price_per_hour_usd=config.price_per_hour_usd, may_change_result=False
     )
+
+
+def record_run(plan: Plan, measured_bytes: int) -> None:
+    """Keep what training by ``plan`` really took on this machine, for the plans of later runs.
+
+    ``measured_bytes`` is the peak after at least one whole optimiser step on the longest texts and one look
+    at validation: on a GPU ``torch.cuda.max_memory_reserved``, on a CPU what the process grew by. A run in
+    which memory ran out says nothing and must not be kept.
+    """
+    if plan.fits:
+        record_residual(
+            this_device(), plan.setup, plan.subject,
+            micro_batch=plan.micro_batch, length=plan.length,
+            predicted_bytes=plan.modelled_bytes, measured_bytes=measured_bytes,
+        )  # fmt: skip
 
 
 def plan_devices(
@@ -42,10 +62,77 @@ def plan_devices(
     devices: Sequence[Device],
     *,
     lengths: NDArray[np.int64] | None = None,
+    limits: Limits | None = None,
 ) -> list[Plan]:
-    """One plan for each device, with levers that change the result where nothing else fits."""
+    """One plan for each device, with levers that change the result where nothing else fits.
+
+    Where the model does not fit, or not within the ``limits``, a smaller one of its kind is looked at, too.
+    """
     planner = make_planner(config, num_labels, lengths)
-    return [planner.plan(device, price_per_hour_usd=config.price_per_hour_usd) for device in devices]
+    plans = [
+        planner.plan(device, price_per_hour_usd=config.price_per_hour_usd, limits=limits)
+        for device in devices
+    ]
+    smaller = [
+        make_planner(config.model_copy(update={"model": name}), num_labels, lengths)
+        for name in (smaller_models(config.model) if any(map(_wants, plans)) else [])
+    ]
+    return [
+        _with_smaller(plan, device, smaller, config.price_per_hour_usd, limits) if _wants(plan) else plan
+        for plan, device in zip(plans, devices, strict=True)
+    ]
+
+
+def _wants(plan: Plan) -> bool:
+    """Whether it does not fit, or not within the limits."""
+    return not plan.fits or (plan.limits is not None and plan.limits.kept is False)
+
+
+def smaller_models(model: str) -> list[str]:
+    """Known models of the same family (all but the size in their names is alike), the largest first."""
+    known = known_models()
+    if model not in known:
+        return []
+    this = known[model]
+    alike = {
+        other.name: other.published_parameters
+        for other in known.values()
+        if _family(other.name) == _family(this.name)
+        and other.published_parameters < this.published_parameters
+    }
+    return sorted(alike, key=lambda name: -alike[name])
+
+
+SIZE_IN_NAME = re.compile(r"(?<=[-_])(?:\d+(?:\.\d+)?[bm]|small|base|large|xl)(?=[-_]|$)", re.IGNORECASE)
+
+
+def _family(name: str) -> str:
+    return SIZE_IN_NAME.sub("", name)
+
+
+def _with_smaller(
+    plan: Plan, device: Device, smaller: list[Planner], price: float | None, limits: Limits | None
+) -> Plan:
+    """The plan with the largest smaller model that does (or the smallest) as an alternative, and as a way to
+    keep to the limits where it is one.
+    """
+    for planner in smaller:
+        other = planner.plan(device, price_per_hour_usd=price, may_change_result=False)
+        does = other.fits and not (limits and limits.keeps(other.time_s, other.cost_usd) is False)
+        if does or planner is smaller[-1]:
+            break
+    else:
+        return plan
+    lever = f"{SMALLER} ({other.subject.model})"
+    offer = Alternative(
+        (lever, *other.levers), other.fits, other.predicted_peak_gib, other.micro_batch, other.time_s,
+        OFFERS[SMALLER], other.cost_usd, other.composition,
+    )  # fmt: skip
+    verdict = plan.limits
+    if does and verdict is not None and verdict.kept is False and other.time_s is not None:
+        way = Way(lever, OFFERS[SMALLER], other.time_s, other.cost_usd)
+        verdict = replace(verdict, ways=(*verdict.ways, way))
+    return replace(plan, alternatives=(*plan.alternatives, offer), limits=verdict)
 
 
 def make_planner(
@@ -54,14 +141,16 @@ def make_planner(
     """The planner of a fit; without ``lengths``, every text is taken to be as long as the model reads."""
     if num_labels < 2:
         raise UserInputError(f"A classifier needs at least 2 labels, not {num_labels}; give their number.")
-    model = meta_model(model_shape(config, num_labels))
+    shape = model_shape(config, num_labels)
+    model = meta_model(shape)
     embedding = word_embedding(model).weight
     full = config.method == "full"
     return Planner(
-        make_job(config, _length_limit(config, model), lengths),
+        make_job(config, length_limit(config, model), lengths),
         lambda setup: Rehearsal(config, num_labels, setup),
         layers=len(encoder_layers(model)),
         embedding_bytes=0 if full else 2 * embedding.numel(),
+        subject=Subject(config.model, shape.model_type, config.method),
     )
 
 
@@ -78,10 +167,13 @@ def make_job(config: FitConfig, limit: int, lengths: NDArray[np.int64] | Sequenc
         cpu_tokens=config.tokens_per_micro_batch,
         rows=None if cut is None else len(cut),
         tokens=None if cut is None else int(cut.sum()),
+        tokens_if_shorter=None if cut is None else int(np.minimum(cut, length // 2).sum()),
         epochs=config.num_train_epochs,
         weights_are_frozen=not full,
         half_precision=not full and config.bf16 is not False,
         mixed_precision=bool(asked) if full else config.bf16 is not False,
+        quantized=bool(getattr(config, "load_in_4bit", False)),
+        drops_out=config.hidden_dropout > 0 or (config.method == "lora" and config.lora_dropout > 0),
     )
 
 
@@ -93,7 +185,7 @@ def _max_micro_batch(config: FitConfig, length: int) -> int:
     return bound
 
 
-def _length_limit(config: FitConfig, model: PreTrainedModel) -> int:
+def length_limit(config: FitConfig, model: PreTrainedModel) -> int:
     """Tokens kept of a text; a model without a limit of its own, or a longer one, gets the usual one."""
     room = usable_positions(model) or config.max_length or DEFAULT_MAX_LENGTH
     return min(config.max_length or DEFAULT_MAX_LENGTH, room)

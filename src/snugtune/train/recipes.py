@@ -16,8 +16,8 @@ from snugtune.config import FitConfig, make_config
 from snugtune.cost.prices import blog_compute_units, compute_units_usd
 from snugtune.memory.allocator import replay
 from snugtune.memory.devices import find_device
-from snugtune.memory.plan import micro_batch_seconds
 from snugtune.memory.setup import Setup
+from snugtune.memory.timing import micro_batch_seconds
 from snugtune.train.planning import make_planner
 from snugtune.train.rehearsal import Rehearsal
 from snugtune.units import gib
