@@ -50,6 +50,7 @@ class FitConfig(BaseModel):
     max_length: PositiveInt | None = None
     pooling: Literal["auto", "first", "mean"] = "auto"
     method: Literal["lora", "full", "head"] = "lora"
+    load_in_4bit: bool = False
     task_type: Literal["SEQ_CLS"] = "SEQ_CLS"
     r: PositiveInt = 16
     lora_alpha: PositiveFloat = 32
@@ -98,6 +99,19 @@ class FitConfig(BaseModel):
             )
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 exclude each other; set one")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_in_4_bits(self) -> FitConfig:
+        if self.load_in_4bit and self.method == "full":
+            raise ValueError(
+                "load_in_4bit holds frozen weights in 4 bits, and method='full' trains every weight; set "
+                "method='lora' or leave load_in_4bit out"
+            )
+        if self.load_in_4bit and self.bias != "none":
+            raise ValueError(
+                f"bias={self.bias!r} trains biases of layers that load_in_4bit freezes; leave one of them out"
+            )
         return self
 
     def _batch_size_product(self) -> int | None:

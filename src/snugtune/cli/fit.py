@@ -48,6 +48,7 @@ def fit(
     max_length: options.MaxLength = None,
     pooling: options.Pooling = None,
     method: options.Method = None,
+    load_in_4bit: options.LoadIn4bit = None,
     hidden_dropout: options.HiddenDropout = None,
     task_type: options.TaskType = None,
     r: options.R = None,

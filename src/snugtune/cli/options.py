@@ -44,6 +44,10 @@ Model: TypeAlias = Annotated[str | None, _option(MODEL, "'minilm' (default), a f
 Revision: TypeAlias = Annotated[str | None, _option(MODEL, "Branch, tag or commit on the Hub.")]
 MaxLength: TypeAlias = Annotated[int | None, _option(MODEL, "Tokens kept of each text (the model's limit).")]
 Method: TypeAlias = Annotated[str | None, _option(MODEL, "lora (default), full, or head.")]
+LoadIn4bit: TypeAlias = Annotated[
+    bool | None,
+    _option(MODEL, "Hold frozen weights in 4 bits (NF4); needs snugtune[quantized].", "--load-in-4bit"),
+]
 Pooling: TypeAlias = Annotated[
     str | None,
     _option(MODEL, "What the head reads: auto (default; as the model was trained), first token, or mean."),

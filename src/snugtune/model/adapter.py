@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.model.head import find_head
+from snugtune.model.quantization import full_matrix
 
 TARGET_MODULES = (
     ("query", "value"),
@@ -99,7 +100,7 @@ def _with_lora(model: PreTrainedModel, config: FitConfig, modules_to_save: tuple
     try:
         peft_config = lora_config(config, modules_to_save, default_targets(model))
         # GPT-2's layers keep their weights as (in, out); told so, PEFT need not find out and warn.
-        peft_config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+        peft_config.fan_in_fan_out = any(_is_conv1d(module) for module in model.modules())
         wrapped: nn.Module = get_peft_model(model, peft_config, revision=config.revision)
     except ValueError as error:
         raise UserInputError(f"LoRA cannot be attached to this model: {_one_line(error)}") from error
@@ -107,6 +108,11 @@ def _with_lora(model: PreTrainedModel, config: FitConfig, modules_to_save: tuple
     _check_targets(config.target_modules, names)
     _check_layers(config.layers_to_transform, names, model.config.get_text_config().num_hidden_layers)
     return wrapped
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # Transformers notes on a 4-bit layer of what it was made.
+    return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
 
 
 def _check_targets(targets: tuple[str, ...] | str | None, adapted: list[str]) -> None:
@@ -152,7 +158,7 @@ def start_from_factors(model: nn.Module, r: int, init_lora_weights: str | bool) 
         if not isinstance(layer, LoraLayer) or "default" not in layer.lora_A:
             continue
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        weight = layer.get_base_layer().weight
+        weight = full_matrix(layer.get_base_layer())
         if min(a.shape[1], b.shape[0]) < r:
             raise UserInputError(
                 f"init_lora_weights={init_lora_weights} needs r of at most {min(a.shape[1], b.shape[0])}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,13 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from snugtune.errors import ArtifactError
 from snugtune.files import system_errors
+from snugtune.model.adapter import is_peft
 from snugtune.model.backbone import supported_attention
+from snugtune.model.precision import pick_device
+from snugtune.model.quantization import (
+    compute_as_trained,
+    read_quantization,
+    require_bitsandbytes,
+    write_quantization,
+)
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference of a logit between the trained model and the reloaded one, both in float32."""
@@ -27,25 +37,38 @@ import json, sys
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-safe = {"trust_remote_code": False, "use_safetensors": True}
+# In float32, whatever format the weights are published in: that is how the run was measured.
+safe = {"trust_remote_code": False, "use_safetensors": True, "dtype": torch.float32}
 
-def load(folder, peft):
+def quantized(arguments):
+    if not arguments:
+        return {}
+    from transformers import BitsAndBytesConfig
+    return {"quantization_config": BitsAndBytesConfig(**arguments), "device_map": {"": "cpu"}}
+
+def load(folder, peft, quantization):
     if not peft:
-        return AutoModelForSequenceClassification.from_pretrained(folder, **safe)
+        return AutoModelForSequenceClassification.from_pretrained(folder, device_map={"": "cpu"}, **safe)
     from peft import AutoPeftModelForSequenceClassification
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return AutoPeftModelForSequenceClassification.from_pretrained(
         folder, id2label=config.id2label, label2id=config.label2id, pad_token_id=config.pad_token_id,
-        ignore_mismatched_sizes=True, **safe)
+        ignore_mismatched_sizes=True, **quantized(quantization), **safe)
 
-def answer(folder, peft, texts, max_length):
-    model = load(folder, peft).eval()
+def answer(folder, peft, texts, max_length, quantization):
+    model = load(folder, peft, quantization).eval()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Else bitsandbytes computes in bfloat16 on such processors, whatever it is told.
+            module.support_avx512bf16_for_cpu = False
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     batch = tokenizer(texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
     with torch.inference_mode():
         logits = model(**batch).logits.float().tolist()
-    classify = pipeline(
-        "text-classification", model=model.merge_and_unload() if peft else model, tokenizer=tokenizer)
+    if peft:
+        # An adapter cannot be merged into 4-bit weights without rounding them again.
+        model = model.get_base_model() if quantization else model.merge_and_unload()
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
     rows = classify(texts, truncation=True, max_length=max_length)
     return {"logits": logits, "labels": [row["label"] for row in rows]}
 
@@ -71,11 +94,20 @@ class Saved:
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path, max_length: int) -> None:
-    """Save adapter (or model), configuration with the user's labels, and tokenizer into ``folder``."""
+    """Save adapter (or model), configuration with the user's labels, and tokenizer into ``folder``.
+
+    A 4-bit model without an adapter is saved as such, and its ``config.json`` tells Transformers so. With an
+    adapter trained on one goes a ``quantization.json``, the arguments of ``BitsAndBytesConfig``.
+    """
     with system_errors():
         model.save_pretrained(folder)  # type: ignore[operator]
     # PEFT leaves out the model's configuration; with it the user's labels travel in the folder.
-    model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    config: Any = copy.copy(model.config)
+    if is_peft(model) and hasattr(config, "quantization_config"):
+        # Left there, it would say that the published weights under the adapter are quantised.
+        write_quantization(config.quantization_config, folder)
+        del config.quantization_config
+    config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     text = json.dumps({"max_seq_length": max_length, "do_lower_case": False}) + "\n"
     (folder / "sentence_bert_config.json").write_text(text, encoding="utf-8")
@@ -107,17 +139,59 @@ def check_reloads(saved: Sequence[Saved]) -> list[float]:
     Raises:
         ArtifactError: as ``check_reload``, of the first folder at fault.
     """
-    requests = [
-        {"folder": str(s.folder), "peft": s.peft, "texts": list(s.texts), "max_length": s.max_length}
-        for s in saved
-    ]
-    command = [sys.executable, "-W", "ignore", "-c", _CHECK]
-    done = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
+    done = _ask([_request(s, read_quantization(s.folder)) for s in saved])
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason was given"]
         raise ArtifactError(f"{saved[0].folder} cannot be checked in a new process: {reason[0]}")
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return [_compare(s, json.loads(line)) for s, line in zip(saved, lines, strict=True)]
+    return [_compare(s, answer) for s, answer in zip(saved, _answers(done), strict=True)]
+
+
+@dataclass(frozen=True)
+class FullPrecision:
+    """An adapter trained on 4-bit weights, loaded on the published ones: how far that is from the measured.
+
+    ``same_labels`` of ``rows`` texts get the label that the 4-bit model gives them.
+    """
+
+    rows: int
+    same_labels: int
+    largest_logit_difference: float
+
+
+def compare_full_precision(saved: Saved, n_weights: int) -> FullPrecision | None:
+    """What changes where ``saved`` is loaded without quantisation, as PEFT does if it is told nothing.
+
+    Nothing is known (None) where the folder is not of a 4-bit run, or ``n_weights`` float32 weights are more
+    than this machine's memory, or the attempt fails for another reason.
+    """
+    if read_quantization(saved.folder) is None or 4 * n_weights > 0.8 * psutil.virtual_memory().available:
+        return None
+    done = _ask([_request(saved, None)])
+    answers = [] if done.returncode else _answers(done)
+    if not answers or "error" in answers[0]:
+        return None
+    logits = np.array(answers[0]["logits"], dtype=np.float32)
+    same = int((logits.argmax(1) == saved.logits.argmax(1)).sum())
+    return FullPrecision(len(logits), same, float(np.abs(logits - saved.logits).max()))
+
+
+def _request(saved: Saved, quantization: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "folder": str(saved.folder),
+        "peft": saved.peft,
+        "texts": list(saved.texts),
+        "max_length": saved.max_length,
+        "quantization": quantization,
+    }
+
+
+def _ask(requests: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", _CHECK]
+    return subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
+
+
+def _answers(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def _compare(saved: Saved, answer: dict[str, Any]) -> float:
@@ -149,9 +223,15 @@ def _check_labels(
 
 
 def load_model(folder: Path, *, dtype: torch.dtype, attn_implementation: str) -> tuple[nn.Module, Any]:
-    """Load what ``save_model`` wrote, an adapter merged into its model, and the tokenizer."""
+    """Load what ``save_model`` wrote, an adapter merged into its model, and the tokenizer.
+
+    An adapter that was trained on 4-bit weights stays beside them, for that is the model that was measured.
+
+    Raises:
+        UserInputError: the folder is of such a run and bitsandbytes is missing.
+    """
     from peft import PeftConfig, PeftModel
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
     # Left out, trust_remote_code makes Transformers ask on a terminal whether to run the folder's code.
     safe = {"trust_remote_code": False}
@@ -166,14 +246,27 @@ def load_model(folder: Path, *, dtype: torch.dtype, attn_implementation: str) ->
     if not (folder / "adapter_config.json").exists():
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **options), tokenizer
     peft_config = PeftConfig.from_pretrained(folder)
+    options |= {"revision": peft_config.revision, "ignore_mismatched_sizes": True}
+    source, quantization = peft_config.base_model_name_or_path, read_quantization(folder)
+    if quantization is not None:
+        require_bitsandbytes()
+        quantized = BitsAndBytesConfig(**quantization | {"bnb_4bit_compute_dtype": dtype})
+        base = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=dtype, quantization_config=quantized, device_map={"": pick_device()}, **options
+        )
+        compute_as_trained(base)
+        adapted = PeftModel.from_pretrained(base, folder)
+        _round_trained(adapted, dtype)
+        return adapted.get_base_model(), tokenizer
     # The saved configuration has the labels and the pad token, which the published one has not. Merged in
     # float32, then rounded once: merging into rounded weights would round twice.
-    base = AutoModelForSequenceClassification.from_pretrained(
-        peft_config.base_model_name_or_path,
-        revision=peft_config.revision,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        **options,
-    )
+    base = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, **options)
     model: Any = PeftModel.from_pretrained(base, folder)
     return model.merge_and_unload().to(dtype), tokenizer
+
+
+def _round_trained(model: nn.Module, dtype: torch.dtype) -> None:
+    # Not by ``to``: a quantised model refuses it.
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)

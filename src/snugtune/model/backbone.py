@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from snugtune.config import FitConfig
 from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError
 from snugtune.files import sha256
@@ -25,6 +27,8 @@ from snugtune.model import attention
 from snugtune.model.head import NEW_PARAMETERS
 from snugtune.model.known import hub_options, no_text_classifier
 from snugtune.model.pooling import MEAN_POOLING_TYPES, pooled_folder, wants_mean_pooling
+from snugtune.model.precision import pick_device
+from snugtune.model.quantization import compute_as_trained, nf4_config
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
@@ -50,6 +54,17 @@ class Backbone:
     max_length: int
 
 
+def load_for_fit(
+    config: FitConfig, labels: LabelSet, *, dtype: torch.dtype = torch.float32, dropout: float = 0.0
+) -> Backbone:
+    """``load_backbone`` with the model, length, pooling and quantisation that ``config`` names."""
+    return load_backbone(
+        config.model, labels, dtype=dtype, revision=config.revision, max_length=config.max_length,
+        dropout=dropout, pooling=config.pooling, load_in_4bit=config.load_in_4bit,
+        modules_to_save=config.modules_to_save,
+    )  # fmt: skip
+
+
 def load_backbone(
     name: str,
     labels: LabelSet,
@@ -59,11 +74,17 @@ def load_backbone(
     max_length: int | None = None,
     dropout: float = 0.0,
     pooling: Pooling = "auto",
+    load_in_4bit: bool = False,
+    modules_to_save: Sequence[str] | None = None,
 ) -> Backbone:
     """Load ``name`` (``minilm``, a folder, or a Hub name) with a classification head for ``labels``.
 
     With ``pooling`` "mean", or "auto" for a folder that says it was trained so, the backbone gets an
     averaging layer (see ``model/pooling.py``); "first" leaves it as it is published.
+
+    With ``load_in_4bit`` the linear layers inside the repeated layers are held in NF4 and multiplied in
+    ``dtype``, and all else is in ``dtype`` (see ``model/quantization.py``); ``modules_to_save`` names what
+    will be trained in full and so is not rounded. Such a model is loaded to the device that trains it.
 
     The names of the parameters that the weights file does not hold, and that are therefore random, are left
     on the model for ``find_head``.
@@ -71,7 +92,8 @@ def load_backbone(
     Raises:
         UserInputError: the model cannot be found or reached, has no readable safetensors weights or no fast
             tokenizer, asks for its own code to be run, is no text model, lacks weights of its backbone, has a
-            tokenizer of another vocabulary, or cannot read ``max_length`` tokens.
+            tokenizer of another vocabulary, is published with quantised weights, or cannot read
+            ``max_length`` tokens; bitsandbytes is missing.
     """
     source = resolve(name)
     _check_folder(Path(source))
@@ -81,10 +103,15 @@ def load_backbone(
     config.id2label, config.label2id = dict(labels.id2label), dict(labels.label2id)
     config.problem_type = "single_label_classification"
     set_dropout(config, dropout)
+    without_cache(config)
+    _check_not_quantized(config, name)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserInputError(no_text_classifier(config.model_type))
     tokenizer = _load(AutoTokenizer, source, name, **options)
     _check_tokenizer(tokenizer, name)
+    if load_in_4bit:
+        options["quantization_config"] = nf4_config(config, dtype, modules_to_save)
+        options["device_map"] = {"": pick_device()}
     model, info = _load(
         AutoModelForSequenceClassification,
         source,
@@ -98,6 +125,7 @@ def load_backbone(
         attn_implementation=supported_attention(config, attention.register()),
         **options,
     )
+    compute_as_trained(model)
     setattr(model, NEW_PARAMETERS, _new_parameters(model, info, name))
     _ensure_pad_token(tokenizer, model, name)
     _check_vocabulary(tokenizer, model, name)
@@ -163,6 +191,17 @@ def _check_folder(folder: Path) -> None:
         raise UserInputError(
             f"The folder {folder} has no safetensors weights ({found}); "
             "save the model again with safe_serialization or choose another one."
+        )
+
+
+def _check_not_quantized(config: PretrainedConfig, name: str) -> None:
+    """The head would be read as quantised too, and an adapter on rounded weights fits no others."""
+    if getattr(config, "quantization_config", None) or getattr(
+        config.get_text_config(), "quantization_config", None
+    ):
+        raise UserInputError(
+            f"The weights of {name} are published quantised; take the model they were made from "
+            "(with load_in_4bit, if memory is short)."
         )
 
 
@@ -270,13 +309,19 @@ def set_dropout(config: Any, dropout: float) -> None:
             setattr(config, key, dropout)
 
 
+def without_cache(config: PretrainedConfig) -> None:
+    """Keep decoders from collecting keys and values for a next token that never comes: memory for nothing."""
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False
+
+
 def _ensure_pad_token(tokenizer: Any, model: PreTrainedModel, name: str) -> None:
-    if tokenizer.pad_token is None:
-        # A token that closes every text would be taken for padding by heads that pool the last other one.
-        closing = tokenizer("a")["input_ids"][-1:]
-        marks = [(tokenizer.eos_token, tokenizer.eos_token_id), (tokenizer.unk_token, tokenizer.unk_token_id)]
-        marks += [(tokenizer.bos_token, tokenizer.bos_token_id)]
-        tokenizer.pad_token = next((token for token, i in marks if token and [i] != closing), None)
+    # A token that closes every text would be taken for padding by heads that pool the last other one: the
+    # text would be read one token short of where such models (Qwen3-Embedding, for one) were trained to read.
+    closing = tokenizer("a")["input_ids"][-1:]
+    if tokenizer.pad_token is None or [tokenizer.pad_token_id] == closing:
+        tokenizer.pad_token = next(_other_marks(tokenizer, model, closing), None)
     if tokenizer.pad_token_id is None:
         raise UserInputError(
             f"The tokenizer of {name} has no token to pad with (pad, eos, unk or bos); choose another model."
@@ -286,6 +331,17 @@ def _ensure_pad_token(tokenizer: Any, model: PreTrainedModel, name: str) -> None
     # Heads of models with a text and another part look for it in the text part's configuration.
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
+
+
+def _other_marks(tokenizer: Any, model: PreTrainedModel, closing: list[int]) -> Iterator[str]:
+    """Tokens to pad with: the tokenizer's marks, then its other special tokens, that close no text."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    marks = [getattr(tokenizer, f"{mark}_token") for mark in ("eos", "unk", "bos")]
+    marks += [token for token, added in _added_tokens(tokenizer).items() if added.special]
+    for token in marks:
+        token_id = None if token is None else tokenizer.convert_tokens_to_ids(token)
+        if token_id is not None and [token_id] != closing and token_id < rows:
+            yield token
 
 
 def _length(model: PreTrainedModel, tokenizer: Any, name: str, max_length: int | None) -> int:

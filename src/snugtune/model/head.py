@@ -163,6 +163,16 @@ class Probe:
         return out
 
 
+def pooled_positions(input_ids: Tensor, pad_token_id: int) -> Tensor:
+    """Which token of each row (batch, length) a decoder's head reads: the last that is not the pad token.
+
+    Transformers' own rule (5.23, ``modeling_layers.py``, ``GenericForSequenceClassification``): it sees ids,
+    not the attention mask, so a text that ends in the pad token itself is read before it.
+    """
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return (positions * (input_ids != pad_token_id)).argmax(1)
+
+
 def has_bias(layer: nn.Linear) -> bool:
     """Whether ``layer`` adds a constant (the type stubs of torch say it always does)."""
     bias: Tensor | None = layer.bias

@@ -18,6 +18,7 @@ from snugtune.errors import UserInputError
 from snugtune.model.adapter import wrap
 from snugtune.model.known import find_config, no_text_classifier
 from snugtune.model.pooling import planned_config
+from snugtune.model.quantization import count_weights
 
 PARTS = ("embeddings", "encoder", "adapter", "head")
 
@@ -108,7 +109,7 @@ def count_parameters(model: nn.Module) -> ParameterReport:
     counts = {part: [0, 0] for part in PARTS}
     for name, parameter in model.named_parameters():
         count = counts[_part(name)]
-        count[0] += parameter.numel()
+        count[0] += count_weights(parameter)
         count[1] += parameter.numel() if parameter.requires_grad else 0
     total, trainable = (sum(count[i] for count in counts.values()) for i in (0, 1))
     percent = 100 * trainable / total if total else 0.0

@@ -25,7 +25,7 @@ from snugtune.memory.setup import Setup
 from snugtune.memory.trace import Ledger, Trace
 from snugtune.model import attention
 from snugtune.model.adapter import trainable_state, wrap
-from snugtune.model.backbone import set_dropout, supported_attention
+from snugtune.model.backbone import set_dropout, supported_attention, without_cache
 from snugtune.model.checkpointing import checkpoint_layers, encoder_layers
 from snugtune.model.head import find_head
 from snugtune.model.known import find_config, no_text_classifier
@@ -205,6 +205,7 @@ def _build(
         config = config.model_copy(update={"hidden_dropout": 0.0, "lora_dropout": 0.0})
     shape = model_shape(config, num_labels)
     set_dropout(shape, config.hidden_dropout)
+    without_cache(shape)
     for key in ("attention_probs_dropout_prob", "attention_dropout"):
         if hasattr(shape, key):
             setattr(shape, key, setup.attention_dropout)
@@ -221,7 +222,8 @@ def _build(
     head_names = find_head(plain, config.modules_to_save).modules_to_save
     model = wrap(plain, config)
     if setup.quantized:
-        quantize_shapes(model, DTYPES[setup.compute])
+        kept, on_card = config.modules_to_save or (), setup.device == "cuda"
+        quantize_shapes(model, DTYPES[setup.compute], modules_to_save=kept, on_card=on_card)
     with fake, _no_values():
         _fake_tensors(model)
     if setup.embedding_on_host:
