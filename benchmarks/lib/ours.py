@@ -14,7 +14,7 @@ from snugtune.config import FitConfig
 from snugtune.data.batches import steps_per_epoch
 from snugtune.data.labels import LabelSet
 from snugtune.files import write_json
-from snugtune.model.adapter import wrap
+from snugtune.model.adapter import on_trained, wrap
 from snugtune.model.artifact import save_model
 from snugtune.model.backbone import load_backbone
 from snugtune.model.head import find_head
@@ -26,10 +26,13 @@ from .datasets import TokenData
 from .reference import TargetReachedError
 
 
-def start_from_probe(data: TokenData, config: FitConfig) -> None:
-    """The frozen pass over the training and validation rows and the linear probe, written into the head."""
+def start_from_probe(data: TokenData, config: FitConfig) -> dict[str, torch.Tensor]:
+    """The frozen pass over training and validation rows and the probe, written into the head.
+
+    Returns what training begins from.
+    """
     model = data.backbone.model
-    probe.start_from_probe(
+    return probe.start_from_probe(
         model,
         find_head(model, config.modules_to_save),
         data.train.tokens,
@@ -49,7 +52,12 @@ def wrap_model(data: TokenData, config: FitConfig) -> tuple[nn.Module, tuple[str
 
 
 def train_ours(
-    data: TokenData, model: nn.Module, head_names: tuple[str, ...], config: FitConfig, observer: Observer
+    data: TokenData,
+    model: nn.Module,
+    head_names: tuple[str, ...],
+    config: FitConfig,
+    observer: Observer,
+    begin_from: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """The engine on ``model``, with the rows of ``data``."""
     train(
@@ -61,6 +69,7 @@ def train_ours(
         pad_token_id=data.backbone.tokenizer.pad_token_id,
         dtype=data.dtype,
         device=data.device,
+        begin_from=on_trained(model, begin_from or {}),
         services=Services(observer),
     )
 
@@ -110,13 +119,12 @@ def fit_until(
 ) -> None:
     """From token ids: frozen pass, probe, training, until ``look`` or ``on_step`` says to stop."""
     data.backbone.model.to(data.device)
-    if config.probe_start:
-        start_from_probe(data, config)
+    begin_from = start_from_probe(data, config) if config.probe_start else {}
     model, head_names = wrap_model(data, config)
     per_epoch = steps_per_epoch(len(data.train.y), config.step_examples)
     observer = Looker(clock, lambda step: look(model, step), look_every, per_epoch, on_step)
     try:
-        train_ours(data, model, head_names, config, observer)
+        train_ours(data, model, head_names, config, observer, begin_from)
     except TargetReachedError:
         return
 

@@ -22,7 +22,7 @@ from snugtune.files import check_free_space, staged_folder
 from snugtune.memory.guard import Guard, Limit, device_memory
 from snugtune.memory.meter import PeakMeter, resident_bytes
 from snugtune.memory.plan import Plan
-from snugtune.model.adapter import is_peft, load_trainable_state, trainable_state, wrap
+from snugtune.model.adapter import is_peft, load_trainable_state, on_trained, trainable_state, wrap
 from snugtune.model.artifact import check_reload, save_model
 from snugtune.model.backbone import Backbone, load_backbone
 from snugtune.model.checkpointing import checkpoint_layers
@@ -88,10 +88,10 @@ def fit(
         told = len(guard.events)
         final = _on_published_weights(job, trainee.model, guard)
         logits = _held_out_logits(job, final, tokens, guard)
-        baseline = _fit_baseline(job)
-        decision = _decide(job, logits["validation"], baseline)
-        scores = _score(job, logits, baseline, decision)
-        saved = _save(job, final, baseline, decision, folder)
+        baselines = _fit_baselines(job)
+        decision = _decide(job, logits["validation"], baselines.chosen_with)
+        scores = _score(job, logits, baselines, decision)
+        saved = _save(job, final, baselines.final, decision, folder)
         difference = _check_saved(job, saved, logits["validation"], peft=is_peft(final))
         peaks = Peaks(_predicted_bytes(plan, job, resident_before), memory.peak_bytes)
         result.memory += [{"step": result.steps, **event} for event in guard.events[told:]]
@@ -118,11 +118,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Trainee:
-    """The model to train, the names of its head's modules, and what is trained of it."""
+    """The model to train, the names of its head's modules, what is trained of it, and from where."""
 
     model: torch.nn.Module
     head_names: tuple[str, ...]
     parameters: ParameterReport
+    begin_from: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The baseline fitted on training rows, on which choices rest, and the final one, on validation rows too.
+
+    What is chosen on held-out rows (temperatures, the share in the pool) is kept for the final one, as in
+    scikit-learn's ``CalibratedClassifierCV(ensemble=False)``.
+    """
+
+    chosen_with: TfidfBaseline
+    final: TfidfBaseline
 
 
 @dataclass(frozen=True)
@@ -205,10 +218,11 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
         embedding_to_host(job.backbone.model)
     model = job.backbone.model.to(job.device)
     head = find_head(model, job.config.modules_to_save)
+    begin_from: dict[str, torch.Tensor] = {}
     if job.config.probe_start:
         parts = job.data.parts
         job.clock.phase("probe", len(tokens["train"]) + len(tokens["validation"]))
-        start_from_probe(
+        begin_from = start_from_probe(
             model, head, tokens["train"], parts["train"].y, len(job.data.labels.names),
             held_out=(tokens["validation"], parts["validation"].y), pad_token_id=job.pad_token_id,
             device=job.device, dtype=job.dtype, on_rows=job.clock.advance, guard=guard,
@@ -220,7 +234,7 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
     job.clock.say(
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
     )
-    return Trainee(trained, head.modules_to_save, parameters)
+    return Trainee(trained, head.modules_to_save, parameters, on_trained(trained, begin_from))
 
 
 def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
@@ -263,6 +277,7 @@ def _train(
         pad_token_id=job.pad_token_id,
         dtype=job.dtype,
         device=job.device,
+        begin_from=trainee.begin_from,
         services=services,
     )
     if result.best_step == 0 and result.interrupted and not job.config.probe_start:
@@ -299,12 +314,15 @@ def _held_out_logits(job: Job, model: torch.nn.Module, tokens: dict[str, Tokens]
     }  # fmt: skip
 
 
-def _fit_baseline(job: Job) -> TfidfBaseline:
+def _fit_baselines(job: Job) -> Baselines:
     job.clock.phase("baseline")
     part, validation = job.data.parts["train"], job.data.parts["validation"]
-    baseline = TfidfBaseline().fit(part.texts, part.y, len(job.data.labels.names))
-    baseline.calibrate(validation.texts, validation.y)
-    return baseline
+    K = len(job.data.labels.names)
+    chosen_with = TfidfBaseline().fit(part.texts, part.y, K)
+    chosen_with.calibrate(validation.texts, validation.y)
+    final = TfidfBaseline().fit([*part.texts, *validation.texts], np.r_[part.y, validation.y], K)
+    final.temperature = chosen_with.temperature
+    return Baselines(chosen_with, final)
 
 
 def _decide(job: Job, logits: NDArray[np.float32], baseline: TfidfBaseline) -> Decision:
@@ -319,11 +337,12 @@ def _decide(job: Job, logits: NDArray[np.float32], baseline: TfidfBaseline) -> D
     return decision
 
 
-def _score(job: Job, logits: Logits, baseline: TfidfBaseline, decision: Decision) -> Scores:
+def _score(job: Job, logits: Logits, baselines: Baselines, decision: Decision) -> Scores:
     scores = Scores({}, {}, {})
     names = job.data.labels.names
     for name, values in logits.items():
         part = job.data.parts[name]
+        baseline = baselines.chosen_with if name == "validation" else baselines.final
         baseline_scores = baseline.decision(part.texts)
         probabilities = decision.probabilities(values, baseline_scores)
         scores.probabilities[name] = probabilities

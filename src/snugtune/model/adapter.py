@@ -214,6 +214,19 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
                 parameter.copy_(state[name])
 
 
+def on_trained(model: nn.Module, plain: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of the plain model under the names that they have, as far as they are trained, in ``model``.
+
+    PEFT keeps the trained copy of a module ``X`` as ``base_model.model.X.modules_to_save.default``.
+    """
+    names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    pairs = (
+        (name, name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""))
+        for name in names
+    )
+    return {name: plain[plain_name] for name, plain_name in pairs if plain_name in plain}
+
+
 def is_peft(model: nn.Module) -> bool:
     """Whether the model carries a PEFT adapter."""
     return isinstance(model, PeftModel)

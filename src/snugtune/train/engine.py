@@ -83,13 +83,15 @@ def train(
     pad_token_id: int,
     dtype: torch.dtype,
     device: torch.device,
+    begin_from: dict[str, Tensor] | None = None,
     services: Services | None = None,
 ) -> TrainResult:
     """Train ``model`` in place and leave it with the weights that scored best on validation.
 
-    The untrained state (the probe start) is scored first, so the result is never worse than the probe
-    on validation. Ctrl-C ends training and keeps the best so far. With ``services.checkpoints``, training
-    goes on from the newest committed state as if nothing had happened.
+    The untrained state (the probe start) is scored first, so the result is never worse than the probe on
+    validation; training itself then begins with the trained tensors ``begin_from``, if given, put in place.
+    Ctrl-C ends training and keeps the best so far. With ``services.checkpoints``, training goes on from the
+    newest committed state as if nothing had happened.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; names the step and the rows.
@@ -102,6 +104,7 @@ def train(
         run.try_longest()
         if not resumed:
             run.validate()
+            load_trainable_state(model, begin_from or {})
         for rows in run.steps_left():
             loss = run.optimizer_step(rows)
             run.report(loss)

@@ -20,10 +20,12 @@ from snugtune.train.forward import layer_inputs
 INVERSE_REGULARISATION = 0.25
 """scikit-learn's C on standardised features where no held-out rows choose one."""
 
-INVERSE_REGULARISATIONS = (0.0025, 0.025, 0.25, 1.0)
-"""What held-out rows choose from. Long texts in many classes want a strong penalty: on complaints with 121
-issues the log loss on validation was 2.10, 2.01, 2.54, 3.33 and the accuracy .429, .451, .400, .380; on
-Banking77 .67, .32, .27, .30 and .909, .929, .927, .925."""
+INVERSE_REGULARISATIONS = (0.00025, 0.0025, 0.025, 0.25, 1.0)
+"""What held-out rows choose from, the strongest penalty first.
+
+Long texts in many classes want a strong one: on complaints with 121 issues the log loss on validation was
+2.10, 2.01, 2.54, 3.33 and the accuracy .429, .451, .400, .380 for the last four; on Banking77 .67, .32, .27,
+.30 and .909, .929, .927, .925."""
 
 ABSENT_CLASS_BIAS = -10.0
 
@@ -45,7 +47,18 @@ def fit_probe(
     head: Head,
     held_out: HeldOut | None = None,
 ) -> Probe:
-    """Fit, on training rows, the probe that ``head`` can hold, as strongly penalised as ``held_out`` likes.
+    """Fit the probe that ``head`` can hold, as strongly penalised as ``held_out`` likes; see `fit_probes`."""
+    return fit_probes(features, y, n_classes, head, held_out)[0]
+
+
+def fit_probes(
+    features: NDArray[np.float32],
+    y: NDArray[np.int64],
+    n_classes: int,
+    head: Head,
+    held_out: HeldOut | None = None,
+) -> tuple[Probe, Probe]:
+    """The probe that ``held_out`` rows like best, and the one of the next stronger penalty.
 
     ``features`` (N, H) are what ``head.feature_layer`` is given, ``y`` (N,) are class ids below
     ``n_classes``. A head without a bias (the decoders') can neither centre the features nor add a
@@ -62,7 +75,10 @@ def fit_probe(
         _as_probe(regression, inputs, n_classes, mean, std, biased=biased)
         for regression in _regressions(inputs, y, [C / squeeze**2 for C in choices], biased=biased)
     )
-    return next(probes) if held_out is None else _best(probes, head, held_out)
+    if held_out is None:
+        only = next(probes)
+        return only, only
+    return _best_and_stronger(probes, head, held_out)
 
 
 def _regressions(
@@ -74,16 +90,16 @@ def _regressions(
         yield regression.set_params(C=C).fit(inputs, y)
 
 
-def _best(probes: Iterator[Probe], head: Head, held_out: HeldOut) -> Probe:
-    """The first probe after which the log loss on held-out rows rises."""
-    best: tuple[float, Probe] | None = None
+def _best_and_stronger(probes: Iterator[Probe], head: Head, held_out: HeldOut) -> tuple[Probe, Probe]:
+    """The first probe after which the log loss on held-out rows rises, and the one before it."""
+    best = stronger = next(probes)
+    least = _held_out_loss(best, head, held_out)
     for probe in probes:
         loss = _held_out_loss(probe, head, held_out)
-        if best is not None and loss >= best[0]:
+        if loss >= least:
             break
-        best = loss, probe
-    assert best is not None
-    return best[1]
+        best, stronger, least = probe, best, loss
+    return best, stronger
 
 
 def _held_out_loss(probe: Probe, head: Head, held_out: HeldOut) -> float:
@@ -138,10 +154,15 @@ def start_from_probe(
     dtype: torch.dtype = torch.float32,
     on_rows: Callable[[int], None] | None = None,
     guard: Guard | None = None,
-) -> None:
+) -> dict[str, Tensor]:
     """One frozen pass over the training rows, then the probe on its features, written into ``head``.
 
     ``y`` (N,) are class ids below ``n_classes``; ``held_out`` rows, tokens and class ids, choose the penalty.
+
+    Returns:
+        What training begins from, by parameter: the head of the next stronger penalty. The best probe knows
+        its training rows so well that their gradients say little that is new (see
+        ``decisions/0006-learning-rates.md``).
     """
 
     def features(part: Tokens) -> NDArray[np.float32]:
@@ -151,4 +172,14 @@ def start_from_probe(
         )  # fmt: skip
 
     chooser = HeldOut(features(held_out[0]), held_out[1]) if held_out else None
-    write_probe(head, fit_probe(features(tokens), y, n_classes, head, chooser))
+    best, stronger = fit_probes(features(tokens), y, n_classes, head, chooser)
+    write_probe(head, stronger)
+    begin = _head_state(model, head)
+    write_probe(head, best)
+    return begin
+
+
+def _head_state(model: nn.Module, head: Head) -> dict[str, Tensor]:
+    layers = [layer for layer in (head.dense, head.final) if layer is not None]
+    of_head = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    return {name: p.detach().clone() for name, p in model.named_parameters() if id(p) in of_head}
