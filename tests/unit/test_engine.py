@@ -7,8 +7,9 @@ import torch
 from snugtune.config import make_config
 from snugtune.errors import TrainingError
 from snugtune.memory.guard import Guard, HostMemory
-from snugtune.model.adapter import trainable_state, wrap
+from snugtune.model.adapter import on_trained, trainable_state, wrap
 from snugtune.model.head import find_head
+from snugtune.progress import Observer
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Services, _BestKeeper, train
 from tiny_training import CPU, examples, tiny_model
@@ -145,3 +146,41 @@ def _trained_with(checkpoints, settings, dtype):
 
 def _untimed(row):
     return {key: value for key, value in row.items() if key != "elapsed_s"}
+
+
+def test_training_begins_from_what_is_given_once_the_start_is_scored():
+    config = make_config(
+        {"train": "x", "num_train_epochs": 1, "learning_rate": 1e-9, "head_learning_rate": 1e-9}
+    )
+    plain = tiny_model()
+    head_names = find_head(plain).modules_to_save
+    begin = {"classifier.weight": torch.zeros(4, 32), "classifier.bias": torch.tensor([0, 0, 0, 9.0])}
+    model = wrap(plain, config)
+    seen = []
+    result = train(
+        model, examples(32, 1), examples(40, 2), config, head_names=head_names, pad_token_id=0,
+        dtype=torch.float32, device=CPU, begin_from=on_trained(model, begin),
+        services=Services(observer=_Scores(seen)),
+    )  # fmt: skip
+    always_last = float((examples(40, 2).y == 3).mean())
+    assert seen[0] != always_last
+    assert seen[1] == pytest.approx(always_last)
+    assert result.best_score == max(seen)
+
+
+class _Scores(Observer):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_validation(self, info):
+        self.seen.append(info.score)
+
+
+@pytest.mark.parametrize("method", ["lora", "head", "full"])
+def test_tensors_of_the_plain_model_are_found_in_the_one_that_trains(method):
+    plain = tiny_model()
+    head = {n: p.detach().clone() for n, p in plain.named_parameters() if "classifier" in n}
+    model = wrap(plain, make_config({"train": "x", "method": method}))
+    found = on_trained(model, head)
+    assert len(found) == 2
+    assert found.keys() <= trainable_state(model).keys()

@@ -19,7 +19,7 @@ from snugtune.model.head import (
     find_head,
     write_probe,
 )
-from snugtune.train.probe import ABSENT_CLASS_BIAS, fit_probe
+from snugtune.train.probe import ABSENT_CLASS_BIAS, HeldOut, fit_probe, fit_probes
 
 K = 5
 MODULES = {
@@ -132,3 +132,21 @@ def test_a_class_without_rows_is_never_predicted(family):
     logits = probe.logits(torch.from_numpy(features), head.activation)
     assert (logits.argmax(1).numpy() == y).mean() > 0.9
     assert logits[:, [2, 4]].mean().item() == pytest.approx(ABSENT_CLASS_BIAS, rel=0.01)
+
+
+def test_training_begins_from_the_next_stronger_penalty_than_held_out_rows_like():
+    rng = np.random.default_rng(0)
+    head = find_head(make("roberta"))
+    y = rng.integers(0, K, 120)
+    features = (
+        rng.normal(size=(120, HIDDEN)).astype(np.float32) + 0.7 * np.eye(K, HIDDEN, dtype=np.float32)[y]
+    )
+    held_out = HeldOut(features[:60], y[:60])
+    best, stronger = fit_probes(features[60:], y[60:], K, head, held_out)
+    assert stronger.weight.norm() < best.weight.norm()
+    x = torch.from_numpy(held_out.features)
+    losses = [
+        torch.nn.functional.cross_entropy(probe.logits(x, head.activation), torch.from_numpy(y[:60]))
+        for probe in (best, stronger)
+    ]
+    assert losses[0] < losses[1]
