@@ -154,7 +154,7 @@ def test_training_begins_from_what_is_given_once_the_start_is_scored():
     )
     plain = tiny_model()
     head_names = find_head(plain).modules_to_save
-    begin = {"classifier.weight": torch.zeros(4, 32), "classifier.bias": torch.tensor([0, 0, 0, 9.0])}
+    begin = {"classifier.weight": torch.zeros(4, 32), "classifier.bias": torch.tensor([0, 9.0, 0, 0])}
     model = wrap(plain, config)
     seen = []
     result = train(
@@ -162,9 +162,9 @@ def test_training_begins_from_what_is_given_once_the_start_is_scored():
         dtype=torch.float32, device=CPU, begin_from=on_trained(model, begin),
         services=Services(observer=_Scores(seen)),
     )  # fmt: skip
-    always_last = float((examples(40, 2).y == 3).mean())
-    assert seen[0] != always_last
-    assert seen[1] == pytest.approx(always_last)
+    always_second = float((examples(40, 2).y == 1).mean())
+    assert seen[0] != always_second
+    assert seen[1] == pytest.approx(always_second)
     assert result.best_score == max(seen)
 
 
