@@ -49,6 +49,14 @@ FAMILIES = {
 }  # fmt: skip
 """Settings of a tiny configuration by model type."""
 
+WIDE = {
+    family: {"n_embd": 64}
+    if family == "gpt2"
+    else {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    for family in FAMILIES
+}
+"""Settings by model type with which each row of a weight matrix is one block of 4-bit weights or two."""
+
 DECODERS = ("gpt2", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral")
 WITHOUT_PAD_TOKEN = ("gpt2", "llama", "mistral")
 """Whose tokenizers, as published, have no pad token."""
@@ -102,10 +110,13 @@ def _byte_level_tokenizer():
     )
 
 
-def write_family(folder, family, *, tokenizer_size=VOCABULARY):
-    """A bare pre-trained model (no classification head) of ``family`` in ``folder``; returns the path."""
+def write_family(folder, family, *, tokenizer_size=VOCABULARY, **more):
+    """A bare pre-trained model (no classification head) of ``family`` in ``folder``; returns the path.
+
+    ``more`` are settings of its configuration that go before those of ``FAMILIES``.
+    """
     torch.manual_seed(0)
-    settings = {"initializer_range": 0.2, **FAMILIES[family]}
+    settings = {"initializer_range": 0.2, **FAMILIES[family], **more}
     model = AutoModel.from_config(AutoConfig.for_model(family, **settings))
     model.save_pretrained(folder)
     make_tokenizer(family, tokenizer_size).save_pretrained(folder)

@@ -10,7 +10,7 @@ from test_trace_parity import LENGTH, MICRO_BATCH, _no_look_at_the_mask, in_orde
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from families import LABELS, write_family
+from families import LABELS, WIDE, write_family
 from snugtune.config import make_config
 from snugtune.data.labels import LabelSet
 from snugtune.memory import trace
@@ -47,7 +47,9 @@ def test_a_layer_keeps_the_bytes_that_are_predicted(n_in, n_out):
 
 
 def test_a_whole_model_keeps_the_bytes_that_are_predicted(tmp_path):
-    config = make_config({"train": "x", "model": str(write_family(tmp_path, "qwen3")), "load_in_4bit": True})
+    config = make_config(
+        {"train": "x", "model": str(write_family(tmp_path, "qwen3", **WIDE["qwen3"])), "load_in_4bit": True}
+    )
     model = load_for_fit(config, LabelSet(LABELS, {})).model
     real = sum(
         sum(t.numel() * t.element_size() for t in held(m))
@@ -103,7 +105,7 @@ def real_trace(config, setup):
     ],
 )
 def test_rehearsed_and_real_4_bit_steps_allocate_the_same_bytes(tmp_path, family, settings, setup):
-    folder = str(write_family(tmp_path, family))
+    folder = str(write_family(tmp_path, family, **WIDE[family]))
     config = make_config({"train": "x", "model": folder, "r": 4, "load_in_4bit": True, **settings})
     expected = training_part(Rehearsal(config, len(LABELS), setup).trace(MICRO_BATCH, LENGTH))
     found = real_trace(config, setup)

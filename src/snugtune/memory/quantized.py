@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from snugtune.model.quantization import quantizable
+from snugtune.model.quantization import BLOCK, quantizable
 
-BLOCK, BLOCKS_PER_SCALE = 64, 256
+BLOCKS_PER_SCALE = 256
 
 TABLES = {"levels": 16, "scale_levels": 256, "offset": 1}
 """Float32 numbers that each layer keeps beside its weights and scales."""

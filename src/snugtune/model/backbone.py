@@ -55,13 +55,18 @@ class Backbone:
 
 
 def load_for_fit(
-    config: FitConfig, labels: LabelSet, *, dtype: torch.dtype = torch.float32, dropout: float = 0.0
+    config: FitConfig,
+    labels: LabelSet,
+    *,
+    dtype: torch.dtype = torch.float32,
+    dropout: float = 0.0,
+    device: torch.device | None = None,
 ) -> Backbone:
     """``load_backbone`` with the model, length, pooling and quantisation that ``config`` names."""
     return load_backbone(
         config.model, labels, dtype=dtype, revision=config.revision, max_length=config.max_length,
         dropout=dropout, pooling=config.pooling, load_in_4bit=config.load_in_4bit,
-        modules_to_save=config.modules_to_save,
+        modules_to_save=config.modules_to_save, device=device,
     )  # fmt: skip
 
 
@@ -76,6 +81,7 @@ def load_backbone(
     pooling: Pooling = "auto",
     load_in_4bit: bool = False,
     modules_to_save: Sequence[str] | None = None,
+    device: torch.device | None = None,
 ) -> Backbone:
     """Load ``name`` (``minilm``, a folder, or a Hub name) with a classification head for ``labels``.
 
@@ -84,7 +90,8 @@ def load_backbone(
 
     With ``load_in_4bit`` the linear layers inside the repeated layers are held in NF4 and multiplied in
     ``dtype``, and all else is in ``dtype`` (see ``model/quantization.py``); ``modules_to_save`` names what
-    will be trained in full and so is not rounded. Such a model is loaded to the device that trains it.
+    will be trained in full and so is not rounded. Such a model is loaded to ``device`` at once (default: the
+    accelerator, if there is one), tensor by tensor: its full weights are nowhere as a whole.
 
     The names of the parameters that the weights file does not hold, and that are therefore random, are left
     on the model for ``find_head``.
@@ -111,7 +118,7 @@ def load_backbone(
     _check_tokenizer(tokenizer, name)
     if load_in_4bit:
         options["quantization_config"] = nf4_config(config, dtype, modules_to_save)
-        options["device_map"] = {"": pick_device()}
+        options["device_map"] = {"": device or pick_device()}
     model, info = _load(
         AutoModelForSequenceClassification,
         source,

@@ -26,6 +26,9 @@ from transformers.pytorch_utils import Conv1D
 from snugtune.errors import UserInputError
 from snugtune.files import write_json
 
+BLOCK = 64
+"""Weights that share a scale."""
+
 FILE = "quantization.json"
 """In a saved folder: the arguments of ``BitsAndBytesConfig`` that give the base model it was trained on."""
 
@@ -44,8 +47,8 @@ def nf4_config(
     chosen = {name for name, _ in quantizable(shape, modules_to_save or ())}
     if not chosen:
         raise UserInputError(
-            f"A model of type {config.model_type} has no linear layers that could be held in 4 bits; "
-            "leave load_in_4bit out."
+            f"This model of type {config.model_type} has no linear layers that can be held in 4 bits (their "
+            f"inputs must be multiples of {BLOCK}); leave load_in_4bit out."
         )
     # Transformers reads the names as regular expressions that match from the start, or as endings.
     linear = [name for name, module in shape.named_modules() if _is_linear(module)]
@@ -91,19 +94,34 @@ def _quiet(name: str) -> Iterator[None]:
 def quantizable(model: nn.Module, modules_to_save: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:
     """The linear layers that are held in 4 bits, with their names.
 
-    They are those inside the repeated layers, less what ``modules_to_save`` trains in full and what the
-    architecture keeps in float32. ``model`` is plain, or PEFT's with its own layers around the plain ones.
+    They are those inside the repeated layers whose rows are whole blocks, less what ``modules_to_save``
+    trains in full and what the architecture keeps in float32. ``model`` is plain, or PEFT's with its own
+    layers around the plain ones.
     """
     kept = (*modules_to_save, *(getattr(model, "_keep_in_fp32_modules", None) or ()), "original_module")
     repeated = {id(m) for part in model.modules() if isinstance(part, nn.ModuleList) for m in part.modules()}
     for name, module in model.named_modules():
-        if id(module) in repeated and _is_linear(module) and not any(_within(name, one) for one in kept):
+        if id(module) in repeated and _in_whole_blocks(module) and not any(_within(name, k) for k in kept):
             yield name, module
 
 
 def _is_linear(module: nn.Module) -> bool:
     # Not the subclasses: bitsandbytes leaves them alone.
     return type(module) is nn.Linear or isinstance(module, Conv1D)
+
+
+def _in_whole_blocks(module: nn.Module) -> bool:
+    """Whether ``module`` is a linear layer and no block of its weights spans two outputs.
+
+    Where one does, bitsandbytes' kernel for processors with AVX-512 takes the scale of another block (0.50.2:
+    the largest error of a 48 x 96 matrix is as large as its largest weight). Published models' sizes are
+    multiples of 64.
+    """
+    if not _is_linear(module):
+        return False
+    # Conv1D keeps its weights as (in, out).
+    n_in = module.weight.shape[0 if isinstance(module, Conv1D) else -1]  # type: ignore[index, union-attr]
+    return int(n_in) % BLOCK == 0
 
 
 def _within(name: str, module: str) -> bool:
