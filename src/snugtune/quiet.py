@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 
 def quiet_libraries() -> None:
-    """Keep Transformers' loading bars and reports, and PEFT's deprecation notes, off the terminal."""
-    from transformers.utils import logging
+    """Keep Transformers' loading bars and the libraries' notes to developers off the terminal."""
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # Of kernels for 4-bit weights on a CPU; PEFT imports the library wherever it is installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")

@@ -85,7 +85,10 @@ def fit(
     if not supervised:
         from snugtune.fit import fit as fit_here
 
-        return fit_here(config, out, overwrite=overwrite, observer=observer)
+        run = fit_here(config, out, overwrite=overwrite, observer=observer)
+        # What a supervised run of this name may have left when it broke off.
+        shutil.rmtree(states_folder(out), ignore_errors=True)
+        return run
     return Supervisor(config, out, overwrite=overwrite, observer=observer or Observer()).run()
 
 

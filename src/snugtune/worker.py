@@ -87,10 +87,11 @@ def _run(job: dict[str, Any], events: RelayObserver, fit: Fit | None) -> int:
 
 
 def _fit_of_the_package() -> Fit:
-    from snugtune.fit import fit
     from snugtune.quiet import quiet_libraries
 
     quiet_libraries()
+    from snugtune.fit import fit
+
     return fit
 
 
