@@ -120,7 +120,7 @@ def _in_whole_blocks(module: nn.Module) -> bool:
     if not _is_linear(module):
         return False
     # Conv1D keeps its weights as (in, out).
-    n_in = module.weight.shape[0 if isinstance(module, Conv1D) else -1]  # type: ignore[index, union-attr]
+    n_in = module.weight.shape[0 if isinstance(module, Conv1D) else -1]  # type: ignore[index]
     return int(n_in) % BLOCK == 0
 
 
