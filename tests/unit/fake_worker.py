@@ -56,6 +56,9 @@ def act(word, observer, recovery, config):
             time.sleep(30)
         except KeyboardInterrupt:
             observer.say("stopping")
+    elif name == "save":
+        time.sleep(0.5)
+        observer.say("saved")
     elif name == "work":
         observer.say("working")
         time.sleep(30)

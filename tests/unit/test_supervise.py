@@ -297,7 +297,7 @@ class Parent:
 @posix
 @pytest.mark.parametrize("who", ["both", "the parent alone"])
 def test_ctrl_c_keeps_what_was_learned(out, who):
-    parent = Parent(out, "train", "say saved")
+    parent = Parent(out, "train", "save")
     parent.until("training")
     if who == "both":
         parent.press_ctrl_c()
