@@ -22,6 +22,7 @@ from snugtune.files import check_free_space, staged_folder
 from snugtune.memory.guard import Guard, Limit, device_memory
 from snugtune.memory.meter import PeakMeter, resident_bytes
 from snugtune.memory.plan import Plan
+from snugtune.memory.segments import prefer_expandable_segments
 from snugtune.model.adapter import is_peft, load_trainable_state, on_trained, trainable_state, wrap
 from snugtune.model.artifact import check_reload, save_model
 from snugtune.model.backbone import Backbone, load_backbone
@@ -36,7 +37,7 @@ from snugtune.report.record import RunFacts, write_lines, write_predictions, wri
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, train
 from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
-from snugtune.train.planning import plan_run
+from snugtune.train.planning import plan_run, record_run
 from snugtune.train.probe import start_from_probe
 from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, ON_CPU, Recovery, fingerprint_of
 from snugtune.train.retreats import evaluation_retreats, retreats
@@ -86,6 +87,7 @@ def fit(
             checkpoints = _checkpoints(job, tokens, recovery)
             result = _train(job, plan, trainee, tokens, Services(clock, guard, memory, checkpoints))
         told = len(guard.events)
+        _remember(job, plan, memory.peak_bytes - (0 if job.on_card else resident_before), result)
         final = _on_published_weights(job, trainee.model, guard)
         logits = _held_out_logits(job, final, tokens, guard)
         baselines = _fit_baselines(job)
@@ -109,6 +111,11 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     clock: PhaseClock
+
+    @property
+    def on_card(self) -> bool:
+        """Whether a GPU computes."""
+        return self.device.type == "cuda"
 
     @property
     def pad_token_id(self) -> int:
@@ -157,6 +164,7 @@ class Scores:
 
 def _prepare(config: FitConfig, data: Data, clock: PhaseClock, recovery: Recovery | None) -> Job:
     on_cpu = recovery is not None and recovery.caution >= ON_CPU
+    prefer_expandable_segments()
     device = torch.device("cpu") if on_cpu else pick_device()
     dtype = compute_dtype(config, device)
     backbone = load_backbone(
@@ -194,7 +202,7 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
 def _predicted_bytes(plan: Plan, job: Job, resident_before: int) -> int:
     """On a CPU the process's own memory, with its libraries and data, is part of what is measured."""
     planned = round(plan.predicted_peak_gib * GIB)
-    return planned if job.device.type == "cuda" else resident_before + planned
+    return planned if job.on_card else resident_before + planned
 
 
 def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
@@ -283,6 +291,13 @@ def _train(
     if result.best_step == 0 and result.interrupted and not job.config.probe_start:
         raise RunInterruptedError("Interrupted before anything was learned; nothing was written.")
     return result
+
+
+def _remember(job: Job, plan: Plan, measured_bytes: int, result: TrainResult) -> None:
+    """What training really took corrects the plans of later runs, unless it did not go by this plan."""
+    by_plan = result.steps > 0 and not any("event" in row for row in result.memory)
+    if by_plan and (job.on_card or plan.setup.device == "cpu"):
+        record_run(plan, measured_bytes)
 
 
 def _on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torch.nn.Module:
