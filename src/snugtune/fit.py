@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,11 @@ class Scores:
 
 def _prepare(config: FitConfig, data: Data, clock: PhaseClock, recovery: Recovery | None) -> Job:
     on_cpu = recovery is not None and recovery.caution >= ON_CPU
+    # Whatever loading draws at random, it draws by the run's seed.
+    torch.manual_seed(config.seed)
     prefer_expandable_segments()
     device = torch.device("cpu") if on_cpu else pick_device()
-    dtype = compute_dtype(config, device)
+    dtype = compute_dtype(config.model_copy(update={"fp16": False}) if on_cpu else config, device)
     backbone = load_backbone(
         config.model, data.labels, dtype=dtype, revision=config.revision,
         max_length=config.max_length, dropout=config.hidden_dropout, pooling=config.pooling,
@@ -235,6 +238,7 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
             held_out=(tokens["validation"], parts["validation"].y), pad_token_id=job.pad_token_id,
             device=job.device, dtype=job.dtype, on_rows=job.clock.advance, guard=guard,
         )  # fmt: skip
+    torch.manual_seed(job.config.seed)
     trained = wrap(model, job.config)
     checkpoint_layers(trained, plan.setup.activation_checkpointing)
     guard.retreats = retreats(trained, plan.setup.activation_checkpointing)
@@ -262,7 +266,11 @@ def _checkpoints(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None)
         for row in tokens[name].ids:
             digest.update(row.tobytes())
         digest.update(job.data.parts[name].y.tobytes())
-    settings = {"config": job.config.model_dump(mode="json"), "data": digest.hexdigest()}
+    # States outlive this command: another version might not go on as this one would have.
+    versions = {name: version(name) for name in ("snugtune", "torch", "transformers", "peft")}
+    settings = {
+        "config": job.config.model_dump(mode="json"), "data": digest.hexdigest(), "versions": versions
+    }  # fmt: skip
     return Checkpoints(recovery.states, fingerprint=fingerprint_of(settings))
 
 
