@@ -21,7 +21,8 @@ from snugtune.model.adapter import is_peft, load_trainable_state, trainable_stat
 from snugtune.model.artifact import Saved, check_reloads, compare_full_precision, load_model, save_model
 from snugtune.model.backbone import load_for_fit
 from snugtune.model.parameters import count_parameters
-from snugtune.model.quantization import full_matrix, read_quantization
+from snugtune.model.quantization import compute_as_trained, full_matrix, read_quantization
+from snugtune.report.card import _adapter_loader
 from snugtune.train.forward import autocast, collate, predict_logits
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -210,6 +211,11 @@ def test_the_folder_says_how_its_base_was_quantised_and_that_the_published_weigh
     model, tokenizer = load_model(saved.folder, dtype=torch.float32, attn_implementation="sdpa")
     tokens = tokenize(saved.texts, tokenizer, saved.max_length)
     again = predict_logits(model, tokens, pad_token_id=tokenizer.pad_token_id, device=CPU)
+    np.testing.assert_allclose(again, saved.logits, atol=1e-5)
+    loaded: dict = {}
+    exec(_adapter_loader(str(saved.folder), quantized=True), loaded)  # what the model card tells its reader
+    compute_as_trained(loaded["model"])
+    again = predict_logits(loaded["model"].eval(), tokens, pad_token_id=tokenizer.pad_token_id, device=CPU)
     np.testing.assert_allclose(again, saved.logits, atol=1e-5)
     half, _ = load_model(saved.folder, dtype=torch.bfloat16, attn_implementation="sdpa")
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16, torch.uint8}

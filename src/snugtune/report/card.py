@@ -95,17 +95,33 @@ def _decision(record: dict[str, Any]) -> str:
 def _use(record: dict[str, Any]) -> str:
     folder = record["model"]["folder"]
     loader = (
-        "from peft import AutoPeftModelForSequenceClassification\n"
-        "from transformers import AutoConfig\n\n"
-        f'config = AutoConfig.from_pretrained("{folder}")\n'
-        "model = AutoPeftModelForSequenceClassification.from_pretrained(\n"
-        f'    "{folder}", id2label=config.id2label, label2id=config.label2id,\n'
-        "    pad_token_id=config.pad_token_id, ignore_mismatched_sizes=True,\n)"
+        _adapter_loader(folder, quantized=record["config"].get("load_in_4bit", False))
         if folder == "adapter"
         else "from transformers import AutoModelForSequenceClassification\n\n"
         f'model = AutoModelForSequenceClassification.from_pretrained("{folder}")'
     )
     return f"```\nsnugtune predict RUN new.xlsx -o done.xlsx\n```\n\n```python\n{loader}\n```"
+
+
+def _adapter_loader(folder: str, *, quantized: bool) -> str:
+    """Python that loads the adapter as it was measured: in float32, on 4-bit weights if trained on such."""
+    lines = [
+        "from peft import AutoPeftModelForSequenceClassification",
+        f"from transformers import AutoConfig{', BitsAndBytesConfig' if quantized else ''}",
+        "",
+        f'config = AutoConfig.from_pretrained("{folder}")',
+    ]
+    if quantized:
+        text = f'Path("{folder}/quantization.json").read_text(encoding="utf-8")'
+        lines = ["import json", "from pathlib import Path", "", *lines, f"quantization = json.loads({text})"]
+    lines += [
+        "model = AutoPeftModelForSequenceClassification.from_pretrained(",
+        f'    "{folder}", id2label=config.id2label, label2id=config.label2id, dtype="float32",',
+        "    pad_token_id=config.pad_token_id, ignore_mismatched_sizes=True,",
+        *(["    quantization_config=BitsAndBytesConfig(**quantization),"] if quantized else []),
+        ")",
+    ]
+    return "\n".join(lines)
 
 
 def _labels(record: dict[str, Any]) -> str:
