@@ -14,6 +14,7 @@ from snugtune.cli.plan import plan
 from snugtune.cli.predict import predict
 from snugtune.cli.sample import sample
 from snugtune.errors import SnugtuneError
+from snugtune.quiet import quiet_imports
 
 app = typer.Typer(
     help="Fine-tune a language model into your own text classifier, on the GPU you have.",
@@ -32,6 +33,7 @@ app.command()(predict)
 
 def main() -> None:
     """Run the command line; exits 0 done, 1 failed, 2 the user's input, 130 interrupted."""
+    quiet_imports()
     try:
         app()
     except SnugtuneError as error:
