@@ -25,8 +25,8 @@ from snugtune.memory.meter import PeakMeter, resident_bytes
 from snugtune.memory.plan import Plan
 from snugtune.memory.segments import prefer_expandable_segments
 from snugtune.model.adapter import is_peft, load_trainable_state, on_trained, trainable_state, wrap
-from snugtune.model.artifact import check_reload, save_model
-from snugtune.model.backbone import Backbone, load_backbone
+from snugtune.model.artifact import FullPrecision, Saved, check_reloads, compare_full_precision, save_model
+from snugtune.model.backbone import Backbone, load_for_fit
 from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.head import find_head
 from snugtune.model.offload import embedding_to_host
@@ -95,10 +95,10 @@ def fit(
         decision = _decide(job, logits["validation"], baselines.chosen_with)
         scores = _score(job, logits, baselines, decision)
         saved = _save(job, final, baselines.final, decision, folder)
-        difference = _check_saved(job, saved, logits["validation"], peft=is_peft(final))
+        reload = _check_saved(job, saved, logits["validation"], trainee.parameters, peft=is_peft(final))
         peaks = Peaks(_predicted_bytes(plan, job, resident_before), memory.peak_bytes)
         result.memory += [{"step": result.steps, **event} for event in guard.events[told:]]
-        _write(job, tokens, trainee, result, recovery, peaks, decision, scores, saved, difference, folder)
+        _write(job, tokens, trainee, result, recovery, peaks, decision, scores, saved, reload, folder)
     return Path(out)
 
 
@@ -155,6 +155,14 @@ class Peaks:
 
 
 @dataclass(frozen=True)
+class Reload:
+    """What the check in a new process found: the largest difference of a logit, and without quantisation."""
+
+    largest_logit_difference: float
+    without_quantization: FullPrecision | None
+
+
+@dataclass(frozen=True)
 class Scores:
     """By part (validation, test): probabilities (N, K), the metrics they give, and the baseline's."""
 
@@ -170,10 +178,7 @@ def _prepare(config: FitConfig, data: Data, clock: PhaseClock, recovery: Recover
     prefer_expandable_segments()
     device = torch.device("cpu") if on_cpu else pick_device()
     dtype = compute_dtype(config.model_copy(update={"fp16": False}) if on_cpu else config, device)
-    backbone = load_backbone(
-        config.model, data.labels, dtype=dtype, revision=config.revision,
-        max_length=config.max_length, dropout=config.hidden_dropout, pooling=config.pooling,
-    )  # fmt: skip
+    backbone = load_for_fit(config, data.labels, dtype=dtype, dropout=config.hidden_dropout, device=device)
     return Job(config, data, backbone, device, dtype, clock)
 
 
@@ -309,15 +314,15 @@ def _remember(job: Job, plan: Plan, measured_bytes: int, result: TrainResult) ->
 
 
 def _on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torch.nn.Module:
-    """The trained tensors on the backbone's published weights: exactly what a user of the folder loads."""
+    """The trained tensors on the backbone's published weights: exactly what a user of the folder loads.
+
+    Those weights are in 4 bits where the adapter was trained on such; all else is in float32.
+    """
     state = trainable_state(model)
     # Both at once may not fit.
     model.to("cpu")
     guard.memory.free()
-    fresh = load_backbone(
-        job.config.model, job.data.labels, revision=job.config.revision,
-        max_length=job.config.max_length, pooling=job.config.pooling,
-    )  # fmt: skip
+    fresh = load_for_fit(job.config, job.data.labels, device=job.device)
     final = wrap(fresh.model, job.config)
     load_trainable_state(final, state)
     final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]
@@ -389,12 +394,14 @@ def _save(
     return saved
 
 
-def _check_saved(job: Job, saved: Path, logits: NDArray[np.float32], *, peft: bool) -> float:
-    """The largest difference of a logit between the trained model and the one loaded in a new process."""
+def _check_saved(
+    job: Job, folder: Path, logits: NDArray[np.float32], parameters: ParameterReport, *, peft: bool
+) -> Reload:
+    """The folder loaded in a new process, as it was measured and, if that was in 4 bits, on full weights."""
     texts = job.data.parts["validation"].texts[:ROWS_TO_CHECK]
-    return check_reload(
-        saved, texts, logits[:ROWS_TO_CHECK], job.data.labels.names, job.backbone.max_length, peft=peft
-    )
+    names, max_length = job.data.labels.names, job.backbone.max_length
+    saved = Saved(folder, texts, logits[:ROWS_TO_CHECK], names, max_length, peft)
+    return Reload(check_reloads([saved])[0], compare_full_precision(saved, parameters.all))
 
 
 def _write(
@@ -407,7 +414,7 @@ def _write(
     decision: Decision,
     scores: Scores,
     saved: Path,
-    difference: float,
+    reload: Reload,
     folder: Path,
 ) -> None:
     write_config(job.config, folder / "config.yaml")
@@ -421,7 +428,8 @@ def _write(
         measured_peak_bytes=peaks.measured_bytes, restarts=recovery.history if recovery else (),
         decision=decision, metrics=scores.metrics, baseline_metrics=scores.baseline_metrics,
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
-        largest_logit_difference=difference, seconds=job.clock.seconds(),
+        largest_logit_difference=reload.largest_logit_difference,
+        without_quantization=reload.without_quantization, seconds=job.clock.seconds(),
     )  # fmt: skip
     record = write_record(facts, folder / "run.json")
     write_card(record, folder / "README.md")

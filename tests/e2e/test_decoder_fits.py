@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from families import LABELS, WIDE, texts_and_labels, write_family
 from snugtune.config import make_config
 from snugtune.fit import fit
+from snugtune.model.quantization import FILE
 from snugtune.predict.predictor import Predictor
 
 
@@ -29,9 +30,14 @@ def table(tmp_path):
     [
         ("qwen2", {}),
         ("llama", {"bf16": False}),
+        ("qwen3", {"load_in_4bit": True}),
+        ("llama", {"load_in_4bit": True, "bf16": False, "target_modules": "all-linear"}),
     ],
 )
 def test_a_tiny_decoder_from_table_to_predictions(table, tmp_path, family, settings):
+    quantized = "load_in_4bit" in settings
+    if quantized:
+        pytest.importorskip("bitsandbytes")
     model = write_family(tmp_path / "published", family, **WIDE[family])
     usual = {"train": str(table), "model": str(model), "r": 4, "num_train_epochs": 2, "duplicates": "keep"}
     config = make_config({**usual, **settings})
@@ -40,6 +46,8 @@ def test_a_tiny_decoder_from_table_to_predictions(table, tmp_path, family, setti
     # The check in a new process is part of the fit: it raises where the folder does not load as trained.
     assert record["reload"]["largest_logit_difference"] < 1e-3
     assert record["metrics"]["validation"]["accuracy"] > 0.9
+    assert (run / "adapter" / FILE).exists() == quantized
+    assert (record["reload"]["without_quantization"] is not None) == quantized
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     assert adapter["base_model_name_or_path"] == str(model)
     embedding = 200 * 64

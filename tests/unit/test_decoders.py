@@ -20,7 +20,7 @@ from snugtune.model.adapter import is_peft, wrap
 from snugtune.model.artifact import Saved, check_reloads, save_model
 from snugtune.model.backbone import load_backbone
 from snugtune.model.head import pooled_positions
-from snugtune.train.forward import collate, predict_logits
+from snugtune.train.forward import collate, layer_inputs, predict_logits
 from snugtune.train.rehearsal import Rehearsal
 
 CPU = torch.device("cpu")
@@ -83,6 +83,8 @@ def test_our_rule_names_the_token_that_the_stock_head_reads(published, family):
         hidden = model.base_model(**batch).last_hidden_state
         expected = model.score(hidden[torch.arange(len(ids)), read])
         torch.testing.assert_close(model(**batch).logits, expected)
+        features = layer_inputs(model, model.score, tokens, pad_token_id=pad, device=CPU)
+        torch.testing.assert_close(model.score(torch.from_numpy(features)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", DECODERS)

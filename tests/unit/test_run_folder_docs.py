@@ -9,6 +9,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "run-folder.md"
 OPEN = {
     "config", "label_aliases", "data.rows", "data.cleaning", "data.truncation", "parameters.parts",
     "decision.mixture", "metrics.validation", "metrics.test", "baseline.metrics", "versions",
+    "reload.without_quantization",
 }  # fmt: skip
 OPTIONAL = {"metrics.test", "time.probe_s"}
 

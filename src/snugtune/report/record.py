@@ -24,6 +24,7 @@ from snugtune.data.dataset import Data
 from snugtune.data.tokens import Truncation
 from snugtune.evaluate.decision import Decision
 from snugtune.files import replacing, write_json, write_text
+from snugtune.model.artifact import FullPrecision
 from snugtune.model.parameters import ParameterReport
 from snugtune.train.engine import TrainResult
 from snugtune.units import gib
@@ -53,6 +54,7 @@ class RunFacts:
     baseline_metrics: dict[str, dict[str, Any]]
     rows_checked: int
     largest_logit_difference: float
+    without_quantization: FullPrecision | None
     seconds: dict[str, float]
 
 
@@ -86,10 +88,14 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
         "decision": facts.decision.as_dict(),
         "metrics": facts.metrics,
         "baseline": {"name": "TF-IDF + linear SVM", "metrics": facts.baseline_metrics},
-        "reload": {"rows": facts.rows_checked, "largest_logit_difference": facts.largest_logit_difference},
+        "reload": {
+            "rows": facts.rows_checked,
+            "largest_logit_difference": facts.largest_logit_difference,
+            "without_quantization": facts.without_quantization and asdict(facts.without_quantization),
+        },
         "time": _time(facts),
         "cost": _cost(facts),
-        "versions": _versions(),
+        "versions": _versions(*(["bitsandbytes"] if config.load_in_4bit else [])),
     }
 
 
@@ -154,6 +160,6 @@ def _cost(facts: RunFacts) -> dict[str, Any]:
     return {"usd": usd, "price_per_hour_usd": price}
 
 
-def _versions() -> dict[str, str]:
-    packages = ("snugtune", "torch", "transformers", "peft", "accelerate")
+def _versions(*more: str) -> dict[str, str]:
+    packages = ("snugtune", "torch", "transformers", "peft", "accelerate", *more)
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}

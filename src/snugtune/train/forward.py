@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from snugtune.data.batches import micro_batches
 from snugtune.data.tokens import Tokens
 from snugtune.memory.guard import Guard, device_memory
+from snugtune.model.head import pooled_positions
 
 INFERENCE_TOKENS = 8192
 """Padded tokens per micro-batch without gradients: past it, two CPU cores gain nothing more."""
@@ -78,7 +79,7 @@ def layer_inputs(
 ) -> NDArray[np.float32]:
     """What ``layer`` of the frozen model is given for each text: (N, H), in the order of ``tokens``.
 
-    A layer that sees every position (a decoder's ``score``) is read at the last real one.
+    A layer that sees every position (a decoder's ``score``) is read where the model's own head reads it.
     """
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
@@ -93,8 +94,8 @@ def layer_inputs(
         assert hidden is not None
         if hidden.dim() == 2:
             return hidden
-        last = batch["attention_mask"].sum(1) - 1
-        return hidden[torch.arange(len(hidden), device=device), last]
+        read = pooled_positions(batch["input_ids"], pad_token_id)
+        return hidden[torch.arange(len(hidden), device=device), read]
 
     try:
         return _map_rows(model, features, tokens, pad_token_id, device, dtype, on_rows, guard=guard)
