@@ -421,3 +421,73 @@ def test_the_page_in_the_documentation_is_the_one_its_results_give():
         assert not list(common.RESULTS.glob("*.json")), "run a benchmark to draw docs/benchmarks.md"
         return
     assert page.PAGE.read_text(encoding="utf-8") == page.draw(page.read_results(common.RESULTS))
+
+
+# Predicted against measured memory
+
+
+def _memory_gpu():
+    spec = importlib.util.spec_from_file_location("memory_gpu", BENCHMARKS / "memory_gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["memory_gpu"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+memory_gpu = _memory_gpu()
+
+
+def _row(predicted, measured):
+    peaks = {"allocated": predicted, "reserved": predicted, "place": "layer"}
+    return memory_gpu.row(memory_gpu.Case("minilm", 2, 16), peaks, dict.fromkeys(memory_gpu.KINDS, measured))
+
+
+def test_at_least_sixty_different_configurations_the_largest_first():
+    found = memory_gpu.largest_first(memory_gpu.cases())
+    assert len(set(found)) >= 60
+    assert len(found) == len(memory_gpu.cases())
+    assert found[0].model in {"xlm-roberta-large", "meta-llama/Llama-3.2-1B"}
+    assert {case.method for case in found} == {"lora", "full", "head"}
+    assert {case.expandable for case in found} == {True, False}
+
+
+def test_the_summary_takes_errors_of_both_kinds_and_judges_the_reserved():
+    rows = [_row(102, 100), _row(99, 100), {"case": {}, "left_out": "predicted not to fit"}]
+    told = memory_gpu.summary(rows)
+    assert (told["cases"], told["failed"], told["left_out"]) == (2, 0, 1)
+    for kind in memory_gpu.KINDS:
+        assert told[kind]["mean_error_percent"] == pytest.approx(1.5)
+        assert told[kind]["worst_error_percent"] == pytest.approx(2)
+        assert told[kind]["most_under_percent"] == pytest.approx(-1)
+    assert told["goal_met"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [_row(106, 100), *[_row(100, 100)] * 9],
+        [_row(97, 100), *[_row(100, 100)] * 9],
+        [_row(104, 100), _row(104, 100)],
+        [_row(100, 100), {"case": {}, "error": "out of memory"}],
+        [],
+    ],
+)
+def test_the_goal_is_missed_by_one_large_error_one_below_the_mean_a_failure_or_nothing(rows):
+    assert not memory_gpu.summary(rows)["goal_met"]
+
+
+def test_a_configuration_that_fails_is_a_row(monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "Traceback\nRuntimeError: no card\n")
+    monkeypatch.setattr(memory_gpu.subprocess, "run", lambda *_, **__: failed)
+    assert memory_gpu.run_case(memory_gpu.Case("minilm", 2, 16))["error"] == "RuntimeError: no card"
+
+
+def test_the_dry_run_rehearses_without_a_card_and_with_the_depth_put_back():
+    from snugtune.train import rehearsal
+
+    shape = rehearsal.model_shape
+    case = memory_gpu.Case("minilm", 2, 16, activation_checkpointing=6, top_layers=3)
+    found = memory_gpu.dry(case)
+    assert 0 < found["predicted_gib"]["allocated"] <= found["predicted_gib"]["reserved"]
+    assert rehearsal.model_shape is shape
+    assert found["case"]["activation_checkpointing"] == 6

@@ -11,7 +11,14 @@ from snugtune.cost.prices import (
     usd_per_hour,
 )
 from snugtune.errors import UserInputError
-from snugtune.memory.devices import find_device, known_devices, parse_memory, this_device, with_memory
+from snugtune.memory.devices import (
+    card_like,
+    find_device,
+    known_devices,
+    parse_memory,
+    this_device,
+    with_memory,
+)
 from snugtune.memory.workspaces import cublas_bytes
 
 ASKED = ("t4", "v100", "l4", "rtx3060", "rtx4090", "a10g", "a100-40", "a100-80", "h100", "h200")
@@ -93,3 +100,29 @@ def test_the_recipe_s_arithmetic():
     units = blog_compute_units(9, 15)
     assert units == 135
     assert compute_units_usd(units) == pytest.approx(13.49, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "total_gib", "card"),
+    [
+        ("Tesla T4", 14.56, "t4"), ("Tesla V100-SXM2-16GB", 15.8, "v100-16"),
+        ("Tesla V100-SXM2-32GB", 31.7, "v100-32"), ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40"),
+        ("NVIDIA A100 80GB PCIe", 79.1, "a100-80"), ("NVIDIA L4", 22.0, "l4"), ("NVIDIA L40S", 44.4, "l40s"),
+        ("NVIDIA GeForce RTX 4090", 23.6, "rtx4090"), ("NVIDIA H100 80GB HBM3", 79.1, "h100"),
+        ("NVIDIA H200", 139.8, "h200"), ("NVIDIA A10G", 22.2, "a10g"),
+    ],
+)  # fmt: skip
+def test_a_machine_s_own_card_is_found_in_the_table(name, total_gib, card):
+    assert card_like(name, total_gib).card == card
+
+
+@pytest.mark.parametrize("name", ["NVIDIA RTX A6000", "NVIDIA A10", "Quadro RTX 8000", "NVIDIA T400"])
+def test_another_card_is_not_taken_for_a_known_one(name):
+    assert card_like(name, 24) is None
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"), [("A100 80GB", "a100-80"), ("4090", "rtx4090"), ("V100", "v100-16")]
+)
+def test_aliases(alias, name):
+    assert find_device(alias).name == name

@@ -1,12 +1,17 @@
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from transformers import BertConfig, Qwen3Config
 
 from snugtune.config import make_config
 from snugtune.memory.devices import find_device, this_device, with_memory
-from snugtune.memory.plan import MARGIN
-from snugtune.train.planning import make_job, plan_devices, plan_run
+from snugtune.memory.limits import Limits
+from snugtune.memory.plan import CORRECTION, MARGIN
+from snugtune.memory.residual import record_residual
+from snugtune.train import planning
+from snugtune.train.planning import make_job, plan_devices, plan_run, record_run
 
 SHAPE = {
     "vocab_size": 20_000, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -72,9 +77,9 @@ def test_what_cannot_fit_says_by_how_much_and_what_would(plans):
 
 def test_the_peak_is_explained(plans):
     first = plans[0]
-    assert sum(first.composition.values()) == pytest.approx(first.predicted_peak_gib, rel=0.15)
+    assert sum(first.composition.values()) == pytest.approx(first.predicted_peak_gib)
     assert {"weights", "context and cuBLAS"} <= set(first.composition)
-    assert "layer" in first.peak_place
+    assert re.search(r"layer\.\d.*modeling_bert\.py line \d+", first.peak_place)
     json.dumps(first.as_dict(), allow_nan=False)
     assert first.basis == "estimated"
 
@@ -88,6 +93,37 @@ def test_time_and_price_follow_from_tokens_and_rates(bert):
     assert twice.time_s == pytest.approx(2 * slow.time_s)
     (untold,) = plan_devices(config, 5, [T4])
     assert untold.time_s is untold.cost_usd is None
+
+
+def test_limits_name_levers_cards_and_epochs_that_keep_to_them(bert):
+    config = make_config({"train": "", "model": bert, "lora_dropout": 0.1})
+    (plain,) = plan_devices(config, 5, [T4], lengths=LENGTHS)
+    assert plain.limits is None
+    limits = Limits(max_hours=0.9 * plain.time_s / 3600, max_cost_usd=1.0)
+    (plan,) = plan_devices(config, 5, [T4], lengths=LENGTHS, limits=limits)
+    assert plan.limits.kept is False
+    changes = {way.change: way for way in plan.limits.ways}
+    assert changes["3 of the 4 epochs"].time_s == pytest.approx(0.75 * plan.time_s)
+    assert changes["adapters in the top layers only (1 of 3)"].price
+    assert any(change.startswith("the ") and "USD an hour" in change for change in changes)
+    assert all(limits.keeps(way.time_s, way.cost_usd) for way in plan.limits.ways)
+    json.dumps(plan.as_dict(), allow_nan=False)
+    (kept,) = plan_devices(config, 5, [T4], lengths=LENGTHS, limits=Limits(max_hours=plain.time_s / 3000))
+    assert kept.limits.kept is True
+    assert kept.limits.ways == ()
+
+
+@pytest.mark.parametrize(
+    ("time_s", "cost", "kept"),
+    [
+        (3600, 2.0, True), (3601, 1.0, False), (60, 2.01, False), (None, 5.0, False), (60, None, None),
+        (None, None, None),
+    ],
+)  # fmt: skip
+def test_limits_are_kept_missed_or_unknown(time_s, cost, kept):
+    limits = Limits(max_hours=1.0, max_cost_usd=2.0)
+    assert limits.keeps(time_s, cost) is kept
+    assert not Limits()
 
 
 def test_full_training_needs_gradients_and_state(bert):
@@ -141,6 +177,77 @@ def test_a_run_s_plan_never_changes_the_result(bert):
     plan = plan_run(make_config({"train": "", "model": bert}), 5, LENGTHS, with_memory(T4, 0.05))
     assert not plan.fits
     assert not plan.changes_result
+
+
+def test_a_real_step_calibrates_later_plans_and_shrinks_the_margin(bert, tmp_path, monkeypatch):
+    monkeypatch.setenv("SNUGTUNE_CACHE", str(tmp_path))
+    config = make_config({"train": "", "model": bert, "r": 8})
+    here = replace(T4, name="Tesla T4", driver="CUDA driver 12040", context_gib=0.0)
+    (before,) = plan_devices(config, 5, [here], lengths=LENGTHS)
+    assert before.basis == "estimated"
+    assert "4 % of the device is left free" in before.basis_why
+    missed = 30 * 2**20
+    record_residual(
+        here, before.setup, before.subject, micro_batch=before.micro_batch, length=before.length,
+        predicted_bytes=before.modelled_bytes, measured_bytes=before.modelled_bytes + missed,
+    )  # fmt: skip
+    (same,) = plan_devices(config, 5, [here], lengths=LENGTHS)
+    assert same.basis == "measured"
+    assert same.predicted_peak_gib == pytest.approx(before.predicted_peak_gib + missed / 2**30)
+    other = plan_devices(config, 5, [here], lengths=[40] * 90 + [200])[0]
+    assert other.basis == other.bases["predicted_peak_gib"] == "calibrated"
+    assert "Corrected by +3" in other.basis_why
+    assert "2 % of the device is left free instead of 4 %" in other.basis_why
+    assert other.composition[CORRECTION] * 2**30 == pytest.approx(missed, rel=0.2)
+    assert sum(other.composition.values()) == pytest.approx(other.predicted_peak_gib)
+    # The card of the table is this one, with its context still to come.
+    table = plan_devices(config, 5, [T4], lengths=LENGTHS)[0]
+    assert table.basis == "measured"
+    assert table.predicted_peak_gib == pytest.approx(same.predicted_peak_gib + T4.context_gib)
+    assert plan_devices(config, 5, [find_device("l4")], lengths=LENGTHS)[0].basis == "estimated"
+    tight = replace(here, usable_gib=same.predicted_peak_gib / 0.975)
+    assert plan_devices(config, 5, [tight], lengths=LENGTHS)[0].micro_batch == before.micro_batch
+
+
+def test_a_run_on_this_machine_is_kept_for_the_next(bert, tmp_path, monkeypatch):
+    monkeypatch.setenv("SNUGTUNE_CACHE", str(tmp_path))
+    config = make_config({"train": "", "model": bert})
+    plan = plan_run(config, 5, LENGTHS)
+    record_run(plan, plan.modelled_bytes + 2**20)
+    again = plan_run(config, 5, LENGTHS)
+    assert again.basis == "measured"
+    assert again.predicted_peak_gib == pytest.approx(plan.predicted_peak_gib + 1 / 1024)
+
+
+def test_no_dropout_and_a_smaller_model_are_offered_where_nothing_fits(bert, tmp_path, monkeypatch):
+    BertConfig(
+        **SHAPE | {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    ).save_pretrained(tmp_path)
+    monkeypatch.setattr(planning, "smaller_models", lambda model: [bert, str(tmp_path)])
+    config = make_config({"train": "", "model": bert, "hidden_dropout": 0.1, "method": "full"})
+    (plan,) = plan_devices(config, 5, [with_memory(T4, 0.44)], lengths=LENGTHS)
+    assert not plan.fits
+    assert any("no dropout" in other.levers for other in plan.alternatives)
+    smaller = plan.alternatives[-1]
+    assert smaller.levers[0] == f"a smaller model ({tmp_path})"
+    assert smaller.fits
+    assert smaller.price
+
+
+def test_smaller_models_are_of_the_same_family_largest_first():
+    assert planning.smaller_models("Qwen/Qwen3-4B") == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-0.6B"]
+    assert planning.smaller_models("xlm-roberta-large") == ["xlm-roberta-base"]
+    assert planning.smaller_models("bert-base-uncased") == planning.smaller_models("/no/such") == []
+
+
+def test_weights_asked_for_in_4_bits_are_planned_so(bert):
+    config = make_config({"train": "", "model": bert, "load_in_4bit": True})
+    (plan,) = plan_devices(config, 5, [T4], lengths=LENGTHS)
+    (plain,) = plan_devices(make_config({"train": "", "model": bert}), 5, [T4], lengths=LENGTHS)
+    assert plan.setup.quantized
+    assert plan.levers[0] == "4-bit weights (NF4)"
+    assert not plan.changes_result
+    assert plan.composition["weights"] < plain.composition["weights"]
 
 
 def test_the_job_is_read_from_settings_and_lengths():

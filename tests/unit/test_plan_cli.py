@@ -57,7 +57,7 @@ def test_a_budget(model):
 def test_a_table_for_people(model):
     result = run("--model", model, "--labels", "7", "--max-length", "64", "--gpu", "t4")
     assert result.exit_code == 0, result.exception
-    for words in ("t4", "Estimated", "consists of", "It falls on", "weights"):
+    for words in ("t4", "estimated", "No step on this card", "consists of", "It falls on", "weights"):
         assert words in result.stdout
 
 
@@ -72,10 +72,79 @@ def test_labels_and_lengths_come_from_the_data(model, table):
     assert device["cost_usd"] == pytest.approx(device["time_s"] / 3600 * 2)
 
 
+def test_limits_that_are_kept_and_that_are_not(model):
+    arguments = ("--model", model, "--labels", "3", "--max-length", "128", "--gpu", "t4", "--json")
+    (kept,) = json.loads(run(*arguments, "--rows", "1000", "--max-hours", "5").stdout)["devices"]
+    assert kept["limits"]["kept"] is True
+    assert kept["limits"]["ways"] == []
+    more = ("--rows", "20000000", "--epochs", "4", "--price", "1")
+    seconds = json.loads(run(*arguments, *more).stdout)["devices"][0]["time_s"]
+    most = str(0.6 * seconds / 3600)
+    (missed,) = json.loads(run(*arguments, *more, "--max-hours", most).stdout)["devices"]
+    verdict = missed["limits"]
+    assert verdict["kept"] is False
+    assert "does not keep to" in verdict["why"]
+    changes = [way["change"] for way in verdict["ways"]]
+    assert "2 of the 4 epochs" in changes
+    assert all(way["time_s"] <= 0.6 * seconds * 1.0001 for way in verdict["ways"])
+
+
+def test_limits_without_any_texts_cannot_be_told(model):
+    result = run("--model", model, "--labels", "3", "--max-length", "16", "--gpu", "t4", "--max-cost", "1")
+    assert "cannot be told without a table or --rows" in result.stdout
+
+
+def test_limits_for_people_have_their_price_in_words(model):
+    arguments = ("--model", model, "--labels", "3", "--max-length", "128", "--gpu", "t4")
+    result = run(*arguments, "--rows", "90000000", "--max-hours", "1", "--max-cost", "0.5")
+    assert "t4: It does not keep to 1 h 00 min and 0.50 USD" in result.stdout
+
+
+def test_figures_say_what_they_rest_on_and_prices_where_they_are_from(model):
+    arguments = ("--model", model, "--labels", "3", "--max-length", "16", "--rows", "9000")
+    (here,) = json.loads(run(*arguments, "--json").stdout)["devices"]
+    assert here["bases"]["capacity_gib"] == "measured"
+    (t4,) = json.loads(run(*arguments, "--gpu", "t4", "--json").stdout)["devices"]
+    assert set(t4["bases"].values()) == {"estimated"}
+    assert t4["price"]["source"].startswith("https://")
+    assert t4["price"]["date"]
+    (own,) = json.loads(run(*arguments, "--gpu", "t4", "--price", "7", "--json").stdout)["devices"]
+    assert own["price"]["usd_per_hour"] == 7
+    assert own["cost_usd"] == pytest.approx(own["time_s"] / 3600 * 7)
+
+
+def test_plan_takes_the_settings_of_a_fit(model, tmp_path):
+    (tmp_path / "fit.yaml").write_text(f"model: {model}\nmax_length: 32\nr: 4\n")
+    arguments = ("--config", str(tmp_path / "fit.yaml"), "--labels", "3", "--gpu", "t4", "--json")
+    small = json.loads(run(*arguments).stdout)
+    assert small["model"] == model
+    assert small["devices"][0]["length"] == 32
+    larger = json.loads(run(*arguments, "--r", "8").stdout)
+    assert larger["parameters"]["trainable"] > small["parameters"]["trainable"]
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_a_picture(model, tmp_path, suffix):
+    path = tmp_path / f"peak{suffix}"
+    result = run(
+        "--model", model, "--labels", "3", "--max-length", "64", "--gpu", "t4,l4", "--picture", str(path)
+    )
+    assert result.exit_code == 0, result.exception
+    if suffix == ".svg":
+        text = path.read_text()
+        assert all(words in text for words in ("t4: 32 x 64", "l4: 32 x 64", "weights", "GiB"))
+    else:
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "--labels"),
+        (("--labels", "5", "--max-hours", "0"), "--max-hours must be more than 0"),
+        (("--labels", "5", "--max-cost", "-2"), "--max-cost must be more than 0"),
+        (("--labels", "5", "--rows", "0"), "--rows must be at least 1"),
+        (("--labels", "5", "--max-length", "16", "--gpu", "t4", "--picture", "peak.gif"), "'peak.gif'"),
         (("--labels", "5", "--gpu", "a1000"), "'a1000' is not known"),
         (("--labels", "5", "--memory", "lots"), "15GiB"),
         (("--recipe", "soup"), "'soup' is not known"),
@@ -100,6 +169,9 @@ def test_the_recipe_beside_our_plan():
     assert 10 < recipe["predicted_peak_gib"] < 15.77
     assert ours["predicted_peak_gib"] < recipe["predicted_peak_gib"]
     assert ours["time_s"] < recipe["time_s"]
+    assert found["ours_by_formula"]["cost_usd"] < 2
+    shown = run("--recipe", "blog").stdout
+    assert all(words in shown for words in ("around 15 GB", "135 (9 h x 15 GB)", "13.49", "three times less"))
     full = found["full_fine_tuning"]
     # The claim holds for short work and not for the recipe's own batch.
     assert full["micro_batch_1"]["ratio"] > full["micro_batch_8"]["ratio"]

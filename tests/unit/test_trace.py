@@ -1,5 +1,9 @@
+import inspect
+from pathlib import Path
+
 import torch
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from snugtune.memory.trace import ACTIVATIONS, BACKWARD, GRADIENTS, INPUTS, UPDATE, WEIGHTS, Ledger
 
@@ -138,3 +142,24 @@ def test_work_counts_flops_and_traffic():
     assert work.flops.tolist() == [2 * 8 * 16 * 4]
     assert work.n_bytes.tolist() == [4 * (8 * 16 + 16 * 4 + 8 * 4)]
     assert work.phase.tolist() == [ACTIVATIONS]
+
+
+def test_storages_name_the_line_of_the_model_forward_and_backward():
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16
+    )
+    model = BertForSequenceClassification(config)
+    lines = Path(inspect.getfile(BertForSequenceClassification)).read_text().splitlines()
+    with Ledger(model) as ledger:
+        model(input_ids=torch.ones(2, 4, dtype=torch.int64)).logits.sum().backward()
+    storages = ledger.close().storages
+    for category in (ACTIVATIONS, BACKWARD):
+        dense = [s for s in storages if s.category == category and s.module.endswith("intermediate.dense")]
+        assert dense
+        for storage in dense:
+            name, number = storage.line.split(" line ")
+            assert name == "modeling_bert.py"
+            assert "self.dense(hidden_states)" in lines[int(number) - 1]
+    with Ledger() as outside:
+        mebibyte()
+    assert outside.close().storages[0].line == ""

@@ -73,10 +73,10 @@ def plan(
 ) -> None:
     """Say what a fit trains, takes and costs, before it runs: snugtune plan --labels 20 --gpu t4,l4."""
     from snugtune.cli.plan_tables import show_parameters, show_plans, show_recipe
-    from snugtune.cli.render import quiet_libraries
     from snugtune.config import make_config, read_config
     from snugtune.memory.limits import Limits
     from snugtune.model.parameters import plan_parameters
+    from snugtune.quiet import quiet_libraries
     from snugtune.train.planning import plan_devices
 
     quiet_libraries()

@@ -7,12 +7,15 @@ known already and count nothing. It works alike on real tensors and on fake ones
 
 from __future__ import annotations
 
+import sys
 import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import PurePath
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,9 @@ WEIGHTS, GRADIENTS, STATE = "weights", "gradients", "optimiser state"
 ACTIVATIONS, BACKWARD, WORKSPACES = "activations", "backward temporaries", "workspaces"
 UPDATE, EVALUATION, INPUTS, HOST = "update temporaries", "evaluation", "inputs", "host"
 BEST = "best weights so far"
+
+MODEL_SOURCES = ("transformers.models.", "peft.tuners.", "peft.utils.")
+"""Packages whose lines are the model's."""
 
 KINDS = {
     "linear": ("addmm", "mm", "bmm", "baddbmm"),
@@ -45,13 +51,15 @@ KINDS = {
 class Storage:
     """One allocation: its size, what it was for and where it was made.
 
-    ``module`` is the path of the innermost module whose forward (or whose part of backward) made it.
+    ``module`` is the path of the innermost module whose forward (or whose part of backward) made it, ``line``
+    the line of the model's source (file and number) that called for it; empty outside.
     """
 
     n_bytes: int
     category: str
     kind: str
     module: str
+    line: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,11 +122,12 @@ class Trace:
         return dict(counts.most_common())
 
     def peak_place(self) -> str:
-        """Module and kind of operator whose allocation makes the peak."""
+        """Module, kind of operator and line of the model's source whose allocation makes the peak."""
         if not len(self.events):
             return ""
         storage = self.storages[abs(int(self.events[self.peak_event])) - 1]
-        return f"{storage.module or 'outside the model'} ({storage.category}, {storage.kind})"
+        line = f", {storage.line}" if storage.line else ""
+        return f"{storage.module or 'outside the model'} ({storage.category}, {storage.kind}{line})"
 
     def without(self, category: str) -> Trace:
         """The trace less one category, for instance what lives on the host."""
@@ -146,6 +155,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._category: list[str] = []
         self._kind: list[str] = []
         self._module: list[str] = []
+        self._line: list[str] = []
         self._events: list[int] = []
         self._alive: dict[int, tuple[int, Any]] = {}
         self._flops: list[float] = []
@@ -154,6 +164,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stack: list[str] = []
         self._mark_at: list[int] = []
         self._mark_name: list[str] = []
+        self._running = ""
+        self._line_at: list[int] = []
+        self._line_name: list[str] = []
         self._hooks = _hook_modules(model, self) if model is not None else []
 
     def __torch_dispatch__(
@@ -163,6 +176,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
+        self._running = self._source_line()
         extra = workspace_bytes(func, args) if self._workspaces else 0
         if extra:
             index = self._enter(extra, WORKSPACES, "attention")
@@ -181,6 +195,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def mark(self, tensors: Iterable[Tensor | None], category: str) -> None:
         """Say what storages are, entering those that were there before the ledger."""
+        self._running = ""
         for tensor in tensors:
             if tensor is not None:
                 self._see(tensor, category, category)
@@ -200,7 +215,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             hook.remove()
         self._hooks.clear()
         self._alive = {}
-        columns = zip(self._n_bytes, self._category, self._kind, self._module, strict=True)
+        columns = zip(self._n_bytes, self._category, self._kind, self._module, self._line, strict=True)
         return Trace(
             [Storage(*row) for row in columns],
             np.array(self._events, dtype=np.int64),
@@ -237,7 +252,24 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._category.append(category)
         self._kind.append(kind)
         self._module.append(self._place())
+        self._line.append(self._running)
         return len(self._n_bytes) - 1
+
+    def _source_line(self) -> str:
+        """The model's line that is running, or whose gradient is being computed."""
+        line = _model_line()
+        node: Any = torch._C._current_autograd_node()
+        if line:
+            # Autograd has numbered the operator's node already; one without a node must not take its place.
+            number = torch._C._autograd._get_sequence_nr() - 1
+            if node is None and (not self._line_at or number > self._line_at[-1]):
+                self._line_at.append(number)
+                self._line_name.append(line)
+            return line
+        if node is None or not self._line_at:
+            return ""
+        at = bisect_right(self._line_at, node._sequence_nr()) - 1
+        return self._line_name[at] if at >= 0 else ""
 
     def _see(self, tensor: Tensor, category: str | None, kind: str) -> None:
         storage = tensor.untyped_storage()
@@ -267,6 +299,16 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         moved = sum(t.numel() * t.element_size() for t in (*_tensors(args), *_tensors(out)))
         self._moved.append(float(moved))
         self._phases.append(self.phase)
+
+
+def _model_line() -> str:
+    """File and number of the innermost line of the model's source in the stack; empty without one."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).startswith(MODEL_SOURCES):
+            return f"{PurePath(frame.f_code.co_filename).name} line {frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 def _hook_modules(model: nn.Module, ledger: Ledger) -> list[Any]:

@@ -19,7 +19,7 @@ CUBLAS_HOPPER_BYTES = 32 * 1024 * 1024
 CUBLAS_HANDLES = 2
 """The main thread's and the backward thread's."""
 
-CPU_LIBRARIES_BYTES, CPU_PRIMITIVES_BYTES = 150 * 2**20, 250 * 2**20
+CPU_LIBRARIES_BYTES, CPU_PRIMITIVES_BYTES = 150 * 2**20, 50 * 2**20
 CPU_HEAP_FACTOR = 1.5
 """On a CPU: see ``process_bytes``."""
 
@@ -28,9 +28,9 @@ def process_bytes(tensor_bytes: int, lasting_bytes: int, *, half: bool) -> int:
     """Resident memory that training adds to a process on a CPU, from its tensors' peak.
 
     Fitted to MiniLM on the sample data (glibc, PyTorch 2.13, oneDNN 3; ``docs/memory.md``): libraries loaded
-    for training; in ``half`` precision oneDNN's cache of up to 1,024 compiled primitives; and glibc's heap,
-    which keeps freed tensors of up to 32 MiB in pieces that the next ones do not fill. ``lasting_bytes``
-    (weights, optimiser state) are part of the peak that is never freed and so leaves no such pieces.
+    for training; in ``half`` precision oneDNN's compiled primitives, as few as ``memory/host.py`` lets be
+    kept; and glibc's heap, which keeps freed tensors of up to 32 MiB in pieces that the next ones do not
+    fill. ``lasting_bytes`` (weights, optimiser state) are never freed and so leave no such pieces.
     """
     primitives = CPU_PRIMITIVES_BYTES if half else 0
     passing = max(tensor_bytes - lasting_bytes, 0)

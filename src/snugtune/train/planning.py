@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.memory.devices import Device, this_device
+from snugtune.memory.host import bound_primitive_caches
 from snugtune.memory.limits import Limits, Way
 from snugtune.memory.plan import OFFERS, SMALLER, Alternative, Job, Plan, Planner
 from snugtune.memory.residual import Subject, record_residual
@@ -30,11 +31,13 @@ def plan_run(
     lengths: NDArray[np.int64] | Sequence[int],
     device: Device | None = None,
 ) -> Plan:
-    """How to train on this machine (or ``device``), with levers that keep the result; no side effects.
+    """How to train on this machine (or ``device``), with levers that keep the result.
 
+    The plan counts on what PyTorch's libraries keep on a CPU staying small, so that is seen to here.
     ``lengths`` are the training texts' in tokens, as they will be cut. On a CPU the predicted peak is what
     training adds to the process: what it held before the model was loaded comes on top.
     """
+    bound_primitive_caches()
     planner = make_planner(config, num_labels, lengths)
     return planner.plan(
         device or this_device(), price_per_hour_usd=config.price_per_hour_usd, may_change_result=False
@@ -152,6 +155,12 @@ def make_planner(
         embedding_bytes=0 if full else 2 * embedding.numel(),
         subject=Subject(config.model, shape.model_type, config.method),
     )
+
+
+def longest_texts(config: FitConfig, num_labels: int, rows: int) -> NDArray[np.int64]:
+    """Lengths (rows,) of texts of which nothing is known but their number: all as long as the model reads."""
+    limit = length_limit(config, meta_model(model_shape(config, num_labels)))
+    return np.full(rows, limit, dtype=np.int64)
 
 
 def make_job(config: FitConfig, limit: int, lengths: NDArray[np.int64] | Sequence[int] | None) -> Job:

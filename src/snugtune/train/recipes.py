@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from snugtune.config import FitConfig, make_config
-from snugtune.cost.prices import blog_compute_units, compute_units_usd
+from snugtune.cost.prices import blog_compute_units, compute_units_usd, cost_usd
 from snugtune.memory.allocator import replay
 from snugtune.memory.devices import find_device
 from snugtune.memory.setup import Setup
 from snugtune.memory.timing import micro_batch_seconds
 from snugtune.train.planning import make_planner
 from snugtune.train.rehearsal import Rehearsal
-from snugtune.units import gib
+from snugtune.units import GIB, gib
 
 LABELS, ROWS, EPOCHS, LENGTH, BATCH = 214, 120_000, 3, 512, 8
 REPORTED_GB, REPORTED_HOURS = 15.0, 9.0
@@ -54,16 +54,21 @@ def compare_with_blog(price_per_hour_usd: float | None = None) -> dict[str, Any]
     plan = make_planner(ours_config, LABELS, lengths).plan(card, price_per_hour_usd=price_per_hour_usd)
     seconds = micro_batch_seconds(trace, card, RECIPE_SETUP) * ROWS / BATCH * EPOCHS
     units = blog_compute_units(REPORTED_HOURS, REPORTED_GB)
+    per_hour = plan.price.usd_per_hour if plan.price else None
+    # Its author counts decimal GB.
+    ours_units = blog_compute_units((plan.time_s or 0.0) / 3600, plan.predicted_peak_gib * GIB / 1e9)
     return {
         "recipe": {
-            "model": config.model, "labels": LABELS, "micro_batch": BATCH, "max_length": LENGTH,
+            "model": config.model, "labels": LABELS, "rows": ROWS, "epochs": EPOCHS,
+            "micro_batch": BATCH, "max_length": LENGTH,
             "device": card.name, "predicted_peak_gib": gib(peak), "reported_gb": REPORTED_GB,
             "time_s": seconds, "reported_hours": REPORTED_HOURS, "compute_units": units,
-            "cost_usd": compute_units_usd(units),
+            "cost_usd": compute_units_usd(units), "rented_usd": cost_usd(seconds, per_hour),
             "composition": {name: gib(n) for name, n in trace.composition().items()},
             "basis": "estimated",
         },
         "ours": plan.as_dict(),
+        "ours_by_formula": {"compute_units": ours_units, "cost_usd": compute_units_usd(ours_units)},
         "full_fine_tuning": _against_full(config, full_config),
     }  # fmt: skip
 
