@@ -27,7 +27,7 @@ from snugtune.config import FitConfig, make_config
 from snugtune.data.sample import write_sample
 from snugtune.errors import SnugtuneError
 from snugtune.progress import Observer
-from snugtune.supervise import Supervisor
+from snugtune.supervise import Supervisor, has_gpu
 
 LEAST_GIB, MOST_GIB = 0.1, 4.0
 """Of the shares: the weights alone take .1 GiB, and nothing here needs more than the most."""
@@ -123,6 +123,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--dry-run", action="store_true", help="two cases on the CPU; nothing is written")
     options = parser.parse_args()
+    if not options.dry_run and not has_gpu():
+        print("Skipped: there is no card here; --dry-run sees whether the script works.")
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_sample(folder / "sample.xlsx")
