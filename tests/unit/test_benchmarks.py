@@ -486,7 +486,7 @@ def test_the_dry_run_rehearses_without_a_card_and_with_the_depth_put_back():
     from snugtune.train import rehearsal
 
     shape = rehearsal.model_shape
-    case = memory_gpu.Case("minilm", 2, 16, activation_checkpointing=6, top_layers=3)
+    case = memory_gpu.Case("minilm", 2, 16, activation_checkpointing=6, top_layers=3, embedding_on_host=True)
     found = memory_gpu.dry(case)
     assert 0 < found["predicted_gib"]["allocated"] <= found["predicted_gib"]["reserved"]
     assert rehearsal.model_shape is shape

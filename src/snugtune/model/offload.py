@@ -35,7 +35,8 @@ def embedding_to_host(model: nn.Module) -> bool:
         raise ValueError("the word embedding is trained, so it must stay on the device")
     if "_snugtune_on_host" in embedding.__dict__:
         return False
-    embedding.cpu()
+    if weight.device.type != "cpu":
+        embedding.cpu()
     embedding.forward = _on_host(embedding.forward)  # type: ignore[method-assign, assignment]
     # Moving the model must not move the embedding; its number format stays too.
     embedding._apply = lambda _fn, recurse=True: embedding  # type: ignore[method-assign]  # noqa: ARG005
