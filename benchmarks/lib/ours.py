@@ -130,13 +130,18 @@ def fit_until(
 
 
 class TimedSteps(Observer):
-    """Seconds from the end of the first validation to the last step: training alone."""
+    """Seconds from the end of the first validation to the last step: training alone.
 
-    def __init__(self) -> None:
+    ``on_begin`` is called at that beginning; what the engine tried before does not count.
+    """
+
+    def __init__(self, on_begin: Callable[[], None] = lambda: None) -> None:
+        self._on_begin = on_begin
         self._began_s = self._ended_s = 0.0
 
     def on_validation(self, info: ValidationInfo) -> None:
         if info.step == 0:
+            self._on_begin()
             self._began_s = time.perf_counter()
 
     def on_step(self, info: StepInfo) -> None:  # noqa: ARG002 - the name is the observer's

@@ -55,10 +55,14 @@ class PaddingMeter:
             mask = inputs["attention_mask"]
             self._seen.append((len(mask), mask.sum(), mask.numel()))
 
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self._seen.clear()
+
     def turn(self, seconds: float) -> Turn:
         """What was seen since the last call, as a turn of ``seconds``."""
         rows, real, padded = (sum(int(row[i]) for row in self._seen) for i in range(3))
-        self._seen.clear()
+        self.clear()
         return Turn(seconds, rows, real, padded)
 
 
@@ -72,7 +76,7 @@ class Ours:
         self._meter = PaddingMeter(self._model)
 
     def turn(self) -> Turn:
-        timed = TimedSteps()
+        timed = TimedSteps(self._meter.clear)
         train_ours(self._data, self._model, self._head_names, self._config, timed)
         return self._meter.turn(timed.seconds)
 

@@ -41,6 +41,9 @@ def act(word, observer, recovery, config):
     elif name == "commit":
         commit(recovery.states, int(rest))
     elif name == "signal":
+        if rest == "SIGHUP":
+            # Ignored, and so in its children, where the tests themselves were started by nohup.
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.kill(os.getpid(), getattr(signal, rest))
         time.sleep(30)
     elif name == "exit":
