@@ -187,6 +187,8 @@ class _TemporaryFolder:
 
 
 def _check_texts(X: Iterable[str]) -> list[str]:
+    if not isinstance(X, Iterable):
+        raise UserInputError(f"X must be a list of texts, not {X!r}.")
     if isinstance(X, (str, bytes)):
         raise UserInputError("X must be a list of texts, not a single text; write [text].")
     if len(getattr(X, "shape", (0,))) != 1:
@@ -203,7 +205,10 @@ def _check_texts(X: Iterable[str]) -> list[str]:
 
 def _check_labels(y: Iterable[Any]) -> NDArray[Any]:
     """The labels as an array (N,) of one kind."""
+    if not isinstance(y, Iterable):
+        raise UserInputError(f"y must be a list of labels, not {y!r}.")
     values = y.tolist() if hasattr(y, "tolist") else list(y)
+    values = [value.item() if isinstance(value, np.generic) else value for value in values]
     for i, value in enumerate(values):
         # Whole numbers only, as for every classifier of scikit-learn; NaN is pandas' missing label.
         if not isinstance(value, _LABEL_TYPES) or (isinstance(value, float) and not value.is_integer()):

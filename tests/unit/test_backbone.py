@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from families import FAMILIES, LABELS, make_tokenizer, write_family
 from snugtune.config import make_config
 from snugtune.data.labels import LabelSet
+from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
 from snugtune.model.adapter import lora_config, wrap
 from snugtune.model.backbone import DEFAULT_MAX_LENGTH, load_backbone, resolve
@@ -283,3 +284,11 @@ def test_doubling_the_rank_keeps_the_scaling(rslora):
     scaling = [c.lora_alpha / (c.r**0.5 if rslora else c.r) for c in (plain, doubled)]
     assert scaling[0] == pytest.approx(scaling[1])
     assert doubled.r == 16
+
+
+def test_a_length_without_room_for_text_is_refused():
+    tokenizer = make_tokenizer("bert")
+    room = tokenizer.num_special_tokens_to_add(pair=False)
+    with pytest.raises(UserInputError, match=f"max_length={room} leaves no room for text"):
+        tokenize(["a b"], tokenizer, room)
+    assert tokenize(["a b"], tokenizer, room + 1).lengths.tolist() == [room + 1]

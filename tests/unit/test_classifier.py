@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 import snugtune
 import tiny
 from snugtune import classifier as classifier_module
-from snugtune.classifier import TABLE_SETTINGS, Classifier
+from snugtune.classifier import TABLE_SETTINGS, Classifier, _check_labels
 from snugtune.config import FitConfig
 from snugtune.data.labels import LabelSet
 from snugtune.errors import ConfigError, UserInputError
@@ -227,3 +227,13 @@ def test_the_real_fit(tmp_path):
     assert probabilities.shape == (90, 3)
     fitted.save(tmp_path / "kept")
     assert np.allclose(Classifier.load(tmp_path / "kept").predict_proba(texts), probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize(("X", "y"), [(None, ["a"]), (["a"], None), (5, ["a"]), (["a"], 5)])
+def test_what_is_no_list_is_told_in_one_sentence(X, y):
+    with pytest.raises(UserInputError, match=r"must be a list of (texts|labels), not (None|5)\."):
+        Classifier().fit(X, y)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    assert _check_labels([np.int64(3), np.int64(4)]).tolist() == [3, 4]

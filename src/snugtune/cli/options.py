@@ -46,7 +46,7 @@ MaxLength: TypeAlias = Annotated[int | None, _option(MODEL, "Tokens kept of each
 Method: TypeAlias = Annotated[str | None, _option(MODEL, "lora (default), full, or head.")]
 LoadIn4bit: TypeAlias = Annotated[
     bool | None,
-    _option(MODEL, "Hold frozen weights in 4 bits (NF4); needs snugtune[quantized].", "--load-in-4bit"),
+    _option(MODEL, "Hold frozen weights in 4 bits (NF4); needs snugtune\\[quantized].", "--load-in-4bit"),
 ]
 Pooling: TypeAlias = Annotated[
     str | None,

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from snugtune.errors import UserInputError
+
 
 @dataclass(frozen=True)
 class Truncation:
@@ -48,7 +50,17 @@ def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> Tokens:
 
     Only the texts that are too long are tokenized a second time, with truncation, so that what is cut
     off is known exactly and special tokens stay in place.
+
+    Raises:
+        UserInputError: ``max_length`` leaves no room beside the special tokens.
     """
+    special = int(tokenizer.num_special_tokens_to_add(pair=False))
+    if max_length <= special:
+        # The tokenizer would cut nothing at all, without a word.
+        raise UserInputError(
+            f"max_length={max_length} leaves no room for text beside the model's {special} special tokens; "
+            f"give at least {special + 1}."
+        )
     ids = _encode(texts, tokenizer)
     full = np.array([len(row) for row in ids], dtype=np.int64)
     too_long = np.flatnonzero(full > max_length)
