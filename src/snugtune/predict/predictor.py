@@ -22,6 +22,7 @@ from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
 from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.decision import Decision
+from snugtune.memory.host import bound_primitive_caches
 from snugtune.model import attention
 from snugtune.model.artifact import load_model
 from snugtune.model.head import find_head
@@ -87,6 +88,7 @@ class Predictor:
             UserInputError: ``run`` is not the folder of a finished run, its model cannot be loaded, or
                 ``dtype`` is not one of those, or float16 on a CPU.
         """
+        bound_primitive_caches()
         run, device = Path(run), pick_device()
         number = _number_format(dtype, device)
         record = _read_record(run)
