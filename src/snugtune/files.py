@@ -179,7 +179,12 @@ def write_json(path: str | Path, value: Any) -> None:
 
 @cache
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content in hexadecimal; a file is read once per process."""
+    """``file_digest`` of a file that does not change: it is read once per process."""
+    return file_digest(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content in hexadecimal, as it is now."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

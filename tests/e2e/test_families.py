@@ -17,7 +17,7 @@ from snugtune.model.artifact import Saved, check_reloads, load_model, save_model
 from snugtune.model.backbone import load_backbone
 from snugtune.model.head import find_head, write_probe
 from snugtune.train.forward import autocast, collate, layer_inputs, predict_logits
-from snugtune.train.probe import fit_probe
+from snugtune.train.probe import fit_probes
 
 CPU = torch.device("cpu")
 LABEL_SET = LabelSet(LABELS, {})
@@ -61,7 +61,7 @@ def started(folder, dtype, **settings):
     features = layer_inputs(
         backbone.model, head.feature_layer, tokens, pad_token_id=pad, device=CPU, dtype=dtype
     )
-    probe = fit_probe(features, np.array(Y), len(LABELS), head)
+    probe, _ = fit_probes(features, np.array(Y), len(LABELS), head)
     write_probe(head, probe)
     model = wrap(backbone.model, config)
     return config, backbone, model, tokens, probe.logits(torch.from_numpy(features), head.activation).numpy()

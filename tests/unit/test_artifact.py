@@ -17,7 +17,7 @@ from snugtune.data.tokens import tokenize
 from snugtune.errors import ArtifactError
 from snugtune.model import artifact
 from snugtune.model.adapter import wrap
-from snugtune.model.artifact import Saved, check_reload, save_model
+from snugtune.model.artifact import Saved, check_reloads, save_model
 from snugtune.model.backbone import load_backbone
 from snugtune.train.forward import predict_logits
 
@@ -99,4 +99,4 @@ def test_a_new_process_notices_every_fault(saved, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_folder_that_does_not_load(tmp_path, saved):
     with pytest.raises(ArtifactError, match="does not load in a new process"):
-        check_reload(tmp_path, TEXTS, saved.logits, LABELS, 64, peft=False)
+        check_reloads([Saved(tmp_path, TEXTS, saved.logits, LABELS, 64, False)])

@@ -19,7 +19,7 @@ from snugtune.model.head import (
     find_head,
     write_probe,
 )
-from snugtune.train.probe import ABSENT_CLASS_BIAS, HeldOut, fit_probe, fit_probes
+from snugtune.train.probe import ABSENT_CLASS_BIAS, HeldOut, fit_probes
 
 K = 5
 MODULES = {
@@ -128,7 +128,7 @@ def test_a_class_without_rows_is_never_predicted(family):
     y = np.repeat([0, 1, 3], 20)
     features = (rng.normal(size=(60, HIDDEN)) + 3 * np.eye(HIDDEN)[y] + 2).astype(np.float32)
     head = find_head(make(family))
-    probe = fit_probe(features, y, K, head)
+    probe, _ = fit_probes(features, y, K, head)
     logits = probe.logits(torch.from_numpy(features), head.activation)
     assert (logits.argmax(1).numpy() == y).mean() > 0.9
     assert logits[:, [2, 4]].mean().item() == pytest.approx(ABSENT_CLASS_BIAS, rel=0.01)

@@ -65,12 +65,10 @@ class Verdict:
     ways: tuple[Way, ...] = ()
 
 
-def judge(
-    limits: Limits, time_s: float | None, cost_usd: float | None, ways: tuple[Way, ...] = ()
-) -> Verdict:
+def judge(limits: Limits, time_s: float | None, cost_usd: float | None) -> Verdict:
     """The verdict on a plan of such time and cost."""
     kept = limits.keeps(time_s, cost_usd)
-    return Verdict(limits.max_hours, limits.max_cost_usd, kept, _why(limits, kept, time_s, cost_usd), ways)
+    return Verdict(limits.max_hours, limits.max_cost_usd, kept, _why(limits, kept, time_s, cost_usd))
 
 
 def fewer_epochs(limits: Limits, epochs: float, time_s: float, cost_usd: float | None) -> Way | None:

@@ -37,10 +37,8 @@ class PeakMeter:
         peak = {"peak_gib": gib(self.peak_bytes)}
         if self._sampler is not None:
             return {"resident_gib": gib(resident_bytes()), **peak}
-        allocated, reserved = (
-            torch.cuda.memory_allocated(self.device),
-            torch.cuda.memory_reserved(self.device),
-        )
+        allocated = torch.cuda.memory_allocated(self.device)
+        reserved = torch.cuda.memory_reserved(self.device)
         return {"allocated_gib": gib(allocated), "reserved_gib": gib(reserved), **peak}
 
     def __enter__(self) -> PeakMeter:

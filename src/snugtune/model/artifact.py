@@ -117,31 +117,13 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path, max_length: int) 
     (folder / "sentence_bert_config.json").write_text(text, encoding="utf-8")
 
 
-def check_reload(
-    folder: Path,
-    texts: Sequence[str],
-    expected_logits: NDArray[np.float32],
-    label_names: Sequence[str],
-    max_length: int,
-    *,
-    peft: bool,
-) -> float:
-    """Load ``folder`` in a new process with stock classes and compare logits (N, K) on ``texts``.
-
-    Returns the largest difference of a logit.
-
-    Raises:
-        ArtifactError: the folder does not load, gives other logits, or gives other labels.
-    """
-    saved = Saved(folder, texts, expected_logits, label_names, max_length, peft)
-    return check_reloads([saved])[0]
-
-
 def check_reloads(saved: Sequence[Saved]) -> list[float]:
-    """``check_reload`` of several folders in one new process; the largest difference of a logit of each.
+    """Load each folder in one new process with stock classes and compare its logits.
+
+    Returns the largest difference of a logit of each.
 
     Raises:
-        ArtifactError: as ``check_reload``, of the first folder at fault.
+        ArtifactError: the first folder at fault does not load, gives other logits, or gives other labels.
     """
     done = _ask([_request(s, read_quantization(s.folder)) for s in saved])
     if done.returncode:

@@ -8,10 +8,8 @@ norms, pooler and head stay as they are: they are small or trained, and rounding
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -63,32 +61,20 @@ def nf4_config(
 
 
 def require_bitsandbytes() -> None:
-    """Import bitsandbytes, without what it says of kernels that nobody needs here.
+    """Import bitsandbytes.
 
     Raises:
         UserInputError: it is not installed or cannot be loaded on this machine.
     """
     if find_spec("bitsandbytes") is None:
         raise UserInputError("4-bit weights need bitsandbytes; run: pip install 'snugtune[quantized]'.")
-    with _quiet("bitsandbytes"):
-        try:
-            import bitsandbytes  # noqa: F401
-        except (ImportError, OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserInputError(
-                f"bitsandbytes cannot be loaded ({reason}); run: pip install -U 'snugtune[quantized]'."
-            ) from error
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        yield
-    finally:
-        logger.setLevel(before)
+        import bitsandbytes  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserInputError(
+            f"bitsandbytes cannot be loaded ({reason}); run: pip install -U 'snugtune[quantized]'."
+        ) from error
 
 
 def quantizable(model: nn.Module, modules_to_save: Sequence[str]) -> Iterator[tuple[str, nn.Module]]:

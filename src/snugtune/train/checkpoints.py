@@ -7,7 +7,6 @@ safetensors, everything else is JSON; nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -25,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from snugtune.errors import UserInputError
-from snugtune.files import check_free_space, system_errors
+from snugtune.files import check_free_space, file_digest, system_errors
 from snugtune.train.recovery import FORMAT, MANIFEST, commit_number, committed_folders, read_manifest
 
 TENSORS, VALUES = "tensors.safetensors", "state.json"
@@ -189,7 +188,7 @@ class Checkpoints:
         if manifest["fingerprint"] != self.fingerprint:
             raise ValueError("it belongs to other settings or other data")
         for name in (TENSORS, VALUES):
-            if _sha256(folder / name) != manifest["files"][name]:
+            if file_digest(folder / name) != manifest["files"][name]:
                 raise ValueError(f"{name} is damaged")
         values = json.loads((folder / VALUES).read_text(encoding="ascii"))
         return TrainState(**decode(values, load_file(folder / TENSORS)))
@@ -272,7 +271,7 @@ def _flush(path: Path) -> str:
     # Opened for writing, which Windows asks for.
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    return _sha256(path)
+    return file_digest(path)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -283,11 +282,3 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -40,17 +40,6 @@ class HeldOut:
     y: NDArray[np.int64]
 
 
-def fit_probe(
-    features: NDArray[np.float32],
-    y: NDArray[np.int64],
-    n_classes: int,
-    head: Head,
-    held_out: HeldOut | None = None,
-) -> Probe:
-    """Fit the probe that ``head`` can hold, as strongly penalised as ``held_out`` likes; see `fit_probes`."""
-    return fit_probes(features, y, n_classes, head, held_out)[0]
-
-
 def fit_probes(
     features: NDArray[np.float32],
     y: NDArray[np.int64],
