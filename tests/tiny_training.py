@@ -1,12 +1,17 @@
-"""A tiny random BERT and examples whose class can be read off, for tests of the training engine."""
+"""A tiny random BERT, examples whose class can be read off, and their training by the engine."""
+
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from snugtune.config import make_config
 from snugtune.data.tokens import Tokens, Truncation
 from snugtune.model import attention
-from snugtune.train.engine import Examples
+from snugtune.model.adapter import on_trained, wrap
+from snugtune.model.head import find_head
+from snugtune.train.engine import Examples, Services, train
 
 CPU = torch.device("cpu")
 
@@ -28,3 +33,24 @@ def examples(n: int, seed: int) -> Examples:
     ids = [np.r_[1, 10 + label, rng.integers(20, 60, rng.integers(1, 30))].astype(np.int32) for label in y]
     lengths = np.array([len(row) for row in ids])
     return Examples(Tokens(ids, lengths, Truncation(64, n, 0, int(lengths.sum()), 0)), y)
+
+
+def train_tiny(
+    settings, *, rows=32, held_out=12, dtype=torch.float32, dropout=0.0, head=None, services=None, inside=None
+):
+    """The result and the trained model.
+
+    ``head`` are tensors of the plain model to begin from, ``services`` makes the services from the model that
+    is trained, and training takes place ``inside`` a context.
+    """
+    config = make_config({"train": "x", **settings})
+    plain = tiny_model(dropout=dropout)
+    head_names = find_head(plain).modules_to_save
+    model = wrap(plain, config)
+    used = services(model) if services else Services()
+    with inside or nullcontext():
+        result = train(
+            model, examples(rows, 1), examples(held_out, 2), config, head_names=head_names, pad_token_id=0,
+            dtype=dtype, device=CPU, begin_from=on_trained(model, head or {}), services=used,
+        )  # fmt: skip
+    return result, model

@@ -21,6 +21,7 @@ from snugtune.evaluate.decision import Decision, decide
 from snugtune.evaluate.metrics import classification_metrics, single_class_alarm
 from snugtune.files import check_free_space, staged_folder
 from snugtune.memory.guard import Guard, Limit, device_memory
+from snugtune.memory.host import bound_primitive_caches
 from snugtune.memory.meter import PeakMeter, resident_bytes
 from snugtune.memory.plan import Plan
 from snugtune.memory.segments import prefer_expandable_segments
@@ -76,7 +77,7 @@ def fit(
     clock = PhaseClock(observer or Observer())
     with staged_folder(out, overwrite=overwrite, marker="run.json") as folder:
         data = load_data(config, clock)
-        resident_before = resident_bytes()
+        resident_bytes_before = resident_bytes()
         job = _prepare(config, data, clock, recovery)
         tokens = _tokenize(job)
         plan = _plan(job, tokens["train"])
@@ -87,8 +88,10 @@ def fit(
         with PeakMeter(job.device) as memory:
             checkpoints = _checkpoints(job, tokens, recovery)
             result = _train(job, plan, trainee, tokens, Services(clock, guard, memory, checkpoints))
-        told = len(guard.events)
-        _remember(job, plan, memory.peak_bytes - (0 if job.on_card else resident_before), result)
+        # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
+        beside = 0 if job.on_card else resident_bytes_before
+        peaks = Peaks(beside + round(plan.predicted_peak_gib * GIB), memory.peak_bytes)
+        _remember(job, plan, guard, peaks.measured_bytes - beside, result)
         final = _on_published_weights(job, trainee.model, guard)
         logits = _held_out_logits(job, final, tokens, guard)
         baselines = _fit_baselines(job)
@@ -96,8 +99,7 @@ def fit(
         scores = _score(job, logits, baselines, decision)
         saved = _save(job, final, baselines.final, decision, folder)
         reload = _check_saved(job, saved, logits["validation"], trainee.parameters, peft=is_peft(final))
-        peaks = Peaks(_predicted_bytes(plan, job, resident_before), memory.peak_bytes)
-        result.memory += [{"step": result.steps, **event} for event in guard.events[told:]]
+        result.note(guard.new_events())
         _write(job, tokens, trainee, result, recovery, peaks, decision, scores, saved, reload, folder)
     return Path(out)
 
@@ -176,6 +178,7 @@ def _prepare(config: FitConfig, data: Data, clock: PhaseClock, recovery: Recover
     # Whatever loading draws at random, it draws by the run's seed.
     torch.manual_seed(config.seed)
     prefer_expandable_segments()
+    bound_primitive_caches()
     device = torch.device("cpu") if on_cpu else pick_device()
     dtype = compute_dtype(config.model_copy(update={"fp16": False}) if on_cpu else config, device)
     backbone = load_for_fit(config, data.labels, dtype=dtype, dropout=config.hidden_dropout, device=device)
@@ -205,12 +208,6 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
     if not plan.fits:
         job.clock.say(f"Warning: {plan.why}")
     return plan
-
-
-def _predicted_bytes(plan: Plan, job: Job, resident_before: int) -> int:
-    """On a CPU the process's own memory, with its libraries and data, is part of what is measured."""
-    planned = round(plan.predicted_peak_gib * GIB)
-    return planned if job.on_card else resident_before + planned
 
 
 def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
@@ -306,10 +303,12 @@ def _train(
     return result
 
 
-def _remember(job: Job, plan: Plan, measured_bytes: int, result: TrainResult) -> None:
+def _remember(job: Job, plan: Plan, guard: Guard, measured_bytes: int, result: TrainResult) -> None:
     """What training really took corrects the plans of later runs, unless it did not go by this plan."""
-    by_plan = result.steps > 0 and not any("event" in row for row in result.memory)
-    if by_plan and (job.on_card or plan.setup.device == "cpu"):
+    undisturbed = result.steps > 0 and not any("event" in row for row in result.memory)
+    # After a restart micro-batches may be smaller than planned, or the device another.
+    by_plan = guard.training.tokens == guard.training.planned and plan.setup.device == job.device.type
+    if undisturbed and by_plan:
         record_run(plan, measured_bytes)
 
 

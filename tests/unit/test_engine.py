@@ -8,23 +8,15 @@ from snugtune.config import make_config
 from snugtune.errors import TrainingError
 from snugtune.memory.guard import Guard, HostMemory
 from snugtune.model.adapter import on_trained, trainable_state, wrap
-from snugtune.model.head import find_head
 from snugtune.progress import Observer
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Services, _BestKeeper, train
-from tiny_training import CPU, examples, tiny_model
+from tiny_training import CPU, examples, tiny_model, train_tiny
 
 
 def run(**settings):
-    settings = {"train": "x", "num_train_epochs": 2, "early_stopping_patience": 9, **settings}
-    config = make_config(settings)
-    plain = tiny_model()
-    head_names = find_head(plain).modules_to_save
-    model = wrap(plain, config)
-    result = train(
-        model, examples(90, 1), examples(40, 2), config,
-        head_names=head_names, pad_token_id=0, dtype=torch.float32, device=CPU,
-    )  # fmt: skip
+    settings = {"num_train_epochs": 2, "early_stopping_patience": 9, **settings}
+    result, model = train_tiny(settings, rows=90, held_out=40)
     return result, trainable_state(model)
 
 
@@ -41,13 +33,7 @@ def test_the_cut_changes_neither_losses_nor_weights(budget):
 def test_one_process_trains_in_one_precision_after_another():
     losses = []
     for dtype in (torch.bfloat16, torch.float32):
-        config = make_config({"train": "x", "num_train_epochs": 1})
-        plain = tiny_model()
-        head_names = find_head(plain).modules_to_save
-        result = train(
-            wrap(plain, config), examples(32, 1), examples(8, 2), config,
-            head_names=head_names, pad_token_id=0, dtype=dtype, device=CPU,
-        )  # fmt: skip
+        result, _ = train_tiny({"num_train_epochs": 1}, held_out=8, dtype=dtype)
         losses.append(result.metrics[1]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
@@ -121,7 +107,7 @@ class _EveryStep(Checkpoints):
 @pytest.mark.parametrize("die_after", [1, 4, 8, 11, 12])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_run_that_died_goes_on_to_the_same_bits(tmp_path, die_after, dtype):
-    settings = {"train": "x", "num_train_epochs": 3, "effective_batch_size": 8, "lora_dropout": 0.1}
+    settings = {"num_train_epochs": 3, "effective_batch_size": 8, "lora_dropout": 0.1}
     straight, straight_state = _trained_with(None, settings, dtype)
     with pytest.raises(SystemError, match="killed"):
         _trained_with(_EveryStep(tmp_path, die_after), settings, dtype)
@@ -133,15 +119,26 @@ def test_a_run_that_died_goes_on_to_the_same_bits(tmp_path, die_after, dtype):
 
 
 def _trained_with(checkpoints, settings, dtype):
-    config = make_config(settings)
-    plain = tiny_model(dropout=0.2)
-    head_names = find_head(plain).modules_to_save
-    model = wrap(plain, config)
-    result = train(
-        model, examples(32, 1), examples(12, 2), config, head_names=head_names, pad_token_id=0,
-        dtype=dtype, device=CPU, services=Services(checkpoints=checkpoints),
-    )  # fmt: skip
+    services = Services(checkpoints=checkpoints)
+    result, model = train_tiny(settings, dtype=dtype, dropout=0.2, services=lambda _: services)
     return result, trainable_state(model)
+
+
+def test_ctrl_c_commits_nothing_that_may_be_half_done(tmp_path):
+    checkpoints = _EveryStep(tmp_path)
+    services = Services(observer=_CtrlC(at_step=2), checkpoints=checkpoints)
+    result, _ = train_tiny({"effective_batch_size": 8}, services=lambda _: services)
+    assert result.interrupted
+    assert checkpoints.newest().step == 1
+
+
+class _CtrlC(Observer):
+    def __init__(self, at_step):
+        self.at_step = at_step
+
+    def on_step(self, info):
+        if info.step == self.at_step:
+            raise KeyboardInterrupt
 
 
 def _untimed(row):
@@ -149,19 +146,11 @@ def _untimed(row):
 
 
 def test_training_begins_from_what_is_given_once_the_start_is_scored():
-    config = make_config(
-        {"train": "x", "num_train_epochs": 1, "learning_rate": 1e-9, "head_learning_rate": 1e-9}
-    )
-    plain = tiny_model()
-    head_names = find_head(plain).modules_to_save
     begin = {"classifier.weight": torch.zeros(4, 32), "classifier.bias": torch.tensor([0, 9.0, 0, 0])}
-    model = wrap(plain, config)
     seen = []
-    result = train(
-        model, examples(32, 1), examples(40, 2), config, head_names=head_names, pad_token_id=0,
-        dtype=torch.float32, device=CPU, begin_from=on_trained(model, begin),
-        services=Services(observer=_Scores(seen)),
-    )  # fmt: skip
+    settings = {"num_train_epochs": 1, "learning_rate": 1e-9, "head_learning_rate": 1e-9}
+    services = Services(observer=_Scores(seen))
+    result, _ = train_tiny(settings, held_out=40, head=begin, services=lambda _: services)
     always_second = float((examples(40, 2).y == 1).mean())
     assert seen[0] != always_second
     assert seen[1] == pytest.approx(always_second)

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from scarcity import MESSAGES, Cap, FailAt
-from snugtune.config import make_config
 from snugtune.errors import RestartNeededError
 from snugtune.memory.guard import (
     GROW_AFTER,
@@ -19,12 +18,12 @@ from snugtune.memory.guard import (
     is_out_of_memory,
     is_poisoned,
 )
-from snugtune.model.adapter import trainable_state, wrap
-from snugtune.model.head import find_head
-from snugtune.train.engine import Services, train
+from snugtune.model.adapter import trainable_state
+from snugtune.progress import Observer
+from snugtune.train.engine import Services
 from snugtune.train.forward import predict_logits
 from snugtune.train.retreats import retreats
-from tiny_training import CPU, examples, tiny_model
+from tiny_training import CPU, examples, tiny_model, train_tiny
 
 INJECTIONS = 200
 BUDGETS = 20
@@ -32,25 +31,14 @@ BUDGETS = 20
 
 def trained(mode=None, *, guard=None, dtype=torch.float32, **settings):
     """Result, final weights and guard of a short training inside ``mode``."""
-    settings = {"train": "x", "num_train_epochs": 1, "effective_batch_size": 8, **settings}
-    config = make_config(settings)
-    plain = tiny_model()
-    head_names = find_head(plain).modules_to_save
-    model = wrap(plain, config)
+    settings = {"num_train_epochs": 1, "effective_batch_size": 8, **settings}
     guard = guard or Guard(HostMemory())
-    guard.retreats = retreats(model, 0)
 
-    def run():
-        return train(
-            model, examples(32, 1), examples(12, 2), config, head_names=head_names, pad_token_id=0,
-            dtype=dtype, device=CPU, services=Services(guard=guard),
-        )  # fmt: skip
+    def services(model):
+        guard.retreats = retreats(model, 0)
+        return Services(guard=guard)
 
-    if mode is None:
-        result = run()
-    else:
-        with mode:
-            result = run()
+    result, model = train_tiny(settings, dtype=dtype, services=services, inside=mode)
     return result, trainable_state(model), guard
 
 
@@ -172,6 +160,26 @@ def test_at_one_example_layers_are_checkpointed_before_anything_is_given_up(undi
     assert events.count("retreat") >= 1
     assert "activation checkpointing of all 2 layers" in [event["action"] for event in guard.events]
     assert all("nothing is lost" in sentence for sentence in drawn)
+
+
+def test_what_happens_after_the_last_step_is_noted_too():
+    guard, observer = Guard(HostMemory()), Observer()
+    told = []
+    observer.on_step = told.append
+
+    class FailsOnceInTheLastLook(FailAt):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if len(told) == 4 and not guard.events:
+                raise MESSAGES[0]()
+            return func(*args, **(kwargs or {}))
+
+    result, _ = train_tiny(
+        {"num_train_epochs": 1, "effective_batch_size": 8},
+        services=lambda _: Services(observer, guard),
+        inside=FailsOnceInTheLastLook(-1, None),
+    )
+    assert [event["during"] for event in guard.events] == ["evaluation"]
+    assert [row["step"] for row in result.memory if "event" in row] == [4]
 
 
 def test_only_the_failing_micro_batch_is_repeated():

@@ -133,11 +133,11 @@ class Limit:
         """A micro-batch did not fit; from now on they hold at most ``allowed`` tokens."""
         if self._grown:
             self._wait, self._grown = 2 * self._wait, False
-        self.tokens = max(1, min(self.tokens, allowed))
+        self.lower(allowed)
         self._fitted = 0
 
     def lower(self, tokens: int) -> None:
-        """Begin with at most ``tokens``: what was learned before."""
+        """From now on at most ``tokens``, for whatever reason."""
         self.tokens = max(1, min(self.tokens, tokens))
 
     def fitted(self) -> None:
@@ -180,6 +180,13 @@ class Guard:
     say: Callable[[str], None] = lambda _sentence: None
     retreats: list[Retreat] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    _told: int = 0
+
+    def new_events(self) -> list[dict[str, Any]]:
+        """The events since the last call."""
+        new = self.events[self._told :]
+        self._told = len(self.events)
+        return new
 
     def each(
         self,

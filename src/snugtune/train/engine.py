@@ -31,8 +31,13 @@ from snugtune.train.checkpoints import Checkpoints, TrainState
 from snugtune.train.forward import collate, predict_logits
 from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler
 from snugtune.train.step import MicroBatch, add_gradients, clip_gradients
-from snugtune.train.transaction import UpdateSnapshot, random_state, random_state_on_error, set_random_state
-from snugtune.units import gib
+from snugtune.train.transaction import (
+    UpdateSnapshot,
+    is_copied_before_update,
+    random_state,
+    random_state_on_error,
+    set_random_state,
+)
 
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -61,6 +66,10 @@ class TrainResult:
     train_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
+
+    def note(self, events: list[dict[str, Any]]) -> None:
+        """Enter what the guard tells into ``memory``, under the step that was taken last."""
+        self.memory += [{"step": self.steps, **event} for event in events]
 
 
 @dataclass(frozen=True)
@@ -118,44 +127,39 @@ def train(
     return run.finish()
 
 
+@dataclass
 class _Run:
     """The state of one training: what the loop above goes through, step by step."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        train_set: Examples,
-        validation_set: Examples,
-        config: FitConfig,
-        head_names: tuple[str, ...],
-        pad_token_id: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        services: Services,
-    ) -> None:
-        self.model, self.train_set, self.validation_set, self.config = (
-            model,
-            train_set,
-            validation_set,
-            config,
-        )
-        self.pad_token_id, self.dtype, self.device = pad_token_id, dtype, device
+    model: nn.Module
+    train_set: Examples
+    validation_set: Examples
+    config: FitConfig
+    head_names: tuple[str, ...]
+    pad_token_id: int
+    dtype: torch.dtype
+    device: torch.device
+    services: Services
+
+    def __post_init__(self) -> None:
+        config, services = self.config, self.services
         self.observer, self.meter, self.checkpoints = services.observer, services.meter, services.checkpoints
-        self.guard = services.guard or Guard(device_memory(device))
+        self.guard = services.guard or Guard(device_memory(self.device))
         # Accelerate keeps one precision for the whole process; a fit after a fit may want another.
         AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision=MIXED_PRECISION[dtype], cpu=device.type == "cpu")
-        self.per_epoch = steps_per_epoch(len(train_set.y), config.step_examples)
+        self.accelerator = Accelerator(
+            mixed_precision=MIXED_PRECISION[self.dtype], cpu=self.device.type == "cpu"
+        )
+        self.per_epoch = steps_per_epoch(len(self.train_set.y), config.step_examples)
         self.total = max(1, math.ceil(self.per_epoch * config.num_train_epochs))
-        self.plain_optimizer = make_optimizer(model, config, head_names)
+        self.plain_optimizer = make_optimizer(self.model, config, self.head_names)
         self.guard.again(lambda: allocate_state(self.plain_optimizer), during="making the optimiser's state")
         self.scheduler = make_scheduler(self.plain_optimizer, config, self.total)
         self.optimizer = self.accelerator.prepare(self.plain_optimizer)
         torch.manual_seed(config.seed)
-        self.keeper = _BestKeeper(model, config.early_stopping_patience, self.guard)
+        self.keeper = _BestKeeper(self.model, config.early_stopping_patience, self.guard)
         self.result = TrainResult()
         self.learning_rate = 0.0
-        self.events_noted = 0
         self.started = time.perf_counter()
 
     def resume(self) -> bool:
@@ -281,8 +285,8 @@ class _Run:
 
         self.guard.whole(
             update,
-            # A copy of a model trained in full would double it: such a run goes back to a committed step.
-            None if self.config.method == "full" else self._snapshot,
+            # Without a copy, a failure sends the run back to a committed step.
+            self._snapshot if is_copied_before_update(self.config) else None,
             during="the update of the weights",
         )
         return loss
@@ -313,21 +317,24 @@ class _Run:
         self.result.metrics.append(
             {"step": steps, "loss": loss, "learning_rate": self.learning_rate, "elapsed_s": elapsed}
         )
-        self.result.memory += [{"step": steps, **event} for event in self.guard.events[self.events_noted :]]
-        self.events_noted = len(self.guard.events)
+        self.result.note(self.guard.new_events())
         peak = None
         if self.meter is not None:
-            self.result.memory.append({"step": steps, "elapsed_s": elapsed, **self.meter.now()})
-            peak = gib(self.meter.peak_bytes)
+            taken = self.meter.now()
+            self.result.memory.append({"step": steps, "elapsed_s": elapsed, **taken})
+            peak = taken["peak_gib"]
         remaining = elapsed / steps * (self.total - steps)
         self.observer.on_step(StepInfo(steps, self.total, loss, self.learning_rate, elapsed, remaining, peak))
 
     def finish(self) -> TrainResult:
         """The best weights back into the model, and what there is to tell."""
-        # What comes after training may need a new process, too; it must not train again.
-        self.commit_if_due(now=True)
-        self.guard.again(self.keeper.restore, during="taking the best weights back")
         result = self.result
+        if not result.interrupted:
+            # What comes after training may need a new process, too; it must not train again. Ctrl-C may have
+            # come in the middle of an update.
+            self.commit_if_due(now=True)
+        self.guard.again(self.keeper.restore, during="taking the best weights back")
+        result.note(self.guard.new_events())
         result.stopped_early = self.keeper.exhausted and result.steps < self.total
         result.best_step, result.best_score = self.keeper.step, self.keeper.score
         result.train_s = self.elapsed_s

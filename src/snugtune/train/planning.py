@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.memory.devices import Device, this_device
-from snugtune.memory.host import bound_primitive_caches
 from snugtune.memory.limits import Limits, Way
 from snugtune.memory.plan import OFFERS, SMALLER, Alternative, Job, Plan, Planner
 from snugtune.memory.residual import Subject, record_residual
@@ -31,13 +30,11 @@ def plan_run(
     lengths: NDArray[np.int64] | Sequence[int],
     device: Device | None = None,
 ) -> Plan:
-    """How to train on this machine (or ``device``), with levers that keep the result.
+    """How to train on this machine (or ``device``), with levers that keep the result; no side effects.
 
-    The plan counts on what PyTorch's libraries keep on a CPU staying small, so that is seen to here.
     ``lengths`` are the training texts' in tokens, as they will be cut. On a CPU the predicted peak is what
     training adds to the process: what it held before the model was loaded comes on top.
     """
-    bound_primitive_caches()
     planner = make_planner(config, num_labels, lengths)
     return planner.plan(
         device or this_device(), price_per_hour_usd=config.price_per_hour_usd, may_change_result=False
@@ -181,7 +178,7 @@ def make_job(config: FitConfig, limit: int, lengths: NDArray[np.int64] | Sequenc
         weights_are_frozen=not full,
         half_precision=not full and config.bf16 is not False,
         mixed_precision=bool(asked) if full else config.bf16 is not False,
-        quantized=bool(getattr(config, "load_in_4bit", False)),
+        quantized=config.load_in_4bit,
         drops_out=config.hidden_dropout > 0 or (config.method == "lora" and config.lora_dropout > 0),
     )
 

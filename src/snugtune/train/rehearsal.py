@@ -35,7 +35,7 @@ from snugtune.model.pooling import planned_config
 from snugtune.train.forward import INFERENCE_TOKENS
 from snugtune.train.optim import allocate_state, make_optimizer
 from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
-from snugtune.train.transaction import UpdateSnapshot
+from snugtune.train.transaction import UpdateSnapshot, is_copied_before_update
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -152,8 +152,8 @@ def run_steps(
             label_smoothing=config.label_smoothing,
         )  # fmt: skip
         with ledger.during(trace.UPDATE):
-            # As in the engine: what a full fine-tuning would have to copy is too much.
-            snapshot = None if config.method == "full" else UpdateSnapshot(model, optimizer, None)
+            copied = is_copied_before_update(config)
+            snapshot = UpdateSnapshot(model, optimizer, None) if copied else None
             clip_gradients(model, config.max_grad_norm)
             with _StepNumbersAreOne():
                 optimizer.step()

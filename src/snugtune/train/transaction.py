@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snugtune.config import FitConfig
 from snugtune.train.step import trained_parameters
 
 
@@ -36,6 +37,11 @@ def random_state_on_error(device: torch.device) -> Iterator[None]:
     except BaseException:
         set_random_state(before, device)
         raise
+
+
+def is_copied_before_update(config: FitConfig) -> bool:
+    """Whether an update can be undone here: a copy of a model that is trained in full would double it."""
+    return config.method != "full"
 
 
 class UpdateSnapshot:
