@@ -153,11 +153,35 @@ def accuracy(result: dict[str, Any]) -> list[str]:
     return [f"{how}, the whole command, scored on the test file.", "", *_table(columns, rows)]
 
 
+def recipe(result: dict[str, Any]) -> list[str]:
+    """The recipe's predicted memory and time beside our plan's."""
+    theirs, ours, full = result["recipe"], result["ours"], result["full_fine_tuning"]
+    rows = [
+        [name, f"{of['predicted_peak_gib']:.2f} GiB", duration(of["time_s"])]
+        for name, of in (("the recipe", theirs), ("our plan", ours))
+    ]
+    factors = {int(key.removeprefix(AT)): of["ratio"] for key, of in full.items() if key.startswith(AT)}
+    told = ", ".join(f"{ratio:.1f} at {micro_batch}" for micro_batch, ratio in factors.items())
+    shape = f"{theirs['micro_batch']} texts of {theirs['max_length']} tokens"
+    return [
+        f"{theirs['model']}, {theirs['labels']} labels, {theirs['rows']:,} rows, {theirs['epochs']} epochs, "
+        f"on a {theirs['device']}: estimated by `snugtune plan --recipe blog`, confirmed by no card.",
+        "",
+        *_table(["configuration", f"peak memory at {shape}", "time"], rows),
+        "",
+        f"Full fine-tuning takes more memory than LoRA by these factors: {told} texts at a time.",
+    ]
+
+
+AT = "micro_batch_"
+"""The beginning of keys that name a micro-batch."""
+
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "time-to-quality": ("Time to a given accuracy", time_to_quality),
     "training-throughput": ("Training speed", training_throughput),
     "prediction": ("Prediction speed", prediction),
     "accuracy": ("Accuracy", accuracy),
+    "recipe": ("The recipe's memory and time, predicted", recipe),
 }
 
 

@@ -365,7 +365,16 @@ def _every_result():
             "cfpb-issue": {"ours": {"error": "not finished after 9 s"}, "baseline": scores},
         },
     )
-    return [_time_to_quality("2026-01-02", 40.0), throughput, prediction, accuracy]
+    recipe = _result(
+        "recipe",
+        recipe={
+            "model": "large", "labels": 9, "rows": 1200, "epochs": 3, "micro_batch": 8, "max_length": 512,
+            "device": "card-16", "predicted_peak_gib": 11.954, "time_s": 12533.0,
+        },
+        ours={"predicted_peak_gib": 4.285, "time_s": 3162.0},
+        full_fine_tuning={"micro_batch_1": {"ratio": 3.378}, "micro_batch_8": {"ratio": 2.213}, "why": "so"},
+    )  # fmt: skip
+    return [_time_to_quality("2026-01-02", 40.0), throughput, prediction, accuracy, recipe]
 
 
 @pytest.fixture
@@ -389,6 +398,8 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "75 % of a bare loop" in drawn
     assert "| banking77 | 3080 | 0.932 | 0.931 | 1 min 15 s | 0.894 |" in drawn
     assert "not finished after 9 s" in drawn
+    assert "| the recipe | 11.95 GiB | 3 h 28 min |" in drawn
+    assert "3.4 at 1, 2.2 at 8 texts at a time" in drawn
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(results):
