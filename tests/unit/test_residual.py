@@ -1,8 +1,9 @@
 import json
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from snugtune.memory import residual
@@ -122,12 +123,14 @@ def test_old_steps_make_room():
 
 
 @given(st.integers(1, 2**40), st.integers(1, 2**40), st.integers(1, 2**40))
+@example(1, 2**40, 11823)
+@example(1, 2**40 - 1, 2**40 - 1)
 def test_a_correction_hits_its_own_step_and_takes_the_safer_reading_elsewhere(predicted, measured, other):
     found = Residual((Step("m", 1, 1, predicted, measured, "2026-01-01"),))
     assert found.corrected(predicted) == measured
     missed = measured - predicted
     assert found.corrected(other) >= other + missed
-    assert found.corrected(other) >= round(other * measured / predicted) - 1 - other * 1e-12
+    assert found.corrected(other) >= round(Fraction(other * measured, predicted)) - 1
 
 
 def test_the_step_nearest_in_size_corrects():

@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from datetime import date
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ class Residual:
             return predicted_bytes
         near = min(self.steps, key=lambda step: abs(math.log(predicted_bytes / step.predicted_bytes)))
         missed = near.missed_bytes
-        return predicted_bytes + max(missed, round(missed * predicted_bytes / near.predicted_bytes))
+        # A fraction is exact, where a float loses bytes of large products.
+        grown = round(Fraction(missed * predicted_bytes, near.predicted_bytes))
+        return predicted_bytes + max(missed, grown)
 
     def measured(self, model: str, micro_batch: int, length: int, predicted_bytes: int) -> int | None:
         """The measured peak of this very step, if it was taken: same model, shape and prediction."""
