@@ -7,16 +7,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from snugtune.errors import ConfigError
 from snugtune.files import write_text
+from snugtune.units import parse_duration
 
 DEFAULT_EFFECTIVE_BATCH_SIZE = 32
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+def _seconds(value: Any) -> Any:
+    """Text such as ``90min`` as seconds; everything else is left for the check that follows."""
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
+    {"price_per_hour_usd", "predictions_per_month", "max_cost_usd", "max_time_s", "max_units", "track"}
+)
+"""Settings that may change between a run that broke off and the same one going on."""
 
 
 class FitConfig(BaseModel):
@@ -36,6 +48,7 @@ class FitConfig(BaseModel):
     test_sheet: str | None = None
     encoding: str | None = None
     delimiter: str | None = None
+    corrections: str | None = None
     duplicates: Literal["keep", "drop"] = "drop"
     conflicts: Literal["keep", "drop"] = "keep"
     merge_label_variants: bool = True
@@ -85,9 +98,15 @@ class FitConfig(BaseModel):
     bf16: bool | None = None
 
     # Result
+    audit: bool = True
     mix_with_baseline: bool = True
     precision_target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     price_per_hour_usd: Annotated[float, Field(ge=0.0)] | None = None
+    predictions_per_month: PositiveInt | None = None
+    max_cost_usd: PositiveFloat | None = None
+    max_time_s: Annotated[PositiveFloat, BeforeValidator(_seconds)] | None = None
+    max_units: PositiveFloat | None = None
+    track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = None
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> FitConfig:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepInfo:
-    """The state of training after one optimiser step; ``peak_gib`` is its peak memory so far if measured."""
+    """The state of training after one optimiser step.
+
+    ``peak_gib`` is its peak memory so far if measured, ``memory`` all that a line of ``memory.jsonl`` says.
+    """
 
     step: int
     steps: int
@@ -17,6 +20,7 @@ class StepInfo:
     elapsed_s: float
     remaining_s: float
     peak_gib: float | None = None
+    memory: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,38 @@ class Observer:
         """After each look at the validation part."""
 
 
+class Together(Observer):
+    """Passes everything on to several observers, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def say(self, sentence: str) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.say(sentence)
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.phase(name, total)
+
+    def advance(self, done: int) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.advance(done)
+
+    def on_step(self, info: StepInfo) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.on_step(info)
+
+    def on_validation(self, info: ValidationInfo) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.on_validation(info)
+
+
 class PhaseClock(Observer):
     """Passes everything on to an observer and keeps the time that each phase takes."""
 
@@ -61,7 +97,12 @@ class PhaseClock(Observer):
     def seconds(self) -> dict[str, float]:
         """Seconds by phase so far, and ``total``."""
         self._close()
-        return {**self._seconds, "total": time.perf_counter() - self._started}
+        return {**self._seconds, "total": self.elapsed_s}
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self._started
 
     def phase(self, name: str, total: int | None = None) -> None:
         """Close the phase before and open ``name``."""

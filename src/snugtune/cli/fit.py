@@ -36,6 +36,7 @@ def fit(
     test_sheet: options.TestSheet = None,
     encoding: options.Encoding = None,
     delimiter: options.Delimiter = None,
+    corrections: options.Corrections = None,
     duplicates: options.Duplicates = None,
     conflicts: options.Conflicts = None,
     merge_label_variants: options.MergeLabelVariants = None,
@@ -79,9 +80,15 @@ def fit(
     tokens_per_micro_batch: options.TokensPerMicroBatch = None,
     fp16: options.Fp16 = None,
     bf16: options.Bf16 = None,
+    audit: options.Audit = None,
     mix_with_baseline: options.MixWithBaseline = None,
     precision_target: options.PrecisionTarget = None,
     price_per_hour_usd: options.Price = None,
+    predictions_per_month: options.PredictionsPerMonth = None,
+    max_cost_usd: options.MaxCost = None,
+    max_time_s: options.MaxTime = None,
+    max_units: options.MaxUnits = None,
+    track: options.Track = None,
 ) -> None:
     """Train a classifier on a table.
 

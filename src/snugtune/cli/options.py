@@ -11,6 +11,7 @@ import typer
 
 DATA, MODEL, ADAPTER = "Data", "Model", "Adapter (PEFT's names)"
 TRAINING, PRECISION, RESULT = "Training", "Batches and number formats", "Result"
+BUDGET = "Budget"
 
 
 def _option(panel: str, help_text: str, *names: str) -> Any:
@@ -23,6 +24,9 @@ Sheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a workbook.")]
 TestSheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a test workbook.")]
 Encoding: TypeAlias = Annotated[str | None, _option(DATA, "Encoding of a CSV that is not UTF-8.")]
 Delimiter: TypeAlias = Annotated[str | None, _option(DATA, "Delimiter of a CSV, if it is not found.")]
+Corrections: TypeAlias = Annotated[
+    str | None, _option(DATA, "The label_issues.xlsx of an audit with its corrected_label column filled in.")
+]
 Duplicates: TypeAlias = Annotated[str | None, _option(DATA, "Exact duplicates: drop (default) or keep.")]
 Conflicts: TypeAlias = Annotated[str | None, _option(DATA, "Same text, other label: keep (default) or drop.")]
 MergeLabelVariants: TypeAlias = Annotated[
@@ -128,6 +132,14 @@ Bf16: TypeAlias = Annotated[
     bool | None, _option(PRECISION, "In bfloat16, or never (by device).", "--bf16/--no-bf16")
 ]
 
+Audit: TypeAlias = Annotated[
+    bool | None,
+    _option(
+        RESULT,
+        "Audit the data: languages, suspected wrong labels, a forecast from more rows (default).",
+        "--audit/--no-audit",
+    ),
+]
 MixWithBaseline: TypeAlias = Annotated[
     bool | None,
     _option(
@@ -141,6 +153,25 @@ PrecisionTarget: TypeAlias = Annotated[
 ]
 Price: TypeAlias = Annotated[
     float | None, _option(RESULT, "USD per hour of this machine.", "--price", "--price-per-hour-usd")
+]
+
+PredictionsPerMonth: TypeAlias = Annotated[
+    int | None, _option(RESULT, "Texts to classify each month, to tell what a year of them costs.")
+]
+MaxCost: TypeAlias = Annotated[
+    float | None,
+    _option(BUDGET, "The most the run may cost in USD; it ends in time.", "--max-cost", "--max-cost-usd"),
+]
+MaxTime: TypeAlias = Annotated[
+    str | None,
+    _option(BUDGET, "The longest it may take, as 90min or 1.5h; likewise.", "--max-time", "--max-time-s"),
+]
+MaxUnits: TypeAlias = Annotated[
+    float | None, _option(BUDGET, "The most compute units (Colab's) it may use; likewise.")
+]
+Track: TypeAlias = Annotated[
+    str | None,
+    _option(RESULT, "Also log to tensorboard (in the run folder), mlflow, wandb or trackio."),
 ]
 
 

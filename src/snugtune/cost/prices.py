@@ -32,7 +32,7 @@ def prices(device: str) -> list[Price]:
     table = _table()
     found = [Price(**row) for row in table["prices"] if row["device"] == device]
     colab = table["colab"]
-    units = colab["units_per_hour"].get(device)
+    units = colab_units_per_hour(device)
     if units is not None:
         per_hour = units * colab["usd_per_unit"]
         found.append(Price(device, "Colab", per_hour, colab["units_date"], colab["units_source"]))
@@ -55,6 +55,12 @@ def usd_per_hour(device: str, own: float | None = None) -> float | None:
 def cost_usd(seconds: float | None, per_hour: float | None) -> float | None:
     """Price of so many seconds, where both are known."""
     return None if seconds is None or per_hour is None else seconds / 3600 * per_hour
+
+
+def colab_units_per_hour(device: str) -> float | None:
+    """Compute units that Colab counts for an hour of ``device``, where known."""
+    units: float | None = _table()["colab"]["units_per_hour"].get(device)
+    return units
 
 
 def blog_compute_units(hours: float, memory_gb: float) -> float:

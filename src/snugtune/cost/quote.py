@@ -1,0 +1,113 @@
+"""What a run will take, told before it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from snugtune.cost.budget import Allowance
+from snugtune.cost.rates import Rates
+from snugtune.units import duration
+
+FORWARD_SHARE = 1 / 3
+"""Of a training pass: the backward pass costs about twice the forward pass."""
+
+START_S = 15.0
+"""A new process that imports the libraries, as the check of the saved folder does; on a slow machine."""
+
+BASELINE_S_PER_WORD = 5e-6
+BASELINE_S_PER_WORD_AND_CLASS = 1.5e-7
+"""Of one TF-IDF baseline with a linear classifier for each class, measured on one slow core."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do. Rows by part, words of the training texts, classes, epochs.
+
+    ``train_s`` is the plan's time of training (None: not known), ``load_s`` that of loading the model once,
+    ``full_precision_slowdown`` how much longer a forward pass takes in the float32 of the final scores than
+    in training's number format.
+    """
+
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    words: int
+    classes: int
+    epochs: float
+    train_s: float | None
+    load_s: float
+    probe: bool
+    full_precision_slowdown: float = 1.0
+
+    @property
+    def looks_after(self) -> float:
+        """The final scores of validation and test, in looks at validation."""
+        held_out = self.validation_rows + self.test_rows
+        return self.full_precision_slowdown * held_out / max(self.validation_rows, 1)
+
+    @property
+    def after_s(self) -> float:
+        """After training, apart from those scores: two baselines, the model loaded, saved and checked."""
+        return START_S + 2 * self.load_s + 2 * baseline_s(self.words, self.classes)
+
+
+def baseline_s(words: int, classes: int) -> float:
+    """Seconds of one baseline, about."""
+    return words * (BASELINE_S_PER_WORD + BASELINE_S_PER_WORD_AND_CLASS * classes)
+
+
+@dataclass(frozen=True)
+class Quote:
+    """Seconds from now on: of all of it, of training, of one epoch with its look at validation."""
+
+    time_s: float
+    train_s: float
+    epoch_s: float
+
+
+def quote(work: Work) -> Quote | None:
+    """What ``work`` will take; None if the plan knows no time."""
+    if work.train_s is None:
+        return None
+    row_s = work.train_s / work.epochs / max(work.train_rows, 1)
+    forward_s = FORWARD_SHARE * row_s
+    look_s = forward_s * work.validation_rows
+    epoch_s = row_s * work.train_rows + look_s
+    train_s = epoch_s * work.epochs + look_s
+    probe_s = forward_s * (work.train_rows + work.validation_rows) if work.probe else 0.0
+    return Quote(probe_s + train_s + look_s * work.looks_after + work.after_s, train_s, epoch_s)
+
+
+def quote_sentence(quote: Quote, rates: Rates) -> str:
+    """For the user, before training begins."""
+    parts = [f"about {duration(quote.time_s)} from here on, {duration(quote.train_s)} of it training"]
+    usd = rates.usd(quote.time_s)
+    if usd is not None and rates.price is not None:
+        date = f", {rates.price.date}" if rates.price.date else ""
+        parts.append(
+            f"{usd:.2f} USD at {rates.price.usd_per_hour:.2f} USD an hour ({rates.price.provider}{date})"
+        )
+    units = rates.units(quote.time_s)
+    if units is not None and units["colab"] is not None:
+        parts.append(f"{units['colab']:.2f} Colab compute units")
+    return f"Quote: {'; '.join(parts)}."
+
+
+def budget_warning(quote: Quote, work: Work, allowance: Allowance, elapsed_s: float) -> str | None:
+    """One sentence if the quote does not fit the budget: what will happen, and what would fit."""
+    if elapsed_s + quote.time_s <= allowance.seconds:
+        return None
+    left = allowance.seconds - elapsed_s - (quote.time_s - quote.epoch_s * work.epochs)
+    epochs = int(left / quote.epoch_s) if quote.epoch_s > 0 else 0
+    told = f"That is more than the budget of {allowance.told}: training will end early"
+    if 1 <= epochs < work.epochs:
+        return f"{told}; --epochs {epochs} would fit and lets the learning rate fall in time."
+    return f"{told}."
+
+
+def quote_as_dict(quote: Quote | None, rates: Rates) -> dict[str, Any] | None:
+    """JSON-ready: what was promised, to be compared with the bill."""
+    if quote is None:
+        return None
+    return {"time_s": quote.time_s, "train_s": quote.train_s, "usd": rates.usd(quote.time_s)}

@@ -1,0 +1,50 @@
+"""What an hour on a machine costs: in money, in Colab's compute units, and in the recipe's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from snugtune.cost.prices import Price, blog_compute_units, colab_units_per_hour, cost_usd, price_of
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Prices of one hour; None where not known.
+
+    ``memory_gb`` (10**9 bytes) is what the run takes of a card, which the recipe's formula counts; None on a
+    machine without one, where there are no compute units either.
+    """
+
+    price: Price | None = None
+    colab_units: float | None = None
+    memory_gb: float | None = None
+
+    def usd(self, seconds: float | None) -> float | None:
+        """Money for so many seconds."""
+        return cost_usd(seconds, None if self.price is None else self.price.usd_per_hour)
+
+    def units(self, seconds: float) -> dict[str, float | None] | None:
+        """Compute units for so many seconds: as Colab counts this card, and by the recipe's formula."""
+        if self.memory_gb is None:
+            return None
+        hours = seconds / 3600
+        colab = None if self.colab_units is None else self.colab_units * hours
+        return {"colab": colab, "blog_formula": blog_compute_units(hours, self.memory_gb)}
+
+    @property
+    def units_per_hour(self) -> float | None:
+        """Colab's own rate where it is known, else the recipe's formula."""
+        return self.memory_gb if self.colab_units is None else self.colab_units
+
+    def price_as_dict(self) -> dict[str, Any] | None:
+        """The price with where it is from and when it was read; JSON-ready."""
+        if self.price is None:
+            return None
+        names = ("usd_per_hour", "provider", "source", "date", "confirmed")
+        return {name: getattr(self.price, name) for name in names}
+
+
+def rates(card: str, *, own_price: float | None, memory_gb: float | None) -> Rates:
+    """The rates of a known ``card`` (empty: none); the user's ``own_price`` goes before the table's."""
+    return Rates(price_of(card, own_price), colab_units_per_hour(card), memory_gb)
