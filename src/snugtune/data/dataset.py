@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
 from snugtune.data.columns import Columns, choose_columns, join_texts
+from snugtune.data.corrections import apply_corrections
 from snugtune.data.duplicates import near_duplicate_groups
-from snugtune.data.labels import CleaningPolicy, CleanResult, LabelSet, clean
+from snugtune.data.labels import CleaningPolicy, LabelSet, clean
 from snugtune.data.split import PARTS, Split, split_rows
 from snugtune.data.table import read_table
 from snugtune.errors import UserInputError
@@ -39,19 +40,60 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Cleaned, split data.
+class Usable:
+    """What cleaning leaves of the training table, before any split: N rows.
 
-    ``first_row`` is the row, in the training file as a spreadsheet counts, of data row 0; ``overlap`` is how
-    many rows of a separate test file are near-duplicates of training rows.
+    ``rows`` (N,) are where they stand in the file (0-based data rows, ascending), ``y`` (N,) class ids,
+    ``groups`` (N,) near-duplicate groups. ``first_row`` is the row, as a spreadsheet counts, of data row 0;
+    ``corrections`` says what a file of corrected labels changed, None without one.
     """
 
-    parts: dict[str, Part]
+    rows: NDArray[np.int64]
+    texts: list[str]
+    y: NDArray[np.int64]
+    groups: NDArray[np.int64]
     labels: LabelSet
     columns: Columns
     cleaning: dict[str, Any]
     first_row: int
+    corrections: dict[str, Any] | None = None
+
+    def file_rows(self, indices: NDArray[np.int64]) -> list[int]:
+        """The rows at ``indices`` as the user's spreadsheet program numbers them."""
+        return [int(row) + self.first_row for row in self.rows[indices]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Cleaned, split data.
+
+    ``parts`` are the split rows of ``table``, or of a separate test file; ``overlap`` is how many rows of
+    such a file are near-duplicates of training rows.
+    """
+
+    parts: dict[str, Part]
+    table: Usable
     overlap: int | None = None
+
+    @property
+    def labels(self) -> LabelSet:
+        """The classes."""
+        return self.table.labels
+
+    @property
+    def columns(self) -> Columns:
+        """Where text and label were read from."""
+        return self.table.columns
+
+    @property
+    def cleaning(self) -> dict[str, Any]:
+        """What was found in the training table and what was done with it."""
+        return self.table.cleaning
+
+    @property
+    def first_row(self) -> int:
+        """The row, in the training file as a spreadsheet counts, of data row 0."""
+        return self.table.first_row
 
     def file_rows(self, part: str, indices: NDArray[np.int64]) -> list[int]:
         """The rows of ``part`` at ``indices`` as the user's spreadsheet program numbers them."""
@@ -65,33 +107,50 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
         UserInputError: a table cannot be read, or what is left of it is no classification problem.
     """
     observer = observer or Observer()
-    observer.phase("data")
-    columns, cleaned, first_row = _read_clean(config)
-    for sentence in cleaned.report.sentences():
-        observer.say(sentence)
-    labels = LabelSet(tuple(sorted(set(cleaned.labels))), cleaned.report.aliases)
-    y = labels.encode(cleaned.labels)
+    table = load_usable(config, observer)
     split = split_rows(
-        y, near_duplicate_groups(cleaned.texts), seed=config.seed,
+        table.y, table.groups, seed=config.seed,
         validation=config.validation_fraction, max_validation=MAX_VALIDATION_ROWS,
         test=0.0 if config.test else config.test_fraction,
     )  # fmt: skip
-    data = Data(_parts(split, cleaned, y), labels, columns, cleaned.report.as_dict(), first_row)
+    data = Data(_parts(split, table), table)
     _check_validation(data)
     return _with_test_file(data, config, observer) if config.test else data
 
 
-def _read_clean(config: FitConfig) -> tuple[Columns, CleanResult, int]:
-    table = read_table(config.train, sheet=config.sheet, encoding=config.encoding, delimiter=config.delimiter)
-    columns = choose_columns(table.frame, source=table.source, text=config.text, label=config.label)
-    policy = CleaningPolicy(
+def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
+    """Read, correct and clean the training table ``config`` names, telling what was found.
+
+    Raises:
+        UserInputError: the table or its corrections cannot be read or used, or what is left is no
+            classification problem.
+    """
+    observer = observer or Observer()
+    observer.phase("data")
+    read = read_table(config.train, sheet=config.sheet, encoding=config.encoding, delimiter=config.delimiter)
+    columns = choose_columns(read.frame, source=read.source, text=config.text, label=config.label)
+    texts, given = join_texts(read.frame, columns.text), _label_texts(read.frame, columns)
+    corrections = None
+    if config.corrections is not None:
+        given, corrections = apply_corrections(config.corrections, texts, given, read)
+        observer.say(corrections.sentence())
+    cleaned = clean(texts, given, _policy(config), source=read.source)
+    for sentence in cleaned.report.sentences():
+        observer.say(sentence)
+    labels = LabelSet(tuple(sorted(set(cleaned.labels))), cleaned.report.aliases)
+    return Usable(
+        cleaned.row, cleaned.texts, labels.encode(cleaned.labels), near_duplicate_groups(cleaned.texts),
+        labels, columns, cleaned.report.as_dict(), read.first_row, corrections and corrections.as_dict(),
+    )  # fmt: skip
+
+
+def _policy(config: FitConfig) -> CleaningPolicy:
+    return CleaningPolicy(
         duplicates=config.duplicates,
         conflicts=config.conflicts,
         merge_label_variants=config.merge_label_variants,
         min_class_count=config.min_class_count,
     )
-    texts, given = join_texts(table.frame, columns.text), _label_texts(table.frame, columns)
-    return columns, clean(texts, given, policy, source=table.source), table.first_row
 
 
 def _label_texts(frame: pl.DataFrame, columns: Columns) -> list[str]:
@@ -99,10 +158,10 @@ def _label_texts(frame: pl.DataFrame, columns: Columns) -> list[str]:
     return ["" if value is None else str(value).strip() for value in frame[columns.label].to_list()]
 
 
-def _parts(split: Split, cleaned: CleanResult, y: NDArray[np.int64]) -> dict[str, Part]:
+def _parts(split: Split, table: Usable) -> dict[str, Part]:
     chosen = {name: split.indices(name) for name in PARTS}
     return {
-        name: Part(cleaned.row[rows], [cleaned.texts[i] for i in rows], y[rows])
+        name: Part(table.rows[rows], [table.texts[i] for i in rows], table.y[rows])
         for name, rows in chosen.items()
     }
 
@@ -151,9 +210,7 @@ def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
             f"{overlap:,} rows of {config.test} are near-duplicates of training rows: "
             "scores on them flatter the model."
         )
-    return Data(
-        {**data.parts, "test": test}, data.labels, data.columns, data.cleaning, data.first_row, overlap
-    )
+    return Data({**data.parts, "test": test}, data.table, overlap)
 
 
 def overlapping_rows(train_texts: Sequence[str], test_texts: Sequence[str]) -> int:
