@@ -1,0 +1,177 @@
+"""One self-contained HTML file that tells how good a run is, how sure, what it cost and whether it was worth it.
+
+Made from the run folder's files alone. It loads nothing: its policy (Content-Security-Policy) admits just the
+style and the script that are in it, by their SHA-256, and whatever the data holds is escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import ChainableUndefined, Environment, PackageLoader
+from markupsafe import Markup
+
+from snugtune.errors import UserInputError
+from snugtune.files import write_text
+from snugtune.report import formats, views
+
+NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a run folder tells: ``run.json``, the lines of the journals, the rows (None if not there)."""
+
+    record: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    memory: list[dict[str, Any]]
+    predictions: pl.DataFrame | None
+
+    def without_texts(self) -> RunFiles:
+        """The same with no word of the user's texts; labels stay."""
+        rows = self.predictions
+        if rows is not None and "text" in rows.columns:
+            rows = rows.drop("text")
+        audit = self.record.get("audit") or {}
+        near = audit.get("near_duplicates") or {}
+        groups = [{**group, "text": None} for group in near.get("largest") or []]
+        record = {**self.record}
+        if groups:
+            record["audit"] = {**audit, "near_duplicates": {**near, "largest": groups}}
+        return replace(self, record=record, predictions=rows)
+
+
+def write_report(run: str | Path, *, texts: bool = True) -> Path:
+    """Write ``report.html`` into the run folder ``run`` and return its path.
+
+    ``texts=False`` leaves out the texts of wrongly classified rows; labels are always shown.
+
+    Raises:
+        UserInputError: the folder is no run, or a file of it cannot be read.
+    """
+    found = read_run_files(run)
+    path = Path(run) / NAME
+    write_text(path, report_html(found if texts else found.without_texts()))
+    return path
+
+
+def read_run_files(run: str | Path) -> RunFiles:
+    """Read what the report is made from; only ``run.json`` has to be there.
+
+    Raises:
+        UserInputError: the folder is no run, or a file of it cannot be read.
+    """
+    folder = Path(run)
+    if not (folder / "run.json").is_file():
+        raise UserInputError(f"The folder {folder} is no run (it has no run.json); name what fit has written.")
+    try:
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        journals = [_lines(folder / name) for name in ("metrics.jsonl", "memory.jsonl")]
+        rows = folder / "predictions.parquet"
+        predictions = pl.read_parquet(rows) if rows.is_file() else None
+    except (ValueError, OSError, pl.exceptions.PolarsError) as error:
+        raise UserInputError(
+            f"A file of the run {folder} cannot be read ({error}); copy the run anew."
+        ) from None
+    if not isinstance(record, dict) or not record.get("metrics"):
+        raise UserInputError(f"The file {folder / 'run.json'} holds no metrics, so there is nothing to report.")
+    return RunFiles(record, *journals, predictions)
+
+
+def report_html(run: RunFiles) -> str:
+    """The whole page."""
+    style, script = _part("page.css"), _part("page.js")
+    context = {
+        "run": run.record,
+        **_views(run),
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": content_security_policy(style, script),
+    }
+    page = _environment().get_template("page.html").render(context)
+    # Half of a surrogate pair, which JSON can carry, is no text that a file can hold.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def content_security_policy(style: str, script: str) -> str:
+    """The policy that admits these two and nothing else; ``data:`` is the empty icon."""
+    return (
+        f"default-src 'none'; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def data_block(value: Any) -> Markup:
+    """JSON for a ``<script type="application/json">``: no character in it can end the element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _views(run: RunFiles) -> dict[str, Any]:
+    record, part = run.record, views.shown_part(run.record)
+    best_step = record.get("training", {}).get("best_step")
+    metric = record.get("config", {}).get("metric", "accuracy")
+    trained = views.trained_rows(run.predictions)
+    rows = views.comparison_rows(record, part)
+    confusion = views.confusion_view(record, part)
+    examples = [row for pair in (confusion or {}).get("pairs", []) for row in pair.get("examples") or []]
+    curve = views.automation_curve(record, part)
+    return {
+        "part": part,
+        "metrics": record["metrics"][part],
+        "comparison": rows,
+        "comparison_chart": views.comparison_chart(rows),
+        "curve": curve,
+        "classes": views.class_rows(record, part, trained),
+        "confusion": confusion,
+        "texts": views.texts_of(run.predictions, part, examples),
+        "errors": views.confident_errors(run.predictions, part),
+        "reliability": views.reliability_charts(record, part),
+        "slices": views.slice_rows(record, part),
+        "loss": views.loss_chart(run.metrics, best_step),
+        "scores": views.score_chart(run.metrics, best_step, "Macro F1" if metric == "f1_macro" else "Accuracy"),
+        "rates": views.rate_chart(run.metrics),
+        "memory": views.memory_view(record, run.memory),
+        "class_sizes": views.class_sizes_chart(trained),
+        "learning_curve": views.learning_curve_chart(record),
+        "settings": views.settings_view(record.get("config", {})),
+        "data": data_block({"map": (confusion or {}).get("data"), "risk": (curve or {}).get("stops")}),
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("snugtune.report", "templates"), autoescape=True,
+        undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        percent=formats.percent, points=formats.points, number=formats.number, figure=formats.figure,
+        money=formats.money, time=formats.time, interval=formats.interval, probability=formats.probability,
+        words=formats.words, setting=formats.setting, share_bar=formats.share_bar,
+    )  # fmt: skip
+    environment.globals["span"] = formats.span
+    return environment
+
+
+def _part(name: str) -> str:
+    return (files("snugtune.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _source_hash(content: str) -> str:
+    """A hash source of https://www.w3.org/TR/CSP3/#match-element-to-source-list, of the element's text."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode("ascii")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
