@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from snugtune.data.table import Table, read_table
 from snugtune.errors import UserInputError
+from snugtune.files import replacing
 
 ROW, TEXT, GIVEN, SUGGESTED, QUALITY, CORRECTED = ISSUE_COLUMNS = (
     "row", "text", "given_label", "suggested_label", "label_quality", "corrected_label",
@@ -19,6 +21,20 @@ ROW, TEXT, GIVEN, SUGGESTED, QUALITY, CORRECTED = ISSUE_COLUMNS = (
 
 EXCEL_CHARACTERS = 32_767
 """What a cell of a workbook holds, in UTF-16 code units; longer texts are cut there."""
+
+
+_WIDTHS = (8, 90, 32, 32, 12, 32)
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A label that looks wrong: where it stands, the label that fits better, and how well it fits (0..1)."""
+
+    row: int
+    text: str
+    given: str
+    suggested: str
+    quality: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,33 @@ def apply_corrections(
     changed = sum(a != b for a, b in zip(given, corrected, strict=True))
     unchanged = sum(given[i] == label for i, label in by_row.items())
     return corrected, Corrections(path, changed, unchanged, wanted.count(""))
+
+
+def write_issues(issues: Sequence[Issue], labels: Sequence[str], path: Path) -> None:
+    """Write ``label_issues.xlsx``: a row by issue, and a cell to choose the right one of ``labels`` in."""
+    from xlsxwriter import Workbook
+
+    with replacing(path) as temporary, Workbook(temporary) as book:
+        sheet, choices = book.add_worksheet("label issues"), book.add_worksheet("labels")
+        heading = book.add_format({"bold": True})
+        wrapped = book.add_format({"text_wrap": True, "valign": "top"})
+        rounded = book.add_format({"num_format": "0.000", "valign": "top"})
+        for column, (name, width) in enumerate(zip(ISSUE_COLUMNS, _WIDTHS, strict=True)):
+            sheet.set_column(column, column, width)
+            sheet.write_string(0, column, name, heading)
+        for line, issue in enumerate(issues, start=1):
+            sheet.write_number(line, 0, issue.row, wrapped)
+            sheet.write_number(line, 4, round(issue.quality, 6), rounded)
+            for column, text in ((1, issue.text), (2, issue.given), (3, issue.suggested)):
+                sheet.write_string(line, column, cell_text(text), wrapped)
+            sheet.write_blank(line, 5, None, wrapped)
+        for line, label in enumerate(labels):
+            choices.write_string(line, 0, cell_text(label))
+        if issues:
+            allowed = {"validate": "list", "source": f"=labels!$A$1:$A${len(labels)}"}
+            sheet.data_validation(1, 5, len(issues), 5, allowed)
+        sheet.freeze_panes(1, 0)
+        sheet.autofilter(0, 0, max(1, len(issues)), len(ISSUE_COLUMNS) - 1)
 
 
 def _read(path: str) -> tuple[pl.DataFrame, int]:

@@ -175,31 +175,7 @@ def _check_validation(data: Data) -> None:
 
 
 def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
-    """The test file as it is: only rows with no text or no label are left out."""
-    assert config.test is not None
-    table = read_table(
-        config.test, sheet=config.test_sheet, encoding=config.encoding, delimiter=config.delimiter
-    )
-    columns = choose_columns(
-        table.frame, source=table.source, text=data.columns.text, label=data.columns.label
-    )
-    texts, given = join_texts(table.frame, columns.text), _label_texts(table.frame, columns)
-    rows = np.array([i for i, text in enumerate(texts) if text.strip() and given[i]], dtype=np.int64)
-    if not len(rows):
-        raise UserInputError(
-            f"The test file {config.test} has no row with both a text and a label; check it."
-        )
-    labels = [given[i] for i in rows]
-    test = Part(rows, [texts[i].strip() for i in rows], data.labels.encode(labels))
-    if len(rows) < len(texts):
-        observer.say(
-            f"{len(texts) - len(rows):,} rows of {config.test} without a text or a label are left out."
-        )
-    if unseen := data.labels.unseen(labels):
-        observer.say(
-            f"{sum(unseen.values()):,} rows of {config.test} carry {len(unseen):,} labels unseen in "
-            "training; they are predicted but not scored."
-        )
+    test = read_test(config, data.table, observer)
     if (test.y < 0).all():
         raise UserInputError(
             f"No label of the test file {config.test} occurs in {config.train}; check --label and --test."
@@ -211,6 +187,38 @@ def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
             "scores on them flatter the model."
         )
     return Data({**data.parts, "test": test}, data.table, overlap)
+
+
+def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
+    """The test file ``config`` names as it is: only rows with no text or no label are left out.
+
+    Raises:
+        UserInputError: it cannot be read, lacks the columns of ``table``, or has no row with both.
+    """
+    assert config.test is not None
+    read = read_table(
+        config.test, sheet=config.test_sheet, encoding=config.encoding, delimiter=config.delimiter
+    )
+    columns = choose_columns(
+        read.frame, source=read.source, text=table.columns.text, label=table.columns.label
+    )
+    texts, given = join_texts(read.frame, columns.text), _label_texts(read.frame, columns)
+    rows = np.array([i for i, text in enumerate(texts) if text.strip() and given[i]], dtype=np.int64)
+    if not len(rows):
+        raise UserInputError(
+            f"The test file {config.test} has no row with both a text and a label; check it."
+        )
+    labels = [given[i] for i in rows]
+    if len(rows) < len(texts):
+        observer.say(
+            f"{len(texts) - len(rows):,} rows of {config.test} without a text or a label are left out."
+        )
+    if unseen := table.labels.unseen(labels):
+        observer.say(
+            f"{sum(unseen.values()):,} rows of {config.test} carry {len(unseen):,} labels unseen in "
+            "training; they are predicted but not scored."
+        )
+    return Part(rows, [texts[i].strip() for i in rows], table.labels.encode(labels))
 
 
 def overlapping_rows(train_texts: Sequence[str], test_texts: Sequence[str]) -> int:

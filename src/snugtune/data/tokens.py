@@ -35,11 +35,15 @@ class Truncation:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of N texts, each with the tokenizer's special tokens and at most ``max_length`` long."""
+    """Token ids of N texts, each with the tokenizer's special tokens and at most ``max_length`` long.
+
+    ``lengths`` (N,) are theirs, ``whole`` (N,) those of the texts before the cut (None where nobody counted).
+    """
 
     ids: list[NDArray[np.int32]]
     lengths: NDArray[np.int64]
     truncation: Truncation
+    whole: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,7 +79,7 @@ def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> Tokens:
         tokens=int(full.sum()),
         tokens_cut=int((full - lengths).sum()),
     )
-    return Tokens(ids, lengths, truncation)
+    return Tokens(ids, lengths, truncation, full)
 
 
 def _encode(texts: Sequence[str], tokenizer: Any, **options: Any) -> list[NDArray[np.int32]]:
