@@ -9,9 +9,9 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "run-folder.md"
 OPEN = {
     "config", "label_aliases", "data.rows", "data.cleaning", "data.truncation", "parameters.parts",
     "decision.mixture", "metrics.validation", "metrics.test", "baseline.metrics", "versions",
-    "reload.without_quantization",
+    "reload.without_quantization", "audit", "data.corrections",
 }  # fmt: skip
-OPTIONAL = {"metrics.test", "time.probe_s"}
+OPTIONAL = {"metrics.test", "time.audit_s", "time.probe_s"}
 
 
 def documented() -> set[str]:
