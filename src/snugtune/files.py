@@ -55,7 +55,7 @@ def staged_folder(folder: str | Path, *, overwrite: bool, marker: str) -> Iterat
     """
     folder = Path(folder)
     _check_free(folder, overwrite, marker)
-    staging = folder.with_name(f".{folder.name}.partial")
+    staging = _staging(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _claim(staging, folder)
@@ -65,7 +65,7 @@ def staged_folder(folder: str | Path, *, overwrite: bool, marker: str) -> Iterat
         ) from None
     try:
         yield staging
-        (staging / _CLAIM).unlink()
+        (staging / CLAIM).unlink()
         _replace_folder(staging, folder)
     except OSError as error:
         raise _as_user_error(error, folder) from error
@@ -73,7 +73,17 @@ def staged_folder(folder: str | Path, *, overwrite: bool, marker: str) -> Iterat
         shutil.rmtree(staging, ignore_errors=True)
 
 
-_CLAIM = ".claimed-by"
+def being_written(folder: str | Path) -> Path | None:
+    """Where a living process writes ``folder`` now; None if none does."""
+    staging = _staging(Path(folder))
+    return staging if staging.is_dir() and _is_alive(staging, or_own=True) else None
+
+
+def _staging(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+CLAIM = ".claimed-by"
 """Holds the id of the process that writes the folder, and when that process was started (Unix time, s)."""
 
 _SAME_START_S = 10.0
@@ -110,17 +120,21 @@ def _claim(staging: Path, folder: Path) -> None:
     import psutil
 
     claim = f"{os.getpid()} {psutil.Process().create_time()}"
-    (staging / _CLAIM).write_text(claim, encoding="utf-8")
+    (staging / CLAIM).write_text(claim, encoding="utf-8")
 
 
-def _is_alive(staging: Path) -> bool:
-    """Whether the process that claimed ``staging`` is still there; its id may by now be another's."""
+def _is_alive(staging: Path, *, or_own: bool = False) -> bool:
+    """Whether another process (``or_own``: or this one) that claimed ``staging`` is still there.
+
+    Its id may by now be another's.
+    """
     import psutil
 
     try:
-        owner, *started = (staging / _CLAIM).read_text(encoding="utf-8").split()
+        owner, *started = (staging / CLAIM).read_text(encoding="utf-8").split()
         process = psutil.Process(int(owner))
-        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+        is_own = process.pid == os.getpid()
+        if (is_own and not or_own) or process.status() == psutil.STATUS_ZOMBIE:
             return False
         return not started or abs(process.create_time() - float(started[0])) < _SAME_START_S
     except psutil.AccessDenied:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from snugtune.config import FitConfig, write_config
+from snugtune.audit import Lengths, examine
+from snugtune.config import WITHOUT_EFFECT_ON_WEIGHTS, FitConfig, write_config
+from snugtune.cost.meter import EnergyMeter, processor_counters
+from snugtune.cost.quote import Work
 from snugtune.data.dataset import Data, load_data
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import RunInterruptedError
@@ -33,16 +37,19 @@ from snugtune.model.head import find_head
 from snugtune.model.offload import embedding_to_host
 from snugtune.model.parameters import ParameterReport, count_parameters
 from snugtune.model.precision import compute_dtype, pick_device
-from snugtune.progress import Observer, PhaseClock
+from snugtune.progress import Observer, PhaseClock, Together
 from snugtune.report.card import write_card
 from snugtune.report.record import RunFacts, write_lines, write_predictions, write_record
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, train
 from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
+from snugtune.train.journal import Journal
 from snugtune.train.planning import plan_run, record_run
 from snugtune.train.probe import start_from_probe
 from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, ON_CPU, Recovery, fingerprint_of
 from snugtune.train.retreats import evaluation_retreats, retreats
+from snugtune.train.spending import Spending, agree, card_energy
+from snugtune.train.track import Tracker, tracking
 from snugtune.units import GIB
 
 ROWS_TO_CHECK = 16
@@ -74,33 +81,47 @@ def fit(
         RestartNeededError: memory ran out and this process cannot go on.
         RunInterruptedError: Ctrl-C before anything was learned.
     """
-    clock = PhaseClock(observer or Observer())
-    with staged_folder(out, overwrite=overwrite, marker="run.json") as folder:
+    observer = observer or Observer()
+    with (
+        staged_folder(out, overwrite=overwrite, marker="run.json") as folder,
+        _tracking(config, folder, Path(out).name, recovery, observer) as tracker,
+    ):
+        energy = EnergyMeter(processor_counters())
+        clock = PhaseClock(Together(observer, Journal(folder), tracker, energy))
         data = load_data(config, clock)
         resident_bytes_before = resident_bytes()
         job = _prepare(config, data, clock, recovery)
+        energy.add(card_energy(job.device))
         tokens = _tokenize(job)
         plan = _plan(job, tokens["train"])
+        spending = _agree(job, plan, tokens, recovery)
         guard = _guard(job, plan, recovery)
         trainee = _trainee(job, plan, tokens, guard)
         _draw_levers(guard, recovery)
         check_free_space(folder, _folder_bytes(trainee.parameters))
         with PeakMeter(job.device) as memory:
             checkpoints = _checkpoints(job, tokens, recovery)
-            result = _train(job, plan, trainee, tokens, Services(clock, guard, memory, checkpoints))
+            services = Services(clock, guard, memory, checkpoints, spending.budget)
+            result = _train(job, plan, trainee, tokens, services)
         # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
         beside = 0 if job.on_card else resident_bytes_before
         peaks = Peaks(beside + round(plan.predicted_peak_gib * GIB), memory.peak_bytes)
-        _remember(job, plan, guard, peaks.measured_bytes - beside, result)
+        _remember(job, plan, guard, peaks.measured_bytes - beside, result, spending)
         final = _on_published_weights(job, trainee.model, guard)
         logits = _held_out_logits(job, final, tokens, guard)
+        audit = _audit(job, tokens, trainee.features, folder)
         baselines = _fit_baselines(job)
         decision = _decide(job, logits["validation"], baselines.chosen_with)
         scores = _score(job, logits, baselines, decision)
         saved = _save(job, final, baselines.final, decision, folder)
         reload = _check_saved(job, saved, logits["validation"], trainee.parameters, peft=is_peft(final))
         result.note(guard.new_events())
-        _write(job, tokens, trainee, result, recovery, peaks, decision, scores, saved, reload, folder)
+        cost = _bill(job, spending, result, peaks, energy, scores)
+        record = _write(
+            job, tokens, trainee, result, recovery, peaks, decision, scores, saved, reload, cost, audit,
+            folder,
+        )  # fmt: skip
+        tracker.log_result(record)
     return Path(out)
 
 
@@ -114,6 +135,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     clock: PhaseClock
+    load_s: float
 
     @property
     def on_card(self) -> bool:
@@ -128,12 +150,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Trainee:
-    """The model to train, the names of its head's modules, what is trained of it, and from where."""
+    """The model to train, the names of its head's modules, what is trained of it, and from where.
+
+    ``features`` (N, H) are the frozen model's of the training and validation rows, if the probe read them.
+    """
 
     model: torch.nn.Module
     head_names: tuple[str, ...]
     parameters: ParameterReport
     begin_from: dict[str, torch.Tensor]
+    features: NDArray[np.float16] | None
 
 
 @dataclass(frozen=True)
@@ -173,6 +199,14 @@ class Scores:
     baseline_metrics: dict[str, dict[str, Any]]
 
 
+def _tracking(
+    config: FitConfig, folder: Path, name: str, recovery: Recovery | None, observer: Observer
+) -> AbstractContextManager[Tracker]:
+    on_cpu = recovery is not None and recovery.caution >= ON_CPU
+    settings = config.model_dump(mode="json")
+    return tracking(config.track, folder, name, settings, on_cpu=on_cpu, say=observer.say)
+
+
 def _prepare(config: FitConfig, data: Data, clock: PhaseClock, recovery: Recovery | None) -> Job:
     on_cpu = recovery is not None and recovery.caution >= ON_CPU
     # Whatever loading draws at random, it draws by the run's seed.
@@ -181,8 +215,9 @@ def _prepare(config: FitConfig, data: Data, clock: PhaseClock, recovery: Recover
     bound_primitive_caches()
     device = torch.device("cpu") if on_cpu else pick_device()
     dtype = compute_dtype(config.model_copy(update={"fp16": False}) if on_cpu else config, device)
+    started = clock.elapsed_s
     backbone = load_for_fit(config, data.labels, dtype=dtype, dropout=config.hidden_dropout, device=device)
-    return Job(config, data, backbone, device, dtype, clock)
+    return Job(config, data, backbone, device, dtype, clock, clock.elapsed_s - started)
 
 
 def _tokenize(job: Job) -> dict[str, Tokens]:
@@ -210,6 +245,21 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
     return plan
 
 
+def _agree(job: Job, plan: Plan, tokens: dict[str, Tokens], recovery: Recovery | None) -> Spending:
+    """The quote, and the budget if one is set."""
+    work = Work(
+        train_rows=len(tokens["train"]), validation_rows=len(tokens["validation"]),
+        test_rows=len(tokens["test"]), words=sum(len(text.split()) for text in job.data.parts["train"].texts),
+        classes=len(job.data.labels.names), epochs=job.config.num_train_epochs, train_s=plan.time_s,
+        load_s=job.load_s, probe=job.config.probe_start,
+    )  # fmt: skip
+    clock, earlier_s = job.clock, recovery.spent_s if recovery else 0.0
+    return agree(
+        job.config, plan, work, tokens["train"].lengths, half_precision=job.dtype != torch.float32,
+        elapsed=lambda: clock.elapsed_s, earlier_s=earlier_s, say=clock.say,
+    )  # fmt: skip
+
+
 def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
     """What keeps the run going when memory runs out after all; its limits start from the plan."""
     chunk = plan.tokens_per_micro_batch if plan.setup.chunked_evaluation else INFERENCE_TOKENS
@@ -232,6 +282,11 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
     model = job.backbone.model.to(job.device)
     head = find_head(model, job.config.modules_to_save)
     begin_from: dict[str, torch.Tensor] = {}
+    features: list[NDArray[np.float16]] = []
+
+    def keep(*parts: NDArray[np.float32] | None) -> None:
+        features.extend(part.astype(np.float16) for part in parts if part is not None)
+
     if job.config.probe_start:
         parts = job.data.parts
         job.clock.phase("probe", len(tokens["train"]) + len(tokens["validation"]))
@@ -239,6 +294,7 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
             model, head, tokens["train"], parts["train"].y, len(job.data.labels.names),
             held_out=(tokens["validation"], parts["validation"].y), pad_token_id=job.pad_token_id,
             device=job.device, dtype=job.dtype, on_rows=job.clock.advance, guard=guard,
+            on_features=keep if job.config.audit else None,
         )  # fmt: skip
     torch.manual_seed(job.config.seed)
     trained = wrap(model, job.config)
@@ -248,7 +304,10 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
     job.clock.say(
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
     )
-    return Trainee(trained, head.modules_to_save, parameters, on_trained(trained, begin_from))
+    return Trainee(
+        trained, head.modules_to_save, parameters, on_trained(trained, begin_from),
+        np.concatenate(features) if features else None,
+    )  # fmt: skip
 
 
 def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
@@ -271,7 +330,8 @@ def _checkpoints(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None)
     # States outlive this command: another version might not go on as this one would have.
     versions = {name: version(name) for name in ("snugtune", "torch", "transformers", "peft")}
     settings = {
-        "config": job.config.model_dump(mode="json"), "data": digest.hexdigest(), "versions": versions
+        "config": job.config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS)),
+        "data": digest.hexdigest(), "versions": versions,
     }  # fmt: skip
     return Checkpoints(recovery.states, fingerprint=fingerprint_of(settings))
 
@@ -303,13 +363,16 @@ def _train(
     return result
 
 
-def _remember(job: Job, plan: Plan, guard: Guard, measured_bytes: int, result: TrainResult) -> None:
+def _remember(
+    job: Job, plan: Plan, guard: Guard, measured_bytes: int, result: TrainResult, spending: Spending
+) -> None:
     """What training really took corrects the plans of later runs, unless it did not go by this plan."""
     undisturbed = result.steps > 0 and not any("event" in row for row in result.memory)
     # After a restart micro-batches may be smaller than planned, or the device another.
     by_plan = guard.training.tokens == guard.training.planned and plan.setup.device == job.device.type
     if undisturbed and by_plan:
         record_run(plan, measured_bytes)
+        spending.remember(result)
 
 
 def _on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torch.nn.Module:
@@ -339,6 +402,24 @@ def _held_out_logits(job: Job, model: torch.nn.Module, tokens: dict[str, Tokens]
         )
         for name in parts
     }  # fmt: skip
+
+
+def _audit(
+    job: Job, tokens: dict[str, Tokens], features: NDArray[np.float16] | None, folder: Path
+) -> dict[str, Any] | None:
+    """The data themselves: what they hold, labels that look wrong, what more rows would bring.
+
+    Labels of test rows are not looked at.
+    """
+    if not job.config.audit:
+        return None
+    table, parts = job.data.table, job.data.parts
+    of_table = [tokens[name] for name in parts if name != "test" or job.config.test is None]
+    judged = np.concatenate([parts[name].rows for name in ("train", "validation")])
+    return examine(
+        table, Lengths.of_parts(of_table), np.searchsorted(table.rows, judged), features,
+        leaked_rows=job.data.overlap, seed=job.config.seed, folder=folder, observer=job.clock,
+    )  # fmt: skip
 
 
 def _fit_baselines(job: Job) -> Baselines:
@@ -403,6 +484,15 @@ def _check_saved(
     return Reload(check_reloads([saved])[0], compare_full_precision(saved, parameters.all))
 
 
+def _bill(
+    job: Job, spending: Spending, result: TrainResult, peaks: Peaks, energy: EnergyMeter, scores: Scores
+) -> dict[str, Any]:
+    return spending.bill(
+        job.clock.seconds, result, peak_bytes=peaks.measured_bytes, energy=energy.used(),
+        baseline_score=scores.baseline_metrics["validation"][job.config.metric],
+    )  # fmt: skip
+
+
 def _write(
     job: Job,
     tokens: dict[str, Tokens],
@@ -414,8 +504,10 @@ def _write(
     scores: Scores,
     saved: Path,
     reload: Reload,
+    cost: dict[str, Any],
+    audit: dict[str, Any] | None,
     folder: Path,
-) -> None:
+) -> dict[str, Any]:
     write_config(job.config, folder / "config.yaml")
     write_lines(result.metrics, folder / "metrics.jsonl")
     write_lines(result.memory, folder / "memory.jsonl")
@@ -428,7 +520,9 @@ def _write(
         decision=decision, metrics=scores.metrics, baseline_metrics=scores.baseline_metrics,
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=reload.largest_logit_difference,
-        without_quantization=reload.without_quantization, seconds=job.clock.seconds(),
+        without_quantization=reload.without_quantization, seconds=job.clock.seconds(), cost=cost,
+        audit=audit,
     )  # fmt: skip
     record = write_record(facts, folder / "run.json")
     write_card(record, folder / "README.md")
+    return record

@@ -146,6 +146,7 @@ class Supervisor:
         self._found = newest_committed(self.states)
         self._worker: _Worker | None = None
         self._presses = 0
+        self._began = time.perf_counter()
 
     def run(self) -> Path:
         """Train; returns the run folder. Raises as ``fit`` does."""
@@ -233,6 +234,7 @@ class Supervisor:
             self.recovery.restarts + 1,
             caution,
             (*self.recovery.history, f"From {start}, {CAUTION[caution]}: {reason}"),
+            time.perf_counter() - self._began + wait,
         )
         if wait:
             self.sleep(wait)

@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from snugtune.cli.audit import audit
+from snugtune.cli.compare import compare
 from snugtune.cli.data import app as data_app
 from snugtune.cli.demo import demo
 from snugtune.cli.evaluate import evaluate
@@ -13,6 +15,7 @@ from snugtune.cli.fit import fit
 from snugtune.cli.plan import plan
 from snugtune.cli.predict import predict
 from snugtune.cli.sample import sample
+from snugtune.cli.watch import watch
 from snugtune.errors import SnugtuneError
 from snugtune.quiet import quiet_imports
 
@@ -23,12 +26,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(fit)
+app.command()(audit)
 app.command()(evaluate)
 app.command()(plan)
 app.command()(demo)
 app.command()(sample)
 app.add_typer(data_app, name="data")
 app.command()(predict)
+app.command()(compare)
+app.command()(watch)
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 Option = typer.Option
 NOT_SETTINGS = {
-    "data", "labels", "rows", "gpu", "memory", "max_hours", "max_cost", "recipe", "picture", "config", "json",
+    "data", "labels", "rows", "gpu", "memory", "max_hours", "max_time", "max_cost", "recipe", "picture",
+    "config", "json",
 }  # fmt: skip
 
 
@@ -34,6 +35,7 @@ def plan(
     max_hours: Annotated[
         float | None, Option(help="The longest it may take; says what would keep it.")
     ] = None,
+    max_time: Annotated[str | None, Option(help="The same as for fit: 90min, 1.5h.")] = None,
     max_cost: Annotated[float | None, Option(help="The most it may cost in USD; likewise.")] = None,
     recipe: Annotated[str | None, Option(help="'blog': a well-known recipe beside our plan.")] = None,
     picture: Annotated[
@@ -80,7 +82,7 @@ def plan(
     from snugtune.train.planning import plan_devices
 
     quiet_libraries()
-    limits = Limits(_positive("--max-hours", max_hours), _positive("--max-cost", max_cost))
+    given_limits = Limits(_hours(max_hours, max_time), _positive("--max-cost", max_cost))
     if recipe is not None:
         found = _recipe(recipe, price_per_hour_usd)
         typer.echo(json_module.dumps(found)) if json else show_recipe(found)
@@ -89,6 +91,9 @@ def plan(
     # Without data the one setting that has no default stays empty.
     base = {"train": ""} | (read_config(config) if config else {})
     settings = make_config(base | options.settings(given) | ({"train": data} if data else {}))
+    # Those of a fit's configuration hold here, too.
+    in_config = None if settings.max_time_s is None else settings.max_time_s / 3600
+    limits = Limits(given_limits.max_hours or in_config, given_limits.max_cost_usd or settings.max_cost_usd)
     labels, lengths = _job(settings, labels, rows)
     report = plan_parameters(settings, labels)
     plans = plan_devices(settings, labels, _devices(gpu, memory), lengths=lengths, limits=limits)
@@ -130,6 +135,19 @@ def _devices(gpu: str | None, memory: str | None) -> list[Device]:
         return devices
     budget = parse_memory(memory)
     return [with_memory(device, min(budget, device.usable_gib) if gpu else budget) for device in devices]
+
+
+def _hours(max_hours: float | None, max_time: str | None) -> float | None:
+    """The shorter of both limits of time."""
+    from snugtune.units import parse_duration
+
+    found = [_positive("--max-hours", max_hours)]
+    if max_time is not None:
+        try:
+            found.append(_positive("--max-time", parse_duration(max_time) / 3600))
+        except ValueError as error:
+            raise UserInputError(f"--max-time {max_time!r}: {error}.") from None
+    return min((hours for hours in found if hours is not None), default=None)
 
 
 def _positive(option: str, value: float | None) -> float | None:

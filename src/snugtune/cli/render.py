@@ -22,6 +22,7 @@ PHASES = {
     "train": "Training",
     "evaluate": "Evaluating",
     "baseline": "Training the TF-IDF baseline",
+    "audit": "Auditing the data",
     "survey": "Reading the table",
     "predict": "Classifying",
     "save": "Saving and reloading in a new process",
@@ -107,14 +108,44 @@ def show_run(record: dict[str, Any], run: Path) -> None:
         figures = (f"{part[key]:.4f}" for part in baseline["metrics"].values())
         table.add_row(f"{baseline['name']}: {key}", *figures, style="dim")
     console.print(table)
-    usd = record["cost"]["usd"]
-    console.print(
-        f"Peak memory {record['memory']['measured_peak_gib']:.2f} GiB"
-        + ("" if usd is None else f", {usd:.2f} USD"),
-        markup=False,
-        highlight=False,
-    )
-    console.print(f"Trained in {duration(record['time']['train_s'])}; everything lies in {run}", markup=False)
+    for sentence in (*cost_sentences(record), f"Everything lies in {run}."):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def cost_sentences(record: dict[str, Any]) -> list[str]:
+    """What the run took, and what predictions will take, a line each; only what is known."""
+    cost, time = record["cost"], record["time"]
+    took = [f"{duration(time['total_s'])}, {duration(time['train_s'])} of it training"]
+    took.append(f"peak memory {record['memory']['measured_peak_gib']:.2f} GiB")
+    if cost["energy_wh"] is not None:
+        took.append(f"{cost['energy_wh']:.1f} Wh ({cost['energy_of']})")
+    if cost["usd"] is not None:
+        price = cost["price"]
+        source = ", ".join(filter(None, (price["provider"], price["date"])))
+        took.append(f"{cost['usd']:.2f} USD at {price['usd_per_hour']:.2f} an hour ({source})")
+    if cost["compute_units"] is not None:
+        units = {"by 1 GB for an hour": cost["compute_units"]["blog_formula"]}
+        units |= {"on Colab": cost["compute_units"]["colab"]}
+        told = [f"{value:.2f} {how}" for how, value in units.items() if value is not None]
+        took.append(f"compute units: {', '.join(told)}")
+    sentences = [f"It took {'; '.join(took)}."]
+    if cost["budget"]["ended_run"]:
+        sentences.append("The budget ended the training; the best weights until then were kept.")
+    return [*sentences, *_prediction_sentences(cost)]
+
+
+def _prediction_sentences(cost: dict[str, Any]) -> list[str]:
+    per_1000, per_year = cost["per_1000_predictions"], cost["per_year"]
+    if per_1000 is None:
+        return []
+    told = f"1,000 predictions take {duration(per_1000['seconds'])} here"
+    if per_1000["usd"] is not None:
+        told += f", {per_1000['usd']:.4f} USD"
+    if per_year is not None:
+        told += f"; a year of {per_year['predictions']:,} takes {duration(per_year['seconds'])}"
+        if per_year["usd"] is not None:
+            told += f", {per_year['usd']:.2f} USD"
+    return [f"{told}."]
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

@@ -8,13 +8,14 @@ package, so other programs' share is in them; most systems let only root read th
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from snugtune.progress import Observer, StepInfo
 
 POWERCAP = Path("/sys/class/powercap")
 
@@ -41,18 +42,22 @@ class Counter:
     wraps_at: float = 0.0
 
 
-class EnergyMeter:
-    """Adds up what the counters advance between entering and leaving.
+class EnergyMeter(Observer):
+    """Adds up what counters advance from the moment they are added.
 
-    A counter that cannot be read any more is left out altogether: half of a figure would mislead.
+    It is told of a run like any other observer, which is when it reads them. A counter that cannot be read
+    any more is left out altogether: half of a figure would mislead.
     """
 
-    def __init__(self, counters: Sequence[Counter], read_every_s: float = READ_EVERY_S) -> None:
-        self._tallies = [_Tally(counter) for counter in counters]
-        self._read_every_s = read_every_s
-        self._done = threading.Event()
-        self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="snugtune-energy-meter", daemon=True)
+    def __init__(self, counters: Sequence[Counter] = ()) -> None:
+        self._tallies: list[_Tally] = []
+        self._read_at = 0.0
+        self.add(counters)
+
+    def add(self, counters: Sequence[Counter]) -> None:
+        """Count from now on with these, too."""
+        self._tallies += [_Tally(counter) for counter in counters]
+        self._read()
 
     def used(self) -> Energy | None:
         """So far; None without a counter that can be read."""
@@ -63,27 +68,26 @@ class EnergyMeter:
         joules = sum(tally.joules for tally in found)
         return Energy(joules / J_PER_WH, " + ".join(dict.fromkeys(tally.counter.of for tally in found)))
 
-    def __enter__(self) -> EnergyMeter:
+    def phase(self, name: str, total: int | None = None) -> None:  # noqa: ARG002
+        """Read again."""
         self._read()
-        if self._tallies:
-            self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        if self._tallies:
-            self._thread.join()
+    def advance(self, done: int) -> None:  # noqa: ARG002
+        """Read again if it is time to."""
+        self._read_if_due()
 
-    def _run(self) -> None:
-        while not self._done.wait(self._read_every_s):
+    def on_step(self, info: StepInfo) -> None:  # noqa: ARG002
+        """Read again if it is time to."""
+        self._read_if_due()
+
+    def _read_if_due(self) -> None:
+        if time.monotonic() - self._read_at >= READ_EVERY_S:
             self._read()
 
     def _read(self) -> None:
-        with self._lock:
-            for tally in self._tallies:
-                tally.read()
+        self._read_at = time.monotonic()
+        for tally in self._tallies:
+            tally.read()
 
 
 class _Tally:
@@ -109,12 +113,7 @@ class _Tally:
         self._last = value
 
 
-def energy_counters(gpu_uuid: str | None, powercap: Path = POWERCAP) -> list[Counter]:
-    """What can be read here: the card (by the UUID that PyTorch tells, None without one) and processors."""
-    return [*([] if gpu_uuid is None else _nvml(gpu_uuid)), *_packages(powercap)]
-
-
-def _packages(powercap: Path) -> list[Counter]:
+def processor_counters(powercap: Path = POWERCAP) -> list[Counter]:
     """One counter for each processor package; its cores and caches, below it, are part of it."""
     found = []
     for zone in sorted(powercap.glob("*-rapl:*")):
@@ -131,13 +130,13 @@ def _microjoules(path: Path) -> Callable[[], float]:
     return lambda: float(path.read_text(encoding="ascii")) / 1e6
 
 
-def _nvml(gpu_uuid: str) -> list[Counter]:
-    """The card's counter, if its driver has one."""
+def card_counters(uuid: str) -> list[Counter]:
+    """The counter of the NVIDIA card of this ``uuid`` (as PyTorch tells it), if its driver has one."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{gpu_uuid.removeprefix('GPU-')}")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except pynvml.NVMLError:
         return []

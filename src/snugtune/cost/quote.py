@@ -24,7 +24,8 @@ BASELINE_S_PER_WORD_AND_CLASS = 1.5e-7
 class Work:
     """What there is to do. Rows by part, words of the training texts, classes, epochs.
 
-    ``train_s`` is the plan's time of training (None: not known), ``load_s`` that of loading the model once,
+    ``train_s`` is the plan's time of training (None: not known), ``pace`` the real over the planned time in
+    earlier runs like it (None: there were none), ``load_s`` that of loading the model once,
     ``full_precision_slowdown`` how much longer a forward pass takes in the float32 of the final scores than
     in training's number format.
     """
@@ -38,6 +39,7 @@ class Work:
     train_s: float | None
     load_s: float
     probe: bool
+    pace: float | None = None
     full_precision_slowdown: float = 1.0
 
     @property
@@ -59,24 +61,29 @@ def baseline_s(words: int, classes: int) -> float:
 
 @dataclass(frozen=True)
 class Quote:
-    """Seconds from now on: of all of it, of training, of one epoch with its look at validation."""
+    """Seconds from now on: of all of it, of training, of one epoch with its look at validation.
+
+    ``confirmed``: runs like it on this machine have put the plan's estimate right.
+    """
 
     time_s: float
     train_s: float
     epoch_s: float
+    confirmed: bool = False
 
 
 def quote(work: Work) -> Quote | None:
     """What ``work`` will take; None if the plan knows no time."""
     if work.train_s is None:
         return None
-    row_s = work.train_s / work.epochs / max(work.train_rows, 1)
+    row_s = (work.pace or 1.0) * work.train_s / work.epochs / max(work.train_rows, 1)
     forward_s = FORWARD_SHARE * row_s
     look_s = forward_s * work.validation_rows
     epoch_s = row_s * work.train_rows + look_s
     train_s = epoch_s * work.epochs + look_s
     probe_s = forward_s * (work.train_rows + work.validation_rows) if work.probe else 0.0
-    return Quote(probe_s + train_s + look_s * work.looks_after + work.after_s, train_s, epoch_s)
+    time_s = probe_s + train_s + look_s * work.looks_after + work.after_s
+    return Quote(time_s, train_s, epoch_s, work.pace is not None)
 
 
 def quote_sentence(quote: Quote, rates: Rates) -> str:
@@ -91,7 +98,10 @@ def quote_sentence(quote: Quote, rates: Rates) -> str:
     units = rates.units(quote.time_s)
     if units is not None and units["colab"] is not None:
         parts.append(f"{units['colab']:.2f} Colab compute units")
-    return f"Quote: {'; '.join(parts)}."
+    basis = (
+        "as earlier runs here took" if quote.confirmed else "a rough estimate, no run here has confirmed it"
+    )
+    return f"Quote: {'; '.join(parts)} ({basis})."
 
 
 def budget_warning(quote: Quote, work: Work, allowance: Allowance, elapsed_s: float) -> str | None:
@@ -110,4 +120,5 @@ def quote_as_dict(quote: Quote | None, rates: Rates) -> dict[str, Any] | None:
     """JSON-ready: what was promised, to be compared with the bill."""
     if quote is None:
         return None
-    return {"time_s": quote.time_s, "train_s": quote.train_s, "usd": rates.usd(quote.time_s)}
+    told = {"time_s": quote.time_s, "train_s": quote.train_s, "usd": rates.usd(quote.time_s)}
+    return {**told, "confirmed": quote.confirmed}

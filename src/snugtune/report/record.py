@@ -5,6 +5,7 @@ Everything shown elsewhere is made from these. ``docs/run-folder.md`` describes 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -35,7 +36,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Everything a finished run knows about itself; ``seconds`` are those of each phase and in total."""
+    """Everything a finished run knows about itself.
+
+    ``seconds`` are those of each phase and in total, ``cost`` is the bill (``snugtune.cost.bill``).
+    """
 
     config: FitConfig
     data: Data
@@ -56,6 +60,8 @@ class RunFacts:
     largest_logit_difference: float
     without_quantization: FullPrecision | None
     seconds: dict[str, float]
+    cost: dict[str, Any]
+    audit: dict[str, Any] | None
 
 
 def write_record(facts: RunFacts, path: Path) -> dict[str, Any]:
@@ -80,7 +86,9 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
             "cleaning": data.cleaning,
             "truncation": asdict(facts.truncation),
             "test_rows_like_training": data.overlap,
+            "corrections": data.table.corrections,
         },
+        "audit": facts.audit,
         "model": {"source": config.model, "folder": facts.model_folder, "max_length": facts.max_length},
         "parameters": facts.parameters.as_dict(),
         "training": _training(facts),
@@ -94,7 +102,7 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
             "without_quantization": facts.without_quantization and asdict(facts.without_quantization),
         },
         "time": _time(facts),
-        "cost": _cost(facts),
+        "cost": facts.cost,
         "versions": _versions(*(["bitsandbytes"] if config.load_in_4bit else [])),
     }
 
@@ -108,6 +116,7 @@ def write_predictions(data: Data, probabilities: dict[str, NDArray[np.float64]],
     """Row by row: the part it fell in and, where scored, what was predicted.
 
     ``row`` counts the data rows of its file from 0; test rows of a separate file count in that file.
+    ``text_id`` is the same for the same text in every run.
     """
     names = np.array([*data.labels.names, None], dtype=object)
     frames = []
@@ -115,14 +124,22 @@ def write_predictions(data: Data, probabilities: dict[str, NDArray[np.float64]],
         columns: dict[str, Any] = {
             "row": part.rows,
             "part": [name] * len(part),
+            "text_id": list(map(text_id, part.texts)),
             "label": names[part.y].tolist(),
         }
         if name in probabilities:
             columns["predicted_label"] = names[probabilities[name].argmax(1)].tolist()
             columns["confidence"] = probabilities[name].max(1)
-        frames.append(pl.DataFrame(columns, schema_overrides={"label": pl.String}))
+        schema = {"label": pl.String, "text_id": pl.UInt64}
+        frames.append(pl.DataFrame(columns, schema_overrides=schema))
     with replacing(path) as temporary:
         pl.concat(frames, how="diagonal").write_parquet(temporary)
+
+
+def text_id(text: str) -> int:
+    """64 bits of a text's hash: the same text has the same one in every run."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big")
 
 
 def _training(facts: RunFacts) -> dict[str, Any]:
@@ -152,12 +169,6 @@ def _memory(facts: RunFacts) -> dict[str, Any]:
 def _time(facts: RunFacts) -> dict[str, Any]:
     phases = {f"{name}_s": seconds for name, seconds in facts.seconds.items() if name != "train"}
     return {"train_s": facts.result.train_s, **phases}
-
-
-def _cost(facts: RunFacts) -> dict[str, Any]:
-    price = facts.config.price_per_hour_usd
-    usd = None if price is None else facts.seconds["total"] / 3600 * price
-    return {"usd": usd, "price_per_hour_usd": price}
 
 
 def _versions(*more: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from snugtune.config import FitConfig
+from snugtune.cost.budget import Budget
 from snugtune.data.batches import epoch_steps, micro_batches, steps_per_epoch
 from snugtune.data.tokens import Tokens
 from snugtune.errors import TrainingError
@@ -63,6 +64,7 @@ class TrainResult:
     best_score: float = -math.inf
     interrupted: bool = False
     stopped_early: bool = False
+    over_budget: bool = False
     train_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
@@ -80,6 +82,7 @@ class Services:
     guard: Guard | None = None
     meter: PeakMeter | None = None
     checkpoints: Checkpoints | None = None
+    budget: Budget | None = None
 
 
 def train(
@@ -99,7 +102,8 @@ def train(
 
     The untrained state (the probe start) is scored first, so the result is never worse than the probe on
     validation; training itself then begins with the trained tensors ``begin_from``, if given, put in place.
-    Ctrl-C ends training and keeps the best so far. With ``services.checkpoints``, training goes on from the
+    Ctrl-C ends training and keeps the best so far; so does the end of ``services.budget``, after a last look
+    at validation. With ``services.checkpoints``, training goes on from the
     newest committed state as if nothing had happened.
 
     Raises:
@@ -119,7 +123,7 @@ def train(
             run.report(loss)
             if run.at_end_of_epoch:
                 run.validate()
-            if run.keeper.exhausted:
+            if run.keeper.exhausted or run.over_budget():
                 break
             run.commit_if_due()
     except KeyboardInterrupt:
@@ -209,6 +213,18 @@ class _Run:
         if warning:
             self.observer.say(warning)
 
+    def over_budget(self) -> bool:
+        """Whether training must end now for the run to stay within its budget; if so, after a last look."""
+        budget = self.services.budget
+        why = None if budget is None or self.result.steps == self.total else budget.exhausted()
+        if why is None:
+            return False
+        self.observer.say(why)
+        self.result.over_budget = True
+        if not self.at_end_of_epoch:
+            self.validate()
+        return True
+
     @property
     def at_end_of_epoch(self) -> bool:
         return self.result.steps % self.per_epoch == 0 or self.result.steps == self.total
@@ -296,6 +312,7 @@ class _Run:
 
     def validate(self) -> None:
         """One look at the validation part; the weights are kept if they are the best so far."""
+        started = time.perf_counter()
         logits = predict_logits(
             self.model, self.validation_set.tokens, pad_token_id=self.pad_token_id, device=self.device,
             dtype=self.dtype, max_examples=self.config.per_device_eval_batch_size, guard=self.guard,
@@ -310,6 +327,8 @@ class _Run:
             {"step": steps, "epoch": epoch, "eval_score": score, "eval_loss": log_loss, "best": best}
         )
         self.observer.on_validation(ValidationInfo(steps, epoch, score, log_loss, best))
+        if self.services.budget is not None:
+            self.services.budget.looked(time.perf_counter() - started)
 
     def report(self, loss: float) -> None:
         """Note and tell of the step that was just taken."""
@@ -318,13 +337,14 @@ class _Run:
             {"step": steps, "loss": loss, "learning_rate": self.learning_rate, "elapsed_s": elapsed}
         )
         self.result.note(self.guard.new_events())
-        peak = None
-        if self.meter is not None:
-            taken = self.meter.now()
+        taken = None if self.meter is None else self.meter.now()
+        if taken is not None:
             self.result.memory.append({"step": steps, "elapsed_s": elapsed, **taken})
-            peak = taken["peak_gib"]
+        peak = None if taken is None else taken["peak_gib"]
         remaining = elapsed / steps * (self.total - steps)
-        self.observer.on_step(StepInfo(steps, self.total, loss, self.learning_rate, elapsed, remaining, peak))
+        self.observer.on_step(
+            StepInfo(steps, self.total, loss, self.learning_rate, elapsed, remaining, peak, taken)
+        )
 
     def finish(self) -> TrainResult:
         """The best weights back into the model, and what there is to tell."""

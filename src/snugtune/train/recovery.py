@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ class Recovery:
     """How a worker goes on after one that died: where its committed states lie and how careful to be.
 
     ``caution`` is a key of ``CAUTION``; ``history`` has one sentence for each restart, the oldest first.
+    ``spent_s`` are the seconds that earlier workers took, with the waits after them.
     """
 
     states: Path
     restarts: int = 0
     caution: int = AS_PLANNED
     history: tuple[str, ...] = ()
+    spent_s: float = field(default=0.0, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``from_json`` in another process."""
