@@ -140,7 +140,8 @@ def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
     labels = LabelSet(tuple(sorted(set(cleaned.labels))), cleaned.report.aliases)
     return Usable(
         cleaned.row, cleaned.texts, labels.encode(cleaned.labels), near_duplicate_groups(cleaned.texts),
-        labels, columns, cleaned.report.as_dict(), read.first_row, corrections and corrections.as_dict(),
+        labels, columns, cleaned.report.as_dict(), read.first_row,
+        None if corrections is None else corrections.as_dict(),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -71,11 +72,20 @@ class TfidfBaseline:
             UserInputError: no row has a label, or the texts hold no word at all.
         """
         texts, y = _labelled(texts, np.asarray(y, np.int64), K)
-        self._K, self.temperature = K, 1.0
-        self._vectorizers = [self._fit_vectorizer(kind, texts) for kind in self._kinds()]
-        self._seen, weights, bias = _fit_linear(self.classifier, self.C, self._features(texts), y)
+        self.temperature = 1.0
+        self._seen, weights, bias = fit_linear(self.classifier, self.C, self.fit_features(texts, K), y)
         self._weights, self._bias = weights.astype(np.float16).astype(np.float32), bias.astype(np.float32)
         return self
+
+    def fit_features(self, texts: Sequence[str], K: int) -> Any:
+        """TF-IDF features (N, F), a sparse matrix, of N ``texts`` to be told into ``K`` classes.
+
+        Raises:
+            UserInputError: the texts hold no word at all.
+        """
+        self._K = K
+        self._vectorizers = [self._fit_vectorizer(kind, texts) for kind in self._kinds()]
+        return self._features(texts)
 
     def calibrate(self, texts: Sequence[str], y: NDArray[np.int64]) -> float:
         """Fit the temperature of `probabilities` on held-out rows and return it.
@@ -200,15 +210,18 @@ def _labelled(texts: Sequence[str], y: NDArray[np.int64], K: int) -> tuple[list[
     return [texts[i] for i in kept.tolist()], y[kept]
 
 
-def _fit_linear(
+def fit_linear(
     classifier: Classifier, C: float, X: Any, y: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Class ids ``(S,)`` seen in ``y``, their weights ``(S, F)`` and biases ``(S,)``."""
+    """Class ids ``(S,)`` seen in ``y (N,)``, their weights ``(S, F)``, biases ``(S,)``; ``X`` is (N, F)."""
     seen = np.unique(y)
     if len(seen) == 1:  # nothing to separate, which scikit-learn refuses
         return seen, np.zeros((1, X.shape[1])), np.zeros(1)
     model = LinearSVC(C=C, random_state=0) if classifier == "svc" else LogisticRegression(C=C, max_iter=1000)
-    model.fit(X, y)
+    with warnings.catch_warnings():
+        # That classes are many for so few rows; a table is checked for it when it is read.
+        warnings.simplefilter("ignore", UserWarning)
+        model.fit(X, y)
     weights, bias = model.coef_, model.intercept_
     if len(seen) == 2:  # one row for two classes; halves, so that the softmax is the sigmoid of the margin
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2

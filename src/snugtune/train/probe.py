@@ -142,11 +142,13 @@ def start_from_probe(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     on_rows: Callable[[int], None] | None = None,
+    on_features: Callable[[NDArray[np.float32], NDArray[np.float32] | None], None] | None = None,
     guard: Guard | None = None,
 ) -> dict[str, Tensor]:
     """One frozen pass over the training rows, then the probe on its features, written into ``head``.
 
     ``y`` (N,) are class ids below ``n_classes``; ``held_out`` rows, tokens and class ids, choose the penalty.
+    ``on_features`` is given the features (N, H) of the training rows and those of the held-out rows.
 
     Returns:
         What training begins from, by parameter: the head of the next stronger penalty. The best probe knows
@@ -161,7 +163,10 @@ def start_from_probe(
         )  # fmt: skip
 
     chooser = HeldOut(features(held_out[0]), held_out[1]) if held_out else None
-    best, stronger = fit_probes(features(tokens), y, n_classes, head, chooser)
+    trained_on = features(tokens)
+    if on_features is not None:
+        on_features(trained_on, chooser.features if chooser else None)
+    best, stronger = fit_probes(trained_on, y, n_classes, head, chooser)
     write_probe(head, stronger)
     begin = _head_state(model, head)
     write_probe(head, best)

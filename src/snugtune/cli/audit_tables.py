@@ -1,0 +1,131 @@
+"""Tables and sentences of ``snugtune audit``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+SHOWN = 10
+
+
+def show_audit(record: dict[str, Any], out: Path) -> None:
+    """What an audit found, from the table as a whole to single rows, and what to do next."""
+    console, found = Console(), record["audit"]
+
+    def say(sentence: str) -> None:
+        console.print(sentence, markup=False, highlight=False)
+
+    console.print(_facts(found))
+    if found["rare_classes"]:
+        console.print(_rare(found["rare_classes"]))
+    if found["label_variants"]:
+        console.print(_variants(found["label_variants"]))
+    if found["near_duplicates"]["largest"]:
+        console.print(_templates(found["near_duplicates"]["largest"]))
+    if found["label_issues"]["top"]:
+        console.print(_issues(found["label_issues"]["top"]))
+    if found["learning_curve"]:
+        console.print(_curve(found["learning_curve"]))
+        say(found["learning_curve"]["sentence"])
+    _say_next(found, record, out, say)
+
+
+def _facts(found: dict[str, Any]) -> Table:
+    classes, lengths, near = found["classes"], found["lengths"], found["near_duplicates"]
+    tokens = lengths["tokens"]
+    table = Table("the table", "")
+    rows = [
+        ("usable rows", f"{found['rows']:,}"),
+        ("labels", f"{found['labels']:,}"),
+        ("largest class", f"{classes['largest']['label']} ({classes['largest']['rows']:,} rows)"),
+        ("smallest class", f"{classes['smallest']['label']} ({classes['smallest']['rows']:,} rows)"),
+        ("classes below 10 rows", f"{classes['below_10']:,}"),
+        ("tokens", f"median {tokens['median']:,}, 95 % up to {tokens['p95']:,}, longest {tokens['max']:,}"),
+        (
+            "texts that are cut",
+            f"{lengths['cut_rows']:,} ({100 * lengths['cut_tokens_share']:.1f} % of all tokens)",
+        ),
+        ("languages", _languages(found["languages"])),
+        ("exact duplicates", f"{found['duplicates']['rows']:,}"),
+        ("same text, other label", f"{found['duplicates']['conflicting_rows']:,}"),
+        ("near-duplicates", f"{near['rows']:,} rows in {near['groups']:,} groups"),
+    ]
+    if found["leakage"] is not None:
+        rows.append(("test rows like training rows", f"{found['leakage']['rows']:,}"))
+    for name, value in rows:
+        table.add_row(name, escape(value))
+    return table
+
+
+def _languages(found: list[dict[str, Any]] | None) -> str:
+    if found is None:
+        return "not looked at: pip install 'snugtune[languages]'"
+    named = [f"{one['language']} {100 * one['share']:.0f} %" for one in found if one["share"] >= 0.01]
+    return ", ".join(named)
+
+
+def _rare(classes: list[dict[str, Any]]) -> Table:
+    table = Table("too rare to learn", _right("rows"))
+    for one in classes[:SHOWN]:
+        table.add_row(escape(one["label"]), str(one["rows"]))
+    if len(classes) > SHOWN:
+        table.add_row(f"and {len(classes) - SHOWN:,} more", "")
+    return table
+
+
+def _variants(pairs: list[list[str]]) -> Table:
+    table = Table("labels that may be one", "")
+    for a, b in pairs[:SHOWN]:
+        table.add_row(escape(a), escape(b))
+    if len(pairs) > SHOWN:
+        table.add_row(f"and {len(pairs) - SHOWN:,} more", "")
+    return table
+
+
+def _templates(groups: list[dict[str, Any]]) -> Table:
+    table = Table(_right("rows"), "almost the same text")
+    for one in groups[:5]:
+        table.add_row(f"{one['rows']:,}", escape(one["text"]))
+    return table
+
+
+def _issues(top: list[dict[str, Any]]) -> Table:
+    table = Table(_right("row"), "text", "given label", "suggested", _right("quality"))
+    for one in top[:SHOWN]:
+        table.add_row(
+            str(one["row"]), escape(one["text"]), escape(one["given"]), escape(one["suggested"]),
+            f"{one['quality']:.3f}",
+        )  # fmt: skip
+    return table
+
+
+def _curve(curve: dict[str, Any]) -> Table:
+    table = Table(_right("rows learned from"), _right("baseline's accuracy"), "95 % interval")
+    for point in curve["points"]:
+        table.add_row(f"{point['rows']:,}", f"{point['accuracy']:.3f}", "")
+    table.add_section()
+    for one in curve["forecast"]:
+        low, high = one["interval"]
+        table.add_row(f"{one['rows']:,}", f"{one['accuracy']:.3f}", f"{low:.3f} to {high:.3f} (forecast)")
+    return table
+
+
+def _say_next(found: dict[str, Any], record: dict[str, Any], out: Path, say: Callable[[str], None]) -> None:
+    issues = found["label_issues"]
+    say(
+        f"{issues['suspected_rows']:,} labels look wrong ({100 * issues['share']:.1f} % of the rows), "
+        f"judged by {record['judged_by']}."
+    )
+    if issues["suspected_rows"]:
+        file = out / issues["file"]
+        say(f"They are listed in {file}. Choose right ones under corrected_label, save, and give it back:")
+        say(f"  snugtune fit {record['source']} --corrections {file}")
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
