@@ -126,15 +126,15 @@ def clean(
         UserInputError: no text is left, all rows carry one class, or every row has a class of its own.
     """
     stripped = [(text or "").strip() for text in texts]
-    given = [(label or "").strip() for label in labels]
+    shared: dict[str, str] = {}  # one string for each label, not one for each row
+    given = [shared.setdefault(label, label) for label in ((label or "").strip() for label in labels)]
     filled = [i for i, text in enumerate(stripped) if text]
     rows = [i for i in filled if given[i]]
     merged = _merge_variants(given, rows) if policy.merge_label_variants else {}
     spelling = {other: kept for kept, others in merged.items() for other in others}
-    final = {i: spelling.get(given[i], given[i]) for i in rows}
+    final = [spelling.get(label, label) for label in given]
 
-    duplicates = _exact_duplicates(rows, stripped, final)
-    conflicts = _conflicts(rows, stripped, final)
+    duplicates, conflicts = _repeats(rows, stripped, final)
     left_out = set(duplicates if policy.duplicates == "drop" else ())
     left_out |= set(conflicts if policy.conflicts == "drop" else ())
     rows = [i for i in rows if i not in left_out]
@@ -172,22 +172,23 @@ def _merge_variants(given: Sequence[str], rows: Sequence[int]) -> dict[str, list
     return merged
 
 
-def _exact_duplicates(rows: Sequence[int], texts: Sequence[str], labels: dict[int, str]) -> list[int]:
-    seen: set[tuple[str, str]] = set()
+def _repeats(rows: Sequence[int], texts: Sequence[str], labels: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Rows that repeat an earlier one's text and label, and rows whose text occurs with another label, too.
+
+    Most texts occur once, so the labels of a text become a set only with its second label.
+    """
+    first: dict[str, str] = {}
+    more: dict[str, set[str]] = {}
     repeated = []
     for i in rows:
-        key = (texts[i], labels[i])
-        if key in seen:
+        text, label = texts[i], labels[i]
+        if text not in first:
+            first[text] = label
+        elif label == first[text] or label in more.get(text, ()):
             repeated.append(i)
-        seen.add(key)
-    return repeated
-
-
-def _conflicts(rows: Sequence[int], texts: Sequence[str], labels: dict[int, str]) -> list[int]:
-    found: dict[str, set[str]] = defaultdict(set)
-    for i in rows:
-        found[texts[i]].add(labels[i])
-    return [i for i in rows if len(found[texts[i]]) > 1]
+        else:
+            more.setdefault(text, set()).add(label)
+    return repeated, [i for i in rows if texts[i] in more]
 
 
 def _check(report: CleaningReport, source: str) -> None:

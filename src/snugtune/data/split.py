@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,31 +80,33 @@ def split_rows(
 
 
 class _Deal:
-    """The parts dealt so far, with the counts that decide on each group without a look at its rows."""
+    """The parts dealt so far, with the counts that decide on each group without a look at all rows.
+
+    Groups are numbered here without gaps; a group's rows are found by one sort, not in a list of its own.
+    """
 
     def __init__(self, y: NDArray[np.int64], groups: NDArray[np.int64]) -> None:
-        self.y, self.groups = y, groups
+        self.y = y
+        _, self.group = np.unique(groups, return_inverse=True)
         self.part = np.full(len(y), "train", dtype="<U10")
-        self.decided: set[int] = set()
-        self.rows_of: dict[int, list[int]] = defaultdict(list)
-        self.labels_of: dict[int, Counter[int]] = defaultdict(Counter)
-        self.groups_of: dict[int, list[int]] = defaultdict(list)
-        for row, (label, group) in enumerate(zip(y.tolist(), groups.tolist(), strict=True)):
-            if label not in self.labels_of[group]:
-                self.groups_of[label].append(group)
-            self.rows_of[group].append(row)
-            self.labels_of[group][label] += 1
+        self.decided = np.zeros(int(self.group.max(initial=-1)) + 1, dtype=bool)
+        self.by_group = np.argsort(self.group, kind="stable")
+        self.starts = np.concatenate([[0], np.cumsum(np.bincount(self.group, minlength=len(self.decided)))])
+        self.groups_of = self._groups_by_label()
         self.held = self._count()
+
+    def rows_of(self, group: int) -> NDArray[np.int64]:
+        """Rows of a group, in order."""
+        return self.by_group[self.starts[group] : self.starts[group + 1]]
 
     def fix(self, fixed: NDArray[np.str_]) -> None:
         """Take over the decided rows, and the undecided ones of their groups."""
-        first: dict[int, str] = {}
-        for group, name in zip(self.groups.tolist(), fixed.tolist(), strict=True):
-            if name:
-                first.setdefault(group, name)
-        follows = [first.get(group, "train") for group in self.groups.tolist()]
-        self.part = np.where(fixed == "", follows, fixed).astype(self.part.dtype)
-        self.decided = set(first)
+        rows = np.flatnonzero(fixed != "")
+        decided, first = np.unique(self.group[rows], return_index=True)
+        follows = np.full(len(self.decided), "train", dtype=self.part.dtype)
+        follows[decided] = fixed[rows[first]]
+        self.part = np.where(fixed == "", follows[self.group], fixed).astype(self.part.dtype)
+        self.decided[decided] = True
         self.held = self._count()
 
     def move(self, candidates: list[int], name: str, label: int, wanted: int) -> None:
@@ -112,20 +114,35 @@ class _Deal:
         for group in candidates:
             if self.held[name][label] >= wanted:
                 return
-            if group not in self.decided and self._fits(group, name, label, wanted):
-                self.part[self.rows_of[group]] = name
-                self.held["train"].subtract(self.labels_of[group])
-                self.held[name].update(self.labels_of[group])
-                self.decided.add(group)
+            if self.decided[group]:
+                continue
+            rows = self.rows_of(group)
+            labels = Counter(self.y[rows].tolist())
+            if self._fits(labels, name, label, wanted):
+                self.part[rows] = name
+                self.held["train"].subtract(labels)
+                self.held[name].update(labels)
+                self.decided[group] = True
 
     def settle(self, candidates: list[int]) -> None:
         """What these groups hold now is final: a commoner class that shares one does not move it."""
-        self.decided.update(candidates)
+        self.decided[candidates] = True
 
-    def _fits(self, group: int, name: str, label: int, wanted: int) -> bool:
-        labels = self.labels_of[group]
+    def _fits(self, labels: Counter[int], name: str, label: int, wanted: int) -> bool:
         leaves_training = all(self.held["train"][other] > count for other, count in labels.items())
         return leaves_training and self.held[name][label] + labels[label] <= wanted
+
+    def _groups_by_label(self) -> dict[int, NDArray[np.int64]]:
+        """The groups in which each label occurs, in the order of its first rows there."""
+        labels, label = np.unique(self.y, return_inverse=True)
+        _, first = np.unique(label * len(self.decided) + self.group, return_index=True)
+        first = np.sort(first)
+        first = first[np.argsort(label[first], kind="stable")]
+        edges = np.searchsorted(label[first], np.arange(len(labels) + 1))
+        return {
+            name: self.group[first[start:stop]]
+            for name, start, stop in zip(labels.tolist(), edges[:-1], edges[1:], strict=True)
+        }
 
     def _count(self) -> dict[str, Counter[int]]:
         return {name: Counter(self.y[self.part == name].tolist()) for name in PARTS}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snugtune.errors import UserInputError
+
+TEXTS_AT_A_TIME = 1024
+"""Texts per call of the tokenizer: enough for its threads, while what it notes of each token soon goes."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,36 @@ class Truncation:
 
 
 @dataclass(frozen=True)
+class FlatRows(Sequence[NDArray[np.int32]]):
+    """Rows of different lengths in one array: row i is ``flat[starts[i]:starts[i + 1]]``, a view of it."""
+
+    flat: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, i: int) -> NDArray[np.int32]: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[NDArray[np.int32]]: ...
+    def __getitem__(self, i: int | slice) -> NDArray[np.int32] | list[NDArray[np.int32]]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        i = i % len(self)
+        return self.flat[self.starts[i] : self.starts[i + 1]]
+
+
+@dataclass(frozen=True)
 class Tokens:
     """Token ids of N texts, each with the tokenizer's special tokens and at most ``max_length`` long.
 
     ``lengths`` (N,) are theirs, ``whole`` (N,) those of the texts before the cut (None where nobody counted).
     """
 
-    ids: list[NDArray[np.int32]]
+    ids: Sequence[NDArray[np.int32]]
     lengths: NDArray[np.int64]
     truncation: Truncation
     whole: NDArray[np.int64] | None = None
@@ -50,10 +77,12 @@ class Tokens:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> Tokens:
-    """Tokenize with a fast Transformers tokenizer (it runs in parallel by itself).
+    """Tokenize with a fast Transformers tokenizer.
 
-    Only the texts that are too long are tokenized a second time, with truncation, so that what is cut
-    off is known exactly and special tokens stay in place.
+    It runs on all cores by itself unless the environment says ``TOKENIZERS_PARALLELISM=false``, and takes
+    some hundred bytes per token while it runs, so it is given few texts at a time. Only the texts that are
+    too long are tokenized a second time, with truncation, so that what is cut off is known exactly and
+    special tokens stay in place.
 
     Raises:
         UserInputError: ``max_length`` leaves no room beside the special tokens.
@@ -65,25 +94,41 @@ def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> Tokens:
             f"max_length={max_length} leaves no room for text beside the model's {special} special tokens; "
             f"give at least {special + 1}."
         )
-    ids = _encode(texts, tokenizer)
-    full = np.array([len(row) for row in ids], dtype=np.int64)
-    too_long = np.flatnonzero(full > max_length)
-    cut = _encode([texts[int(i)] for i in too_long], tokenizer, truncation=True, max_length=max_length)
-    for i, row in zip(too_long, cut, strict=True):
-        ids[i] = row
-    lengths = np.array([len(row) for row in ids], dtype=np.int64)
+    flat = bytearray()  # grows in place, where joining arrays would hold all of them twice
+    full, lengths = np.empty((2, len(texts)), dtype=np.int64)
+    for start in range(0, len(texts), TEXTS_AT_A_TIME):
+        part = slice(start, min(start + TEXTS_AT_A_TIME, len(texts)))
+        full[part], ids = _encode_part(texts[part], tokenizer, max_length)
+        lengths[part] = [len(row) for row in ids]
+        flat += np.fromiter(chain.from_iterable(ids), dtype=np.int32).tobytes()
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     truncation = Truncation(
         max_length=max_length,
-        rows=len(ids),
-        rows_cut=len(too_long),
+        rows=len(texts),
+        rows_cut=int((full > max_length).sum()),
         tokens=int(full.sum()),
         tokens_cut=int((full - lengths).sum()),
     )
-    return Tokens(ids, lengths, truncation, full)
+    return Tokens(FlatRows(np.frombuffer(flat, dtype=np.int32), starts), lengths, truncation, full)
 
 
-def _encode(texts: Sequence[str], tokenizer: Any, **options: Any) -> list[NDArray[np.int32]]:
-    if not len(texts):
-        return []
-    rows = tokenizer(list(texts), verbose=False, return_attention_mask=False, **options)["input_ids"]
-    return [np.asarray(row, dtype=np.int32) for row in rows]
+def _encode_part(texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[list[int], list[list[int]]]:
+    """Full lengths of ``texts`` and their ids, cut to ``max_length``."""
+    ids = _encode_whole(texts, tokenizer)
+    full = [len(row) for row in ids]
+    too_long = [i for i, length in enumerate(full) if length > max_length]
+    if too_long:
+        cut = tokenizer([texts[i] for i in too_long], truncation=True, max_length=max_length)["input_ids"]
+        for i, row in zip(too_long, cut, strict=True):
+            ids[i] = row
+    return full, ids
+
+
+def _encode_whole(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """``tokenizer(texts)["input_ids"]``, without a note of each token's place in its text: a third sooner."""
+    backend = tokenizer.backend_tokenizer
+    # What the tokenizer's own call sets before each batch.
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
