@@ -1,6 +1,6 @@
-"""Charts as inline SVG: axes, lines, bands, dots. Colours are CSS classes, so a page decides on light or dark.
+"""Charts as inline SVG: axes, lines, bands, dots. Colours are CSS classes: the page decides light or dark.
 
-A chart is drawn in a box of 420 units, so that its type is still readable on a phone 390 pixels wide.
+A chart is drawn in a box of 380 units, so that its type is still readable on a phone 390 pixels wide.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
 
-WIDTH = 420
+WIDTH = 380
 MOST_POINTS = 300
 """A longer series is drawn in as many bins: more cannot be seen at this width."""
 
@@ -118,20 +119,20 @@ class Chart:
         if says:
             below = y < _TOP + 14
             self._marks.append(
-                f'<text class="note" text-anchor="end" x="{WIDTH - _RIGHT - 2}" '
+                f'<text class="note" x="{_LEFT + 4}" '
                 f'y="{y + 13 if below else y - 5:.1f}">{escape(says)}</text>'
             )
         return self
 
     def upright(self, value: float, kind: str, says: str = "") -> Chart:
-        """A vertical line over the whole height, with a word at its head."""
+        """A vertical line over the whole height, with a word at its foot."""
         x = self.px(value)
         self._marks.append(f'<path class="line {kind}" d="M{x:.1f} {_TOP}V{self.height - _BOTTOM}"/>')
         if says:
             late = x > WIDTH * 0.7
             self._marks.append(
                 f'<text class="note" text-anchor="{"end" if late else "start"}" '
-                f'x="{x - 4 if late else x + 4:.1f}" y="{_TOP + 10}">{escape(says)}</text>'
+                f'x="{x - 4 if late else x + 4:.1f}" y="{self.height - _BOTTOM - 6}">{escape(says)}</text>'
             )
         return self
 
@@ -182,18 +183,15 @@ class Chart:
 
 
 def binned(points: Points, by: Callable[[Sequence[float]], float], most: int = MOST_POINTS) -> Points:
-    """``points`` as they are, or one for each of ``most`` bins: the last x, and ``by`` of the bin's values."""
+    """``points``, or one for each of ``most`` bins of them: its last x, and ``by`` of its values."""
     if len(points) <= most:
         return points
     edges = np.linspace(0, len(points), most + 1).astype(int)
-    return [
-        (points[end - 1][0], by([y for _, y in points[start:end]]))
-        for start, end in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [(points[end - 1][0], by([y for _, y in points[start:end]])) for start, end in pairwise(edges)]
 
 
 def rolling_mean(points: Points, window: int) -> Points:
-    """Each value as the mean of the last ``window`` ones; at the beginning, of as many as there are."""
+    """Each value as the mean of the last ``window`` ones; at first, of as many as there are."""
     if not points:
         return []
     values = np.array([y for _, y in points], np.float64)
@@ -205,7 +203,7 @@ def rolling_mean(points: Points, window: int) -> Points:
 
 
 def percent_axis(title: str, values: Sequence[float] = (), *, low: float | None = 0.0) -> Axis:
-    """An axis of shares up to 100 %, told in percent; ``low=None`` begins below the smallest of ``values``."""
+    """An axis of shares up to 100 %; ``low=None`` begins below the smallest of ``values``."""
     return Axis.over(list(values) or [0.0, 1.0], title, lambda x: f"{100 * x:.0f} %", low=low, high=1.0)
 
 

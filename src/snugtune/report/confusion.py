@@ -1,4 +1,4 @@
-"""The confusion matrix of hundreds of classes, still legible: classes that are mistaken for each other stand together.
+"""The confusion matrix of hundreds of classes, still legible: those mistaken for each other stand together.
 
 The map is a handful of SVG paths, one for each shade, of unit squares: small, sharp at any size, printable.
 """
@@ -105,7 +105,7 @@ def shade(share: float) -> int:
 
 
 def map_svg(confusion: Confusion) -> Markup:
-    """The whole matrix as one picture, without names: right predictions in one colour, mistakes in another."""
+    """The whole matrix as one picture without names: what is right in one colour, mistakes in another."""
     K = len(confusion.labels)
     shares = confusion.shares()
     paths: dict[str, list[str]] = {}
@@ -116,7 +116,8 @@ def map_svg(confusion: Confusion) -> Markup:
     every = 10 if K <= 120 else 50
     lines = "".join(f"M{i} 0V{K}M0 {i}H{K}" for i in range(every, K, every))
     return Markup(
-        f'<svg class="map" id="map" viewBox="0 0 {K} {K}" role="img" tabindex="0" shape-rendering="crispEdges" '
+        f'<svg class="map{" many" if K > 100 else ""}" id="map" viewBox="0 0 {K} {K}" role="img" '
+        f'tabindex="0" shape-rendering="crispEdges" '
         f'aria-label="Confusion map of {K} classes; the table beside it names the most frequent mistakes">'
         f'<rect class="ground" width="{K}" height="{K}"/><path class="lines" d="{lines}"/>{cells}'
         f'<rect class="cross" id="map-row" x="0" y="0" width="{K}" height="1"/>'

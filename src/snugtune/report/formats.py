@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from snugtune.units import duration
 
-NOT_KNOWN = "–"
+NOT_KNOWN = "\N{EN DASH}"
 NARROW = "\N{NO-BREAK SPACE}"
 
 SHOWN_CHARACTERS = 90
@@ -32,6 +32,11 @@ def points(share: Any) -> str:
 def number(value: Any, digits: int = 0) -> str:
     """A number with thousands set apart."""
     return NOT_KNOWN if not _is_number(value) else f"{value:,.{digits}f}"
+
+
+def count(value: Any, one: str, several: str | None = None) -> str:
+    """A number of things: ``1 text``, ``2 texts``."""
+    return f"{number(value)}{NARROW}{one if value == 1 else several or one + 's'}"
 
 
 def figure(value: Any) -> str:
@@ -64,7 +69,7 @@ def probability(p: Any) -> str:
     """A p-value as ``p = 0.03`` or ``p < 0.001``."""
     if not _is_number(p):
         return NOT_KNOWN
-    return f"p < {0.001}" if p < 0.001 else f"p = {p:.2g}"
+    return (f"p < {0.001}" if p < 0.001 else f"p = {p:.2g}").replace(" ", NARROW)
 
 
 def words(value: Any, most: int = SHOWN_CHARACTERS) -> Markup:

@@ -1,7 +1,7 @@
-"""One self-contained HTML file that tells how good a run is, how sure, what it cost and whether it was worth it.
+"""One self-contained HTML file: how good a run is, how sure, what it cost and whether it was worth it.
 
-Made from the run folder's files alone. It loads nothing: its policy (Content-Security-Policy) admits just the
-style and the script that are in it, by their SHA-256, and whatever the data holds is escaped by the template engine.
+Made from the run folder's files alone. It loads nothing: its Content-Security-Policy admits just the style
+and the script that are in it, by their SHA-256, and the template engine escapes whatever the data holds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def read_run_files(run: str | Path) -> RunFiles:
     """
     folder = Path(run)
     if not (folder / "run.json").is_file():
-        raise UserInputError(f"The folder {folder} is no run (it has no run.json); name what fit has written.")
+        raise UserInputError(
+            f"The folder {folder} is no run (it has no run.json); name what fit has written."
+        )
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         journals = [_lines(folder / name) for name in ("metrics.jsonl", "memory.jsonl")]
@@ -81,12 +83,17 @@ def read_run_files(run: str | Path) -> RunFiles:
             f"A file of the run {folder} cannot be read ({error}); copy the run anew."
         ) from None
     if not isinstance(record, dict) or not record.get("metrics"):
-        raise UserInputError(f"The file {folder / 'run.json'} holds no metrics, so there is nothing to report.")
+        raise UserInputError(
+            f"The file {folder / 'run.json'} holds no metrics, so there is nothing to report."
+        )
     return RunFiles(record, *journals, predictions)
 
 
 def report_html(run: RunFiles) -> str:
     """The whole page."""
+    # A field that is null says no more than one that is missing; a setting that is null is one.
+    told = {**_without_nulls(run.record), "config": run.record.get("config") or {}}
+    run = replace(run, record=told)
     style, script = _part("page.css"), _part("page.js")
     context = {
         "run": run.record,
@@ -138,7 +145,9 @@ def _views(run: RunFiles) -> dict[str, Any]:
         "reliability": views.reliability_charts(record, part),
         "slices": views.slice_rows(record, part),
         "loss": views.loss_chart(run.metrics, best_step),
-        "scores": views.score_chart(run.metrics, best_step, "Macro F1" if metric == "f1_macro" else "Accuracy"),
+        "scores": views.score_chart(
+            run.metrics, best_step, "Macro F1" if metric == "f1_macro" else "Accuracy"
+        ),
         "rates": views.rate_chart(run.metrics),
         "memory": views.memory_view(record, run.memory),
         "class_sizes": views.class_sizes_chart(trained),
@@ -148,14 +157,21 @@ def _views(run: RunFiles) -> dict[str, Any]:
     }
 
 
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("snugtune.report", "templates"), autoescape=True,
         undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        percent=formats.percent, points=formats.points, number=formats.number, figure=formats.figure,
-        money=formats.money, time=formats.time, interval=formats.interval, probability=formats.probability,
+        percent=formats.percent, points=formats.points, number=formats.number, count=formats.count,
+        figure=formats.figure, money=formats.money,
+        time=formats.time, interval=formats.interval, probability=formats.probability,
         words=formats.words, setting=formats.setting, share_bar=formats.share_bar,
     )  # fmt: skip
     environment.globals["span"] = formats.span

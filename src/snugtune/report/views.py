@@ -1,4 +1,4 @@
-"""From what a run recorded to what its page shows: each function makes one figure, or None without its block."""
+"""From what a run recorded to what its page shows: a figure of each block, None where it is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 from markupsafe import Markup
 
 from snugtune.config import FitConfig
-from snugtune.report.charts import Axis, Chart, binned, percent_axis, rolling_mean
+from snugtune.report.charts import WIDTH, Axis, Chart, binned, percent_axis, rolling_mean
 from snugtune.report.confusion import (
     CORNER_CLASSES,
     Confusion,
@@ -69,7 +69,7 @@ def comparison_chart(rows: list[Record]) -> Markup | None:
     if not values:
         return None
     axis = percent_axis("", values, low=None)
-    left, right, step = 112, 408, 62
+    left, right, step = 92, 368, 62
     marks = []
 
     def px(value: float) -> float:
@@ -94,17 +94,18 @@ def comparison_chart(rows: list[Record]) -> Markup | None:
                 continue
             if row[ends]:
                 low, high = row[ends]
-                marks.append(
-                    f'<path class="reach {kind}" d="M{px(low):.1f} {y + lift:.1f}H{px(high):.1f}"/>'
-                )
+                marks.append(f'<path class="reach {kind}" d="M{px(low):.1f} {y + lift:.1f}H{px(high):.1f}"/>')
             told = f"{percent(row[who])}" + (f", 95 % interval {interval(row[ends])}" if row[ends] else "")
             marks.append(
                 f'<circle class="dot {kind}" cx="{px(row[who]):.1f}" cy="{y + lift:.1f}" r="5">'
                 f"<title>{told}</title></circle>"
             )
-    title = "Accuracy and F1 of the model and of the baseline, with 95 % intervals; the figures are in the table"
+    title = (
+        "Accuracy and F1 of the model and of the baseline, with 95 % intervals; the figures are in the table"
+    )
     return Markup(
-        f'<svg class="chart" viewBox="0 0 420 {height}" role="img" aria-label="{title}">{"".join(marks)}</svg>'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">'
+        f"{''.join(marks)}</svg>"
     )
 
 
@@ -112,7 +113,7 @@ def comparison_chart(rows: list[Record]) -> Markup | None:
 
 
 def automation_curve(record: Record, part: str) -> Record | None:
-    """The risk-coverage curve with the target, the chosen point and the baseline's; and the slider's stops."""
+    """The risk-coverage curve with target, chosen point and the baseline's; and the slider's stops."""
     stops = record["metrics"][part].get("risk_coverage")
     if not stops:
         return None
@@ -244,13 +245,21 @@ def reliability_charts(record: Record, part: str) -> Record | None:
             percent_axis(""),
             height=300,
         ).line([(0, 0), (1, 1)], "ideal")
-        dots = [(row["confidence"], row["accuracy"]) for row in bins]
-        chart.line(dots, "thin model")
-        for row, dot in zip(bins, dots, strict=True):
+        chart.error_bars([(row["confidence"], *_rate_interval(row)) for row in bins], "thin model")
+        for row in bins:
+            dot = (row["confidence"], row["accuracy"])
             told = f"{number(row['rows'])} rows at {percent(dot[0])} confidence: {percent(dot[1])} right"
             chart.dots([dot], "model", 2.5 + 5.5 * math.sqrt(row["rows"] / most), [told])
         charts[when] = {"svg": chart.svg(), "ece": block[when].get("ece")}
     return charts
+
+
+def _rate_interval(row: Record) -> tuple[float, float]:
+    """Wilson's 95 % interval of the share that is right in a bin."""
+    from scipy.stats import binomtest
+
+    found = binomtest(round(row["accuracy"] * row["rows"]), row["rows"]).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def slice_rows(record: Record, part: str) -> Record | None:
@@ -336,16 +345,16 @@ def memory_view(record: Record, memory: Rows) -> Record | None:
     for kind, points in drawn.items():
         chart.line(points, kind)
     if predicted:
-        chart.level(predicted, "predicted", f"predicted peak {predicted:.2f} GiB")
+        chart.level(predicted, "predicted")
     if near:
-        chart.level(near, "limit", f"limit {near:.2f} GiB")
+        chart.level(near, "limit")
     events = [row for row in memory if "event" in row]
     for row in events[:50]:
         if _finite(row.get("step")):
             chart.upright(row["step"], "event")
     return {
-        "svg": chart.svg(), "kinds": list(drawn), "events": events[:50], "more_events": max(0, len(events) - 50),
-        "far_limit": limit if near is None else None,
+        "svg": chart.svg(), "kinds": list(drawn), "events": events[:50],
+        "more_events": max(0, len(events) - 50), "limit": limit, "limit_drawn": near is not None,
     }  # fmt: skip
 
 
@@ -378,7 +387,7 @@ def learning_curve_chart(record: Record) -> Markup | None:
     if not block or len(block.get("points") or []) < 2:
         return None
     seen = [(row["rows"], row["accuracy"]) for row in block["points"]]
-    later = [row for row in block.get("forecast") or []]
+    later = block.get("forecast") or []
     lows = [(row["rows"], row["interval"][0]) for row in later if row.get("interval")]
     highs = [(row["rows"], row["interval"][1]) for row in later if row.get("interval")]
     values = [y for _, y in (*seen, *lows, *highs)] + [row["accuracy"] for row in later]

@@ -94,7 +94,7 @@
     const [left, right, top, bottom] = chart.dataset.box.split(" ").map(Number);
     const [lowX, highX] = chart.dataset.x.split(" ").map(Number);
     const [lowY, highY] = chart.dataset.y.split(" ").map(Number);
-    const dot = document.createElementNS("http://www.w3.org/2000/svg", "circle");
+    const dot = document.createElementNS(chart.namespaceURI, "circle");
     dot.setAttribute("class", "dot probe");
     dot.setAttribute("r", "5");
     chart.append(dot);
