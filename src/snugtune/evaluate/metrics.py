@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ UNSEEN = -1
 """Class id of a row whose label is blank or was never seen in training."""
 
 _MIN_ROWS_FOR_ALARM = 10  # fewer rows than this may well all belong to one class
+_Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 _CHUNK_CELLS = 4_000_000  # resampled cells held at a time: 32 MB
 
 Floats = NDArray[np.floating[Any]]
@@ -36,7 +38,8 @@ def classification_metrics(
     but counted in ``rows_unseen_label``. Macro averages run over the classes that occur in ``y_true`` or in
     the predictions, as in scikit-learn. ``confusion`` lists the mistakes as ``[true_id, pred_id, count]``,
     most frequent first. ``intervals`` holds 95 % percentile bootstrap intervals over rows (Efron & Tibshirani
-    1993, An Introduction to the Bootstrap, ch. 13); it is empty if no bootstrap samples are asked for.
+    1993, An Introduction to the Bootstrap, ch. 13); it is empty if no bootstrap samples are asked for. Those
+    of a class in ``per_class`` are Wilson's, which hold for few rows, too.
 
     Raises:
         ValueError: shapes disagree, an id is out of range or a probability is not finite.
@@ -146,16 +149,44 @@ def _averages(counts: ClassCounts) -> dict[str, float]:
 
 def _per_class(counts: ClassCounts, label_names: Sequence[str]) -> list[dict[str, Any]]:
     scores = {name: score.tolist() for name, score in counts.scores().items()}
-    support, predicted = counts.support.tolist(), counts.predicted.tolist()
+    hits, support, predicted = (array.tolist() for array in (counts.hits, counts.support, counts.predicted))
     return [
         {
             "label": label,
             **{name: score[k] for name, score in scores.items()},
             "support": support[k],
             "predicted": predicted[k],
+            "intervals": _class_intervals(hits[k], support[k], predicted[k]),
         }
         for k, label in enumerate(label_names)
     ]
+
+
+def wilson_interval(hits: int, rows: int) -> list[float]:
+    """95 % score interval of a rate, ``[low, high]`` (Wilson 1927); ``[0, 1]`` for no rows.
+
+    Unlike the bootstrap it says something of a class with three rows, all of them right.
+    """
+    if not rows:
+        return [0.0, 1.0]
+    rate, z2 = hits / rows, _Z_95**2
+    middle = (rate + z2 / (2 * rows)) / (1 + z2 / rows)
+    reach = _Z_95 * math.sqrt(rate * (1 - rate) / rows + z2 / (4 * rows**2)) / (1 + z2 / rows)
+    return [0.0 if hits == 0 else middle - reach, 1.0 if hits == rows else middle + reach]
+
+
+def _class_intervals(hits: int, support: int, predicted: int) -> dict[str, list[float]]:
+    """Of precision, recall and F1.
+
+    F1 is ``2 J / (1 + J)`` of the share J of hits among the rows that are of the class or predicted to be:
+    J's interval, transformed (the indirect Wilson interval of Lam, Gopal & Qian 2023, arXiv:2309.14621).
+    """
+    overlap = wilson_interval(hits, support + predicted - hits)
+    return {
+        "precision": wilson_interval(hits, predicted),
+        "recall": wilson_interval(hits, support),
+        "f1": [2 * share / (1 + share) for share in overlap],
+    }
 
 
 def _intervals(

@@ -75,7 +75,7 @@ def read_run_files(run: str | Path) -> RunFiles:
         )
     try:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        journals = [_lines(folder / name) for name in ("metrics.jsonl", "memory.jsonl")]
+        metrics, memory = (_lines(folder / name) for name in ("metrics.jsonl", "memory.jsonl"))
         rows = folder / "predictions.parquet"
         predictions = pl.read_parquet(rows) if rows.is_file() else None
     except (ValueError, OSError, pl.exceptions.PolarsError) as error:
@@ -86,7 +86,7 @@ def read_run_files(run: str | Path) -> RunFiles:
         raise UserInputError(
             f"The file {folder / 'run.json'} holds no metrics, so there is nothing to report."
         )
-    return RunFiles(record, *journals, predictions)
+    return RunFiles(record, metrics, memory, predictions)
 
 
 def report_html(run: RunFiles) -> str:

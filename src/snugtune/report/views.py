@@ -447,7 +447,7 @@ def settings_view(config: Record) -> Record:
 
     def is_default(name: str) -> bool:
         standard = defaults.get(name)
-        return config[name] == (list(standard) if isinstance(standard, tuple) else standard)
+        return bool(config[name] == (list(standard) if isinstance(standard, tuple) else standard))
 
     changed = [name for name in config if not is_default(name)]
     return {"changed": changed, "rest": [name for name in config if name not in changed]}
