@@ -20,10 +20,14 @@ from snugtune.cost.quote import Work
 from snugtune.data.dataset import Data, load_data
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import RunInterruptedError
+from snugtune.evaluate.assessment import Candidate, Rows, automation, part_metrics
 from snugtune.evaluate.baseline import TfidfBaseline
-from snugtune.evaluate.decision import Decision, decide
+from snugtune.evaluate.calibration import softmax
+from snugtune.evaluate.decision import Decided, Decision, decide
+from snugtune.evaluate.drift import reference
 from snugtune.evaluate.metrics import classification_metrics, single_class_alarm
-from snugtune.files import check_free_space, staged_folder
+from snugtune.evaluate.verdict import compare, verdict
+from snugtune.files import check_free_space, staged_folder, write_json
 from snugtune.memory.guard import Guard, Limit, device_memory
 from snugtune.memory.host import bound_primitive_caches
 from snugtune.memory.meter import PeakMeter, resident_bytes
@@ -111,15 +115,17 @@ def fit(
         logits = _held_out_logits(job, final, tokens, guard)
         audit = _audit(job, tokens, trainee.features, folder)
         baselines = _fit_baselines(job)
-        decision = _decide(job, logits["validation"], baselines.chosen_with)
-        scores = _score(job, logits, baselines, decision)
+        decided = _decide(job, logits["validation"], baselines.chosen_with)
+        decision = decided.model.decision
+        scores = _score(job, tokens, logits, baselines, decision)
+        judged = _judge(job, decided, scores)
         saved = _save(job, final, baselines.final, decision, folder)
         reload = _check_saved(job, saved, logits["validation"], trainee.parameters, peft=is_peft(final))
         result.note(guard.new_events())
         cost = _bill(job, spending, result, peaks, energy, scores)
         record = _write(
-            job, tokens, trainee, result, recovery, peaks, decision, scores, saved, reload, cost, audit,
-            folder,
+            job, tokens, trainee, result, recovery, peaks, decision, scores, judged, saved, reload, cost,
+            audit, folder,
         )  # fmt: skip
         tracker.log_result(record)
     return Path(out)
@@ -175,6 +181,14 @@ class Baselines:
 
 
 @dataclass(frozen=True)
+class BothDecided:
+    """How the run decides, and how its baseline would by itself."""
+
+    model: Decided
+    baseline: Decided
+
+
+@dataclass(frozen=True)
 class Peaks:
     """Peak memory of training, before and after."""
 
@@ -192,11 +206,25 @@ class Reload:
 
 @dataclass(frozen=True)
 class Scores:
-    """By part (validation, test): probabilities (N, K), the metrics they give, and the baseline's."""
+    """By part (validation, test): probabilities (N, K), the metrics they give, and the baseline's.
+
+    ``alarms`` has a sentence for each part on which the model has collapsed.
+    """
 
     probabilities: dict[str, NDArray[np.float64]]
     metrics: dict[str, dict[str, Any]]
+    baseline_scores: dict[str, NDArray[np.float32]]
     baseline_metrics: dict[str, dict[str, Any]]
+    alarms: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What can be automated, the verdict, and what drift is measured against, as they are written."""
+
+    automation: dict[str, Any]
+    verdict: dict[str, Any]
+    reference: dict[str, Any]
 
 
 def _tracking(
@@ -433,34 +461,81 @@ def _fit_baselines(job: Job) -> Baselines:
     return Baselines(chosen_with, final)
 
 
-def _decide(job: Job, logits: NDArray[np.float32], baseline: TfidfBaseline) -> Decision:
-    validation = job.data.parts["validation"]
-    baseline_scores = baseline.decision(validation.texts) if job.config.mix_with_baseline else None
-    decision = decide(logits, baseline_scores, validation.y, precision=job.config.precision_target)
-    if decision.uses_baseline:
+def _decide(job: Job, logits: NDArray[np.float32], baseline: TfidfBaseline) -> BothDecided:
+    validation, config = job.data.parts["validation"], job.config
+    scores = baseline.decision(validation.texts)
+    prior = _class_rows(job) if config.imbalance == "auto" else None
+    model = decide(
+        logits, scores if config.mix_with_baseline else None, validation.y,
+        precision=config.precision_target, class_prior=prior,
+        adjust_for="macro_f1" if config.metric == "f1_macro" else "accuracy",
+    )  # fmt: skip
+    mixture = model.decision.mixture
+    if model.decision.uses_baseline:
         job.clock.say(
             "The TF-IDF baseline helps on validation, so it is mixed in with a share of "
-            f"{100 * decision.mixture.weight:.0f} % (--no-mix-with-baseline leaves it out)."
+            f"{100 * mixture.weight:.0f} % (--no-mix-with-baseline leaves it out)."
         )
-    return decision
+    if mixture.tau:
+        job.clock.say(
+            f"Rare classes are preferred with tau = {mixture.tau:g}, which raises {config.metric} on "
+            "validation (--imbalance none leaves it out)."
+        )
+    return BothDecided(model, decide(scores, None, validation.y, precision=config.precision_target))
 
 
-def _score(job: Job, logits: Logits, baselines: Baselines, decision: Decision) -> Scores:
-    scores = Scores({}, {}, {})
-    names = job.data.labels.names
+def _class_rows(job: Job) -> NDArray[np.int64]:
+    """Training rows of each class, (K,)."""
+    return np.bincount(job.data.parts["train"].y, minlength=len(job.data.labels.names))
+
+
+def _score(
+    job: Job, tokens: dict[str, Tokens], logits: Logits, baselines: Baselines, decision: Decision
+) -> Scores:
+    scores = Scores({}, {}, {}, {}, {})
+    names, class_rows = job.data.labels.names, _class_rows(job)
     for name, values in logits.items():
         part = job.data.parts[name]
         baseline = baselines.chosen_with if name == "validation" else baselines.final
         baseline_scores = baseline.decision(part.texts)
         probabilities = decision.probabilities(values, baseline_scores)
-        scores.probabilities[name] = probabilities
-        scores.metrics[name] = classification_metrics(part.y, probabilities, names)
+        scores.probabilities[name], scores.baseline_scores[name] = probabilities, baseline_scores
+        rows = Rows(part.y, part.rows, tokens[name].lengths)
+        scores.metrics[name] = part_metrics(rows, softmax(values), probabilities, names, class_rows)
         scores.baseline_metrics[name] = classification_metrics(
             part.y, baseline.calibrated(baseline_scores), names
         )
         if alarm := single_class_alarm(probabilities.argmax(1), len(names)):
+            scores.alarms[name] = alarm
             job.clock.say(f"Alarm on {name}: {alarm}")
     return scores
+
+
+def _judge(job: Job, decided: BothDecided, scores: Scores) -> Judged:
+    """What the held-out rows say: on the test rows, or on validation where there are none."""
+    names, parts = np.array(job.data.labels.names, dtype=object), job.data.parts
+    tested = "test" in scores.probabilities
+    part = "test" if tested else "validation"
+    found = automation(
+        Candidate(decided.model, scores.probabilities.get("test")),
+        Candidate(
+            decided.baseline,
+            decided.baseline.decision.probabilities(scores.baseline_scores["test"]) if tested else None,
+        ),
+        parts["validation"].y, parts["test"].y if tested else None, job.data.labels.names,
+    )  # fmt: skip
+    compared = compare(
+        parts[part].y, scores.probabilities[part].argmax(1), scores.baseline_scores[part].argmax(1)
+    )
+    told = verdict(
+        compared, found, scores.metrics[part], _class_rows(job), part=part, alarm=scores.alarms.get(part)
+    )
+    held_out = decided.model.held_out
+    seen = reference(
+        parts["train"].texts, parts["validation"].texts, held_out.max(1), names[held_out.argmax(1)].tolist()
+    )
+    job.clock.say(found["sentence"])
+    return Judged(found, told, seen)
 
 
 def _save(
@@ -502,6 +577,7 @@ def _write(
     peaks: Peaks,
     decision: Decision,
     scores: Scores,
+    judged: Judged,
     saved: Path,
     reload: Reload,
     cost: dict[str, Any],
@@ -521,8 +597,9 @@ def _write(
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=reload.largest_logit_difference,
         without_quantization=reload.without_quantization, seconds=job.clock.seconds(), cost=cost,
-        audit=audit,
+        audit=audit, automation=judged.automation, verdict=judged.verdict,
     )  # fmt: skip
+    write_json(folder / "reference.json", judged.reference)
     record = write_record(facts, folder / "run.json")
     write_card(record, folder / "README.md")
     return record

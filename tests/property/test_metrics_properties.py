@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 
-from snugtune.evaluate.calibration import (
-    REVIEW_EVERYTHING,
-    expected_calibration_error,
-    fit_temperature,
-    precision_lower_bound,
-    review_threshold,
-    softmax,
-)
+from snugtune.evaluate.calibration import expected_calibration_error, fit_temperature, softmax
 from snugtune.evaluate.metrics import classification_metrics, confusion_matrix_sparse
+from snugtune.evaluate.selective import REVIEW_EVERYTHING, precision_lower_bound, review_threshold
 
 Case = tuple[NDArray[np.int64], NDArray[np.float64]]
 

@@ -8,7 +8,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "run-folder.md"
 # Objects whose keys are data, settings or described by a table of their own, or that may be null as a whole.
 OPEN = {
     "config", "label_aliases", "data.rows", "data.cleaning", "data.truncation", "parameters.parts",
-    "decision.mixture", "metrics.validation", "metrics.test", "baseline.metrics", "versions",
+    "decision.calibration", "decision.mixture", "decision.promise", "automation", "verdict",
+    "metrics.validation", "metrics.test", "baseline.metrics", "versions",
     "reload.without_quantization", "audit", "data.corrections", "cost.price", "cost.compute_units",
     "cost.per_1000_predictions", "cost.per_year", "cost.quote",
 }  # fmt: skip

@@ -30,10 +30,10 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON alone.")] = False,
 ) -> None:
-    """Score a run on a table: snugtune evaluate runs/run may.csv."""
+    """Score a run on a table, and say how it differs from the run's: snugtune evaluate runs/run may.csv."""
     from snugtune.cli.pipe import readable
     from snugtune.cli.render import RichObserver, show_evaluation
-    from snugtune.predict.evaluation import evaluate_table
+    from snugtune.predict.evaluation import evaluate_table, read_reference
     from snugtune.predict.predictor import Predictor
     from snugtune.predict.write import check_output
     from snugtune.quiet import quiet_libraries
@@ -45,7 +45,8 @@ def evaluate(
     with readable(source) as path, RichObserver() as observer:
         result = evaluate_table(
             predictor, path, text=tuple(text) if text else None, label=label, output=output,
-            overwrite=overwrite, observer=observer, sheet=sheet, encoding=encoding, delimiter=delimiter,
+            overwrite=overwrite, observer=observer, reference=read_reference(run), sheet=sheet,
+            encoding=encoding, delimiter=delimiter,
         )  # fmt: skip
     if json:
         typer.echo(json_module.dumps(result, ensure_ascii=False))

@@ -82,6 +82,7 @@ def fit(
     bf16: options.Bf16 = None,
     audit: options.Audit = None,
     mix_with_baseline: options.MixWithBaseline = None,
+    imbalance: options.Imbalance = None,
     precision_target: options.PrecisionTarget = None,
     price_per_hour_usd: options.Price = None,
     predictions_per_month: options.PredictionsPerMonth = None,

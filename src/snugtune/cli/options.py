@@ -148,6 +148,13 @@ MixWithBaseline: TypeAlias = Annotated[
         "--mix-with-baseline/--no-mix-with-baseline",
     ),
 ]
+Imbalance: TypeAlias = Annotated[
+    str | None,
+    _option(
+        RESULT,
+        "Prefer rare classes where validation says that raises --metric: auto (default), or none.",
+    ),
+]
 PrecisionTarget: TypeAlias = Annotated[
     float | None, _option(RESULT, "Precision that predictions without review must have (.95).")
 ]

@@ -158,6 +158,7 @@ def show_evaluation(result: dict[str, Any]) -> None:
     say(f"{result['rows']:,} rows with a text, {100 * result['review_share']:.1f} % for a person to look at.")
     if result["rows_without_text"]:
         say(f"{result['rows_without_text']:,} rows have no text; they are not scored.")
+    _say_drift(result["drift"], say)
     if result["label_column"] is None:
         say("There is no label column, so nothing is scored; the predicted mix:")
     else:
@@ -179,6 +180,15 @@ def show_evaluation(result: dict[str, Any]) -> None:
     console.print(_classes(metrics))
     if result["confusions"]:
         console.print(_confusions(result["confusions"]))
+
+
+def _say_drift(drift: dict[str, Any] | None, say: Callable[[str], None]) -> None:
+    if drift is None:
+        return
+    for sentence in drift["warnings"]:
+        say(f"Warning: {sentence}")
+    if drift["checks"] and not drift["warnings"]:
+        say("Lengths, words, confidences and predicted labels are much as in the run's held-out texts.")
 
 
 def _say_unscored(result: dict[str, Any], say: Callable[[str], None]) -> None:

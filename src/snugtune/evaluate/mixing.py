@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from snugtune.evaluate.calibration import fit_temperature, log_softmax, softmax
+from snugtune.evaluate.calibration import fit_temperature, log_softmax
 from snugtune.evaluate.metrics import macro_f1
 
 Metric = Literal["accuracy", "macro_f1", "log_loss"]
@@ -41,6 +41,10 @@ class Mixture:
 
     def apply(self, logits_a: Floats, logits_b: Floats) -> NDArray[np.float64]:
         """Probabilities ``(N, K)`` from the logits ``(N, K)`` of both models."""
+        return np.exp(self.log_probabilities(logits_a, logits_b))
+
+    def log_probabilities(self, logits_a: Floats, logits_b: Floats) -> NDArray[np.float64]:
+        """The logarithms of `apply`, finite however sure the models are."""
         log_a, log_b = (_floored(logits_a, self.temperature_a), _floored(logits_b, self.temperature_b))
         return self._pool(log_a, log_b)
 
@@ -59,7 +63,7 @@ class Mixture:
         logits = ((1 - self.weight) * log_a + self.weight * log_b) / self.temperature
         if self.tau and self.class_prior is not None:
             logits = logits - self.tau * np.log(self.class_prior)
-        return softmax(logits)
+        return log_softmax(logits)
 
 
 def fit_mixture(
@@ -69,14 +73,16 @@ def fit_mixture(
     *,
     metric: Metric = "log_loss",
     class_prior: NDArray[np.floating[Any]] | None = None,
+    adjust_for: Metric | None = None,
     seed: int = 0,
 ) -> Mixture:
     """Choose the share of model b on held-out rows: ``logits (N, K)`` of both, ``y_true (N,)``.
 
     Each model is calibrated by itself, then the weight of b is chosen from a grid, then tau if a
     ``class_prior (K,)`` is given (class shares in training; zeros count as half of the smallest other).
-    Weight and tau stay 0 unless they improve ``metric`` beyond the noise of these rows, judged by a paired
-    bootstrap. Rows with ``y_true == -1`` are ignored; without others the answer is model a as it is.
+    Weight and tau stay 0 unless they improve ``metric`` (tau: ``adjust_for``, if that is another one) beyond
+    the noise of these rows, judged by a paired bootstrap. Rows with ``y_true == -1`` are ignored; without
+    others the answer is model a as it is.
 
     Raises:
         ValueError: the shapes disagree.
@@ -95,7 +101,8 @@ def fit_mixture(
     chosen = judge.better([judge.recalibrated(replace(alone, weight=float(weight))) for weight in _WEIGHTS])
     if class_prior is None:
         return chosen
-    prior = _positive(class_prior)
+    prior = positive_shares(class_prior)
+    judge.metric = adjust_for or metric
     adjusted = judge.better([replace(chosen, tau=float(tau), class_prior=prior) for tau in _TAUS])
     return adjusted if adjusted.tau else chosen
 
@@ -132,7 +139,7 @@ class _Judge:
 
     def _score(self, mixture: Mixture, repeats: NDArray[np.float32]) -> NDArray[np.float64]:
         """The metric, larger is better, of each row-weighted sample ``(B, N)``: ``(B,)``."""
-        probs = mixture._pool(self.log_a, self.log_b)
+        probs = np.exp(mixture._pool(self.log_a, self.log_b))
         if self.metric == "macro_f1":
             return _macro_f1(self.y_true, probs, repeats)
         if self.metric == "accuracy":
@@ -160,8 +167,8 @@ def _floored(logits: Floats, temperature: float) -> NDArray[np.float64]:
     return np.maximum(log_softmax(logits, temperature), _LOG_FLOOR)
 
 
-def _positive(class_prior: NDArray[np.floating[Any]]) -> tuple[float, ...]:
-    """The prior as shares, zeros lifted to half of the smallest other one so that the log is finite."""
+def positive_shares(class_prior: NDArray[np.floating[Any]]) -> tuple[float, ...]:
+    """Class shares ``(K,)`` that sum to 1, zeros lifted to half of the smallest other: the log is finite."""
     prior = np.asarray(class_prior, np.float64)
     prior = np.where(prior > 0, prior, prior[prior > 0].min() / 2)
     return tuple((prior / prior.sum()).tolist())

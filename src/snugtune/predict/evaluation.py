@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from snugtune.errors import UserInputError
+from snugtune.evaluate.drift import DriftTally
 from snugtune.evaluate.metrics import UNSEEN, classification_metrics
 from snugtune.predict.predictor import ADDED_COLUMNS, ROWS_PER_BATCH, Batch, Predictor, replace_columns
 from snugtune.predict.table import survey
@@ -36,6 +39,7 @@ def evaluate_table(
     overwrite: bool = False,
     rows_per_batch: int = ROWS_PER_BATCH,
     observer: Observer | None = None,
+    reference: dict[str, Any] | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
     """Metrics on the rows of ``source`` that have a text and a label the model knows.
@@ -43,7 +47,8 @@ def evaluate_table(
     The table is read batch by batch, so only probabilities are held, not texts. Without a label column, or
     if no label of it was seen in training, there are no ``metrics``: only the predicted mix and the share
     for review are told. Rows without a label, and those of labels unseen in training
-    (``unseen_labels``), are counted and not scored.
+    (``unseen_labels``), are counted and not scored. ``drift`` tells how the texts and what is predicted of
+    them differ from the run's own held-out rows; it needs no labels, and is None without a ``reference``.
 
     Args:
         predictor: a finished run.
@@ -54,6 +59,7 @@ def evaluate_table(
         overwrite: replace a file that is already there.
         rows_per_batch: rows read and held at a time.
         observer: is told of the phases and the rows done.
+        reference: what `read_reference` found in the run's folder.
         **reading: ``sheet``, ``encoding`` and ``delimiter``, as for ``read_table``.
 
     Raises:
@@ -70,7 +76,7 @@ def evaluate_table(
     if label is None and predictor.label_column in found.columns:
         label = predictor.label_column
     observer.phase("predict", found.rows)
-    tally = _Tally(predictor)
+    tally = _Tally(predictor, None if reference is None else DriftTally(reference))
     frames = tally.frames(
         predictor.batches(
             source, text=text, label=label, rows_per_batch=rows_per_batch, observer=observer, **reading
@@ -87,11 +93,31 @@ def evaluate_table(
     return tally.result()
 
 
+def read_reference(run: str | Path) -> dict[str, Any] | None:
+    """What drift is measured against: ``reference.json`` of the folder ``run``; older runs have none.
+
+    Raises:
+        UserInputError: the file is there and cannot be read, or is of a later version.
+    """
+    path = Path(run) / "reference.json"
+    if not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        DriftTally(found)
+    except (OSError, ValueError, KeyError, TypeError, zlib.error):
+        raise UserInputError(
+            f"{path} is damaged or of another version; remove it to go without the comparison."
+        ) from None
+    return found
+
+
 @dataclass
 class _Tally:
     """What is kept of the rows that have a text."""
 
     predictor: Predictor
+    drift: DriftTally | None
     rows: int = 0
     without_text: int = 0
     without_label: int = 0
@@ -115,6 +141,7 @@ class _Tally:
             "label_column": self.label_column,
             "review_share": self.review / self.rows,
             "predicted": dict(self.predicted.most_common()),
+            "drift": None if self.drift is None else self.drift.result(),
         }
         if self.label_column is None:
             return result
@@ -138,7 +165,11 @@ class _Tally:
         self.rows += int(filled.sum())
         self.without_text += int((~filled).sum())
         self.review += int(added["needs_review"].to_numpy()[filled].sum())
-        self.predicted.update(added["predicted_label"].filter(pl.Series(filled)).to_list())
+        labels = added["predicted_label"].filter(pl.Series(filled)).to_list()
+        self.predicted.update(labels)
+        if self.drift is not None:
+            texts = [text for text, is_filled in zip(batch.texts, filled, strict=True) if is_filled]
+            self.drift.add(texts, batch.probabilities[filled].max(1, initial=0.0), labels)
         correct = self._score(batch, filled)
         return replace_columns(batch.frame, added.with_columns(correct))
 

@@ -62,6 +62,8 @@ class RunFacts:
     seconds: dict[str, float]
     cost: dict[str, Any]
     audit: dict[str, Any] | None
+    automation: dict[str, Any]
+    verdict: dict[str, Any]
 
 
 def write_record(facts: RunFacts, path: Path) -> dict[str, Any]:
@@ -95,6 +97,8 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
         "memory": _memory(facts),
         "decision": facts.decision.as_dict(),
         "metrics": facts.metrics,
+        "automation": facts.automation,
+        "verdict": facts.verdict,
         "baseline": {"name": "TF-IDF + linear SVM", "metrics": facts.baseline_metrics},
         "reload": {
             "rows": facts.rows_checked,
