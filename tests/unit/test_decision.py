@@ -90,7 +90,9 @@ def test_rare_classes_gain_where_macro_f1_is_wanted():
     from sklearn.metrics import f1_score
 
     logits, y_true, prior = skewed(4000, 0)
-    adjusted = decide(logits, None, y_true, precision=0.9, class_prior=prior, adjust_for="macro_f1").decision
+    adjusted = decide(
+        logits, None, y_true, precision=0.9, class_rows=(1e6 * prior).astype(int), adjust_for="macro_f1"
+    ).decision
     plain = decide(logits, None, y_true, precision=0.9).decision
     assert adjusted.mixture.tau > 0
     fresh, y_fresh, _ = skewed(4000, 1)
@@ -107,5 +109,7 @@ def test_rare_classes_gain_where_macro_f1_is_wanted():
 
 def test_nothing_is_adjusted_for_accuracy():
     logits, y_true, prior = skewed(2000, 0)
-    decision = decide(logits, None, y_true, precision=0.9, class_prior=prior, adjust_for="accuracy").decision
+    decision = decide(
+        logits, None, y_true, precision=0.9, class_rows=(1e6 * prior).astype(int), adjust_for="accuracy"
+    ).decision
     assert decision.mixture.tau == 0

@@ -10,8 +10,9 @@ import pytest
 import tiny
 from snugtune.data.table import read_table
 from snugtune.errors import UserInputError
+from snugtune.evaluate.drift import reference
 from snugtune.predict import predictor as predictor_module
-from snugtune.predict.evaluation import evaluate_table
+from snugtune.predict.evaluation import evaluate_table, read_reference
 from snugtune.predict.predictor import ADDED_COLUMNS, Predictor
 from snugtune.predict.table import predict_table, survey
 from snugtune.predict.write import write_tables
@@ -281,6 +282,32 @@ def test_without_labels_or_with_foreign_ones_the_mix_is_told(predictor, frame, t
     assert other["metrics"]["accuracy"] == 1.0
     with pytest.raises(UserInputError, match="no column 'nope'"):
         evaluated(predictor, frame, tmp_path, label="nope")
+
+
+def test_drift_is_measured_against_the_runs_reference(predictor, frame, tmp_path):
+    texts = [*frame["text"]] * 4
+    said = predictor.columns(texts)
+    seen = reference(texts, texts, said["confidence"].to_numpy(), said["predicted_label"].to_list())
+    (tmp_path / "reference.json").write_text(json.dumps(seen))
+    seen = read_reference(tmp_path)
+    twice = pl.concat([frame, frame])
+    assert evaluated(predictor, twice, tmp_path, reference=seen)["drift"]["warnings"] == []
+    other = twice.drop("label").with_columns(text=pl.col("text") + " zebra" * 20)
+    drift = evaluated(predictor, other, tmp_path, reference=seen)["drift"]
+    assert drift["rows"] == 50
+    assert {check["name"] for check in drift["checks"] if check["level"] == "large"} >= {
+        "length",
+        "unknown_words",
+    }
+    assert evaluated(predictor, frame, tmp_path)["drift"] is None
+
+
+def test_a_damaged_reference_is_refused_and_a_missing_one_is_not(tmp_path):
+    assert read_reference(tmp_path) is None
+    for content in ("{", "[]", '{"format": 99}'):
+        (tmp_path / "reference.json").write_text(content)
+        with pytest.raises(UserInputError, match=r"reference\.json is damaged"):
+            read_reference(tmp_path)
 
 
 def test_a_table_without_texts_is_not_evaluated(predictor, tmp_path):

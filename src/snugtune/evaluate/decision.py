@@ -94,16 +94,17 @@ def decide(
     *,
     precision: float,
     metric: Metric = "log_loss",
-    class_prior: Floats | None = None,
+    class_rows: NDArray[np.integer[Any]] | None = None,
     adjust_for: Metric = "macro_f1",
 ) -> Decided:
     """Choose mixture, calibration and threshold on validation: ``logits`` (N, K), ``y_true`` (N,).
 
-    The baseline gets a share only where that improves ``metric`` beyond noise (see ``fit_mixture``). With the
-    class shares of training, ``class_prior (K,)``, rare classes are preferred as far as that improves
-    ``adjust_for`` beyond noise. A mixture so adjusted is calibrated by maps that keep its choice of class.
+    The baseline gets a share only where that improves ``metric`` beyond noise (see ``fit_mixture``). With
+    ``class_rows (K,)``, how many rows each class has in training, rare classes are preferred as far as that
+    improves ``adjust_for`` beyond noise. A mixture so adjusted is calibrated by maps that keep its choice of
+    class.
     """
-    mixture = _mixture(logits, baseline_scores, y_true, metric, class_prior, adjust_for)
+    mixture = _mixture(logits, baseline_scores, y_true, metric, class_rows, adjust_for)
     scores = np.zeros_like(logits) if baseline_scores is None else baseline_scores
     calibrated = choose_calibration(
         mixture.log_probabilities(logits, scores), y_true, keep_order=mixture.tau > 0
@@ -126,16 +127,16 @@ def _mixture(
     baseline_scores: Floats | None,
     y_true: NDArray[np.int64],
     metric: Metric,
-    class_prior: Floats | None,
+    class_rows: NDArray[np.integer[Any]] | None,
     adjust_for: Metric,
 ) -> Mixture:
-    if baseline_scores is None and class_prior is None:
+    if baseline_scores is None and class_rows is None:
         return Mixture(temperature_a=fit_temperature(logits, y_true))
     return fit_mixture(
         logits,
         np.zeros_like(logits) if baseline_scores is None else baseline_scores,
         y_true,
         metric=metric,
-        class_prior=class_prior,
+        class_prior=None if class_rows is None else class_rows / class_rows.sum(),
         adjust_for=adjust_for,
     )

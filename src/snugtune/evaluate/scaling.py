@@ -70,8 +70,8 @@ class Calibration:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that are set, as JSON-ready values."""
-        values = {"method": self.method, "temperature": self.temperature, "scale": self.scale}
-        values |= {"matrix": self.matrix, "offset": self.offset, "confidence": self.confidence}
+        names = ("method", "temperature", "scale", "matrix", "offset", "confidence")
+        values = {name: getattr(self, name) for name in names}
         return {name: _listed(value) for name, value in values.items() if value is not None}
 
     @classmethod
@@ -108,7 +108,8 @@ def choose_calibration(
     folds = np.random.default_rng(seed).permutation(len(y_true)) % FOLDS
     known = np.flatnonzero(y_true >= 0)
     tried = known if len(known) <= _ROWS_TO_TRY else known[:: -(-len(known) // _ROWS_TO_TRY)]
-    method, prior, log_losses = "temperature", 0.0, {}
+    method: Method = "temperature"
+    prior, log_losses = 0.0, dict[str, float]()
     if len(tried) >= 2 * FOLDS:
         richer = [] if keep_order else _candidates(len(tried), log_probs.shape[1])
         method, prior, log_losses = _best(log_probs[tried], y_true[tried], folds[tried], richer)
@@ -123,7 +124,8 @@ def _best(
 ) -> tuple[Method, float, dict[str, float]]:
     """The method and prior to use, and the cross-validated log loss of each candidate."""
     plain = _losses(_out_of_fold(log_probs, y_true, folds, "temperature", 0.0), y_true)
-    log_losses, best, best_gain = {"temperature": float(plain.mean())}, ("temperature", 0.0), 0.0
+    log_losses, best_gain = {"temperature": float(plain.mean())}, 0.0
+    best: tuple[Method, float] = ("temperature", 0.0)
     for method, prior in richer:
         trial = _losses(_out_of_fold(log_probs, y_true, folds, method, prior), y_true)
         log_losses[f"{method} {prior:g}"] = float(trial.mean())
@@ -173,7 +175,7 @@ def fit_calibration(
     if method != "temperature" and len(y):
         K = x.shape[1]
         if method == "dirichlet":
-            spread = np.full((K, K), prior)
+            spread: Real = np.full((K, K), prior)
             np.fill_diagonal(spread, _DIAGONAL_PRIOR)
         else:
             spread = np.full(K, prior)
@@ -231,7 +233,7 @@ def _with_confidence(log_probs: Real, parameters: tuple[float, ...]) -> Real:
     overtaken = np.flatnonzero(shared.max(axis=1) > after)
     even = ((before - after) / np.maximum(before - 1 / K, _TINY))[overtaken, None].clip(0, 1)
     shared[overtaken] = (1 - even) * probs[overtaken] + even / K
-    return np.log(shared.clip(_TINY))
+    return np.asarray(np.log(shared.clip(_TINY)))
 
 
 def _fit(x: Real, y: NDArray[np.int64], spread: Real, offset_spread: Real) -> tuple[Real, Real]:

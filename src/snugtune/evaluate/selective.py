@@ -143,7 +143,7 @@ class Held:
     @property
     def correct(self) -> Bools:
         """Whether each prediction is right."""
-        return self.y_true == self.y_pred
+        return np.asarray(self.y_true == self.y_pred)
 
     def outcome(self, threshold: float) -> dict[str, Any]:
         """`outcome` of these rows."""
