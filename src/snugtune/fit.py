@@ -464,10 +464,10 @@ def _fit_baselines(job: Job) -> Baselines:
 def _decide(job: Job, logits: NDArray[np.float32], baseline: TfidfBaseline) -> BothDecided:
     validation, config = job.data.parts["validation"], job.config
     scores = baseline.decision(validation.texts)
-    prior = _class_rows(job) if config.imbalance == "auto" else None
+    class_rows = _class_rows(job) if config.imbalance == "auto" else None
     model = decide(
         logits, scores if config.mix_with_baseline else None, validation.y,
-        precision=config.precision_target, class_prior=prior,
+        precision=config.precision_target, class_rows=class_rows,
         adjust_for="macro_f1" if config.metric == "f1_macro" else "accuracy",
     )  # fmt: skip
     mixture = model.decision.mixture
