@@ -4,34 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from .tables import percent, spread, table
+COLUMNS = {
+    "recall_looked_at": "found in the first {looked_at:.0%} of the list",
+    "precision_at_flipped": "precision at the number flipped",
+    "suspected_share": "suspected",
+    "suspected_precision": "precision of suspects",
+    "suspected_recall": "recall of suspects",
+    "suggestion_right": "suggestion right",
+}
 
 
 def label_noise(result: dict[str, Any]) -> list[str]:
     """How many flipped labels are ranked first, and how many are suspected, by data and method."""
     settings = result["settings"]
+    named = [title.format(looked_at=result["looked_at"]) for title in COLUMNS.values()]
+    columns = ["data", "judged by", "labels flipped", *named, "seconds"]
     rows = [
         [
-            name, method, f"{found['flipped_rows']:,} of {found['rows']:,}",
-            *(
-                spread(scores[key], 1, scale=100, unit=" %")
-                for key in ("recall_looked_at", "precision_at_flipped", "suspected_share",
-                            "suspected_precision", "suspected_recall", "suggestion_right")
-            ),
-            spread(scores["seconds"], 0, unit=" s"),
+            name,
+            method,
+            f"{found['flipped_rows']:,} of {found['rows']:,}",
+            *(_spread(scores[key], 100, 1) for key in COLUMNS),
+            _spread(scores["seconds"], 1, 0),
         ]
         for name, found in result["data"].items()
         for method, scores in found["methods"].items()
-    ]  # fmt: skip
-    columns = [
-        "data", "judged by", "labels flipped", f"found in the first {percent(result['looked_at'], 0)}",
-        "precision at the number flipped", "suspected", "precision of suspects", "recall of suspects",
-        "suggestion right", "time",
-    ]  # fmt: skip
-    return [
-        f"{percent(settings['flipped'], 0)} of the training labels replaced by others at random, "
-        f"{settings['seeds']} draws; MiniLM reads {settings['max_length']} tokens of each text. Labels that "
-        "were wrong before count as right, so precision is a lower bound.",
-        "",
-        *table(columns, rows),
     ]
+    return [
+        f"{settings['flipped']:.0%} of the training labels replaced by others at random, {settings['seeds']} "
+        "draws; shares in per cent, median (smallest to largest). MiniLM reads "
+        f"{settings['max_length']} tokens of each text. Labels that were wrong before count as right, so "
+        "precision is a lower bound.",
+        "",
+        *("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)),
+    ]
+
+
+def _spread(values: dict[str, float], scale: float, digits: int) -> str:
+    median, low, high = (f"{scale * values[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"

@@ -10,7 +10,7 @@ from typing import Any
 from snugtune.files import write_text
 from snugtune.units import duration
 
-from . import picture
+from . import noise, picture
 from .common import REPOSITORY, RESULTS
 
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
@@ -181,6 +181,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "training-throughput": ("Training speed", training_throughput),
     "prediction": ("Prediction speed", prediction),
     "accuracy": ("Accuracy", accuracy),
+    "label-noise": ("Wrong labels found by the audit", noise.label_noise),
     "recipe": ("The recipe's memory and time, predicted", recipe),
 }
 
