@@ -164,16 +164,20 @@ class _Graph:
         yield _node("Reshape", [f"{x}.integers", f"{x}.shape"], f"{x}.q")
 
     def _product(self, node: Any) -> Iterator[Any]:
-        x, weight, product = node.input[0], node.input[1], node.output[0]
-        if f"{weight}.q" not in self.constants:
-            matrix = self._matrix(weight)
-            assert matrix is not None
-            integers, scale = quantized(matrix, axis=0)
-            self._constant(f"{weight}.q", integers)
-            self._constant(f"{weight}.scale", scale[0])
-        one, middle = self._constant("one", np.float32(1)), self._constant("middle", np.uint8(MIDDLE))
-        zero = self._constant("zero", np.int8(0))
-        inputs = [f"{x}.q", f"{weight}.q", one, f"{weight}.scale", middle, zero]
+        x, product = node.input[0], node.output[0]
+        matrix = self._matrix(node.input[1])
+        assert matrix is not None
+        integers, scale = quantized(matrix, axis=0)
+        # Each product has constants of its own, even where layers share them (ALBERT): ONNX Runtime fails
+        # where it converts a shared one twice for processors without VNNI.
+        inputs = [
+            f"{x}.q",
+            self._constant(f"{product}.weight", integers),
+            self._constant("one", np.float32(1)),
+            self._constant(f"{product}.weight_scale", scale[0]),
+            self._constant("middle", np.uint8(MIDDLE)),
+            self._constant(f"{product}.weight_zero", np.int8(0)),
+        ]
         yield _node("MatMulIntegerToFloat", inputs, f"{product}.unscaled", domain="com.microsoft")
         yield _node("Mul", [f"{product}.unscaled", f"{x}.scale"], product)
 

@@ -129,8 +129,9 @@ class OnnxModel(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        # Processors without VNNI add two 8-bit products in 16 bits, which overflow unless told otherwise.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if not torch.cpu._is_vnni_supported():
+            # Such processors add two 8-bit products in 16 bits, which would overflow.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         self._session: Any = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
