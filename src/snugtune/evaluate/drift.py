@@ -145,7 +145,7 @@ class DriftTally:
         self.predicted.update(predicted)
         for name, values in zip(_MEASURES, (lengths, unknown, confidence), strict=True):
             edges = np.array(self.reference[name]["edges"])
-            self.counts[name] += np.bincount(_bin(values, edges), minlength=len(edges) + 1)
+            self.counts[name] += _counts(values, edges)
             self.sums[name] += float(np.sum(values))
 
     def result(self) -> dict[str, Any]:
@@ -238,13 +238,12 @@ def _histogram(values: NDArray[np.float64]) -> dict[str, Any]:
     if not len(values):
         return {"edges": [], "counts": [0], "mean": 0.0}
     edges = np.unique(np.quantile(values, np.arange(1, _BINS) / _BINS))
-    counts = np.bincount(_bin(values, edges), minlength=len(edges) + 1)
-    return {"edges": edges.tolist(), "counts": counts.tolist(), "mean": float(values.mean())}
+    return {"edges": edges.tolist(), "counts": _counts(values, edges).tolist(), "mean": float(values.mean())}
 
 
-def _bin(values: Floats, edges: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The bin of each value: 0 up to and with the first edge, and so on."""
-    return np.searchsorted(edges, values, side="left").astype(np.int64)
+def _counts(values: Floats, edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many values lie in each bin: up to and with the first edge, and so on."""
+    return np.bincount(np.searchsorted(edges, values, side="left"), minlength=len(edges) + 1)
 
 
 def _measure(texts: Sequence[str], vocabulary: Vocabulary) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -195,7 +195,7 @@ def _intervals(
     if samples < 1:
         return {}
     cells, counts = _cells(y_true, y_pred)
-    resampled = [_resampled_scores(cells, drawn, K) for drawn in _resamples(counts, samples, seed)]
+    resampled = [resampled_scores(cells, drawn, K) for drawn in resamples(counts, samples, seed)]
     accuracy, f1 = np.concatenate(resampled, axis=1)
     return {
         "accuracy": np.quantile(accuracy, [0.025, 0.975]).tolist(),
@@ -211,7 +211,7 @@ def _cells(y_true: NDArray[np.int64], y_pred: NDArray[np.int64]) -> tuple[Counts
     return cells, counts.astype(np.int64)
 
 
-def _resamples(counts: Counts, samples: int, seed: int) -> Iterator[Counts]:
+def resamples(counts: Counts, samples: int, seed: int) -> Iterator[Counts]:
     """Cell counts ``(B, M)`` of bootstrap samples, in chunks.
 
     Drawing N rows with replacement is a multinomial draw over the cells; it costs the same for any N.
@@ -222,7 +222,7 @@ def _resamples(counts: Counts, samples: int, seed: int) -> Iterator[Counts]:
         yield rng.multinomial(counts.sum(), counts / counts.sum(), size=min(chunk, samples - start))
 
 
-def _resampled_scores(cells: Counts, drawn: Counts, K: int) -> NDArray[np.float64]:
+def resampled_scores(cells: Counts, drawn: Counts, K: int) -> NDArray[np.float64]:
     """Accuracy and macro F1 ``(2, B)`` of the resampled confusion matrices ``drawn (B, M)``."""
     right = cells[:, 0] == cells[:, 1]
     hits = _sum_by_class(drawn[:, right], cells[right, 0], K)

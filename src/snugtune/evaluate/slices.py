@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from snugtune.evaluate.calibration import bin_of, expected_calibration_error
 from snugtune.evaluate.metrics import ClassCounts, macro_f1, wilson_interval
+from snugtune.evaluate.selective import Held
 
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
@@ -103,9 +104,8 @@ def by_class_size(y_true: Ids, y_pred: Ids, class_rows: Ids) -> list[dict[str, A
 
 def reliability(y_true: Ids, pred_probs: Floats, *, bins: int = 15) -> dict[str, Any]:
     """Expected calibration error, and mean confidence and accuracy of each non-empty bin of it."""
-    scored = y_true >= 0
-    confidence = pred_probs[scored].max(axis=1)
-    correct = pred_probs[scored].argmax(axis=1) == y_true[scored]
+    held = Held.of(y_true, pred_probs)
+    confidence, correct = held.confidence, held.correct
     which = bin_of(confidence, bins)
     members = [np.flatnonzero(which == i) for i in np.unique(which)]
     return {
@@ -126,9 +126,8 @@ def risk_coverage(y_true: Ids, pred_probs: Floats) -> list[dict[str, float]]:
 
     The risk-coverage curve of El-Yaniv & Wiener (2010), with precision as one minus the selective risk.
     """
-    scored = y_true >= 0
-    confidence = pred_probs[scored].max(axis=1)
-    correct = pred_probs[scored].argmax(axis=1) == y_true[scored]
+    held = Held.of(y_true, pred_probs)
+    confidence, correct = held.confidence, held.correct
     if not len(correct):
         return []
     order = np.argsort(-confidence, kind="stable")

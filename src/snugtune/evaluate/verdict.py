@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from snugtune.evaluate.metrics import macro_f1
+from snugtune.evaluate.metrics import resampled_scores, resamples
 
 Ids = NDArray[np.int64]
 Level = Literal["ready", "ready_with_review", "not_ready"]
@@ -254,25 +254,16 @@ def _differences(
     if not len(y):
         return 0.0, 0.0, np.zeros(1), np.zeros(1)
     # Rows with the same three ids are interchangeable: a multinomial draw over such cells costs less.
-    cells, counts = np.unique(np.stack([y, model, baseline]), axis=1, return_counts=True)
+    cells, counts = np.unique(np.stack([y, model, baseline], axis=1), axis=0, return_counts=True)
     K = int(cells.max()) + 1
-    draws = np.random.default_rng(seed).multinomial(len(y), counts / len(y), size=_SAMPLES)
-    found = []
-    for drawn in (counts[None], draws):
-        accuracies, f1s = zip(*(_scores(cells[0], cells[side], drawn, K) for side in (1, 2)), strict=True)
-        found.append((accuracies[0] - accuracies[1], f1s[0] - f1s[1]))
-    (accuracy, f1), (drawn_accuracy, drawn_f1) = found
-    return float(accuracy[0]), float(f1[0]), drawn_accuracy, drawn_f1
 
+    def differences(drawn: Ids) -> NDArray[np.float64]:
+        ours, theirs = (resampled_scores(cells[:, [0, side]], drawn, K) for side in (1, 2))
+        return ours - theirs
 
-def _scores(
-    y: Ids, y_pred: Ids, drawn: NDArray[np.int64], K: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Accuracy and macro F1 ``(B,)`` of cells ``y, y_pred (M,)`` drawn ``(B, M)`` times."""
-    right = y == y_pred
-    hits = drawn[:, right].astype(np.float64) @ np.eye(K)[y[right]]
-    support, predicted = (drawn.astype(np.float64) @ np.eye(K)[ids] for ids in (y, y_pred))
-    return hits.sum(axis=1) / support.sum(axis=1), macro_f1(hits, support, predicted)
+    accuracy, f1 = differences(counts[None].astype(np.int64))[:, 0].tolist()
+    accuracies, f1s = np.concatenate([differences(d) for d in resamples(counts, _SAMPLES, seed)], axis=1)
+    return accuracy, f1, accuracies, f1s
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:

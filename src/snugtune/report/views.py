@@ -10,6 +10,7 @@ import polars as pl
 from markupsafe import Markup
 
 from snugtune.config import FitConfig
+from snugtune.evaluate.metrics import wilson_interval
 from snugtune.report.charts import WIDTH, Axis, Chart, binned, percent_axis, rolling_mean
 from snugtune.report.confusion import (
     CORNER_CLASSES,
@@ -245,21 +246,16 @@ def reliability_charts(record: Record, part: str) -> Record | None:
             percent_axis(""),
             height=300,
         ).line([(0, 0), (1, 1)], "ideal")
-        chart.error_bars([(row["confidence"], *_rate_interval(row)) for row in bins], "thin model")
+        reach = [wilson_interval(round(row["accuracy"] * row["rows"]), row["rows"]) for row in bins]
+        chart.error_bars(
+            [(row["confidence"], *ends) for row, ends in zip(bins, reach, strict=True)], "thin model"
+        )
         for row in bins:
             dot = (row["confidence"], row["accuracy"])
             told = f"{number(row['rows'])} rows at {percent(dot[0])} confidence: {percent(dot[1])} right"
             chart.dots([dot], "model", 2.5 + 5.5 * math.sqrt(row["rows"] / most), [told])
         charts[when] = {"svg": chart.svg(), "ece": block[when].get("ece")}
     return charts
-
-
-def _rate_interval(row: Record) -> tuple[float, float]:
-    """Wilson's 95 % interval of the share that is right in a bin."""
-    from scipy.stats import binomtest
-
-    found = binomtest(round(row["accuracy"] * row["rows"]), row["rows"]).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
 
 
 def slice_rows(record: Record, part: str) -> Record | None:
