@@ -92,11 +92,13 @@ def flip(y: Any, n_classes: int, share: float, seed: int) -> tuple[Any, Any]:
 
 def judge(texts: list[str], y: Any, given: Any, flipped: Any, groups: Any, features: Any) -> dict[str, float]:
     """Recall in the first part of the list, precision at the number of flipped rows, and of the suspects."""
+    from snugtune.evaluate.baseline import TfidfBaseline
     from snugtune.evaluate.label_quality import judge_labels
 
     started = time.perf_counter()
     n_classes = int(max(y.max(), given.max())) + 1
-    quality = judge_labels(given, groups, n_classes, texts=texts, features=features)
+    words = TfidfBaseline().fit_features(texts, n_classes)
+    quality = judge_labels(given, groups, n_classes, words=words, features=features)
     seconds = time.perf_counter() - started
     ranked, n = quality.ranked(), int(flipped.sum())
     return {
@@ -121,22 +123,16 @@ def frozen_features(texts: Texts, cache: Path) -> Any:
 
 
 def _features(texts: list[str]) -> Any:
+    from snugtune import audit
     from snugtune.config import make_config
     from snugtune.data.labels import LabelSet
-    from snugtune.data.tokens import tokenize
     from snugtune.model.backbone import load_for_fit
-    from snugtune.model.head import find_head
     from snugtune.model.precision import compute_dtype, pick_device
-    from snugtune.train.forward import layer_inputs
 
-    config, device = make_config({"train": "", "max_length": _max_length()}), pick_device()
+    config, device = make_config({"train": ""}), pick_device()
     dtype = compute_dtype(config, device)
     backbone = load_for_fit(config, LabelSet(("a", "b")), dtype=dtype, device=device)
-    model = backbone.model.to(device)
-    return layer_inputs(
-        model, find_head(model).feature_layer, tokenize(texts, backbone.tokenizer, backbone.max_length),
-        pad_token_id=int(backbone.tokenizer.pad_token_id), device=device, dtype=dtype,
-    )  # fmt: skip
+    return audit.frozen_features(texts, backbone, device, dtype)
 
 
 if __name__ == "__main__":

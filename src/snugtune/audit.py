@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
@@ -15,10 +16,11 @@ from snugtune.data.audit import audit_table, sentences, shortened
 from snugtune.data.corrections import Issue, write_issues
 from snugtune.data.dataset import Usable, load_usable, overlapping_rows, read_test
 from snugtune.data.tokens import Tokens, Truncation, tokenize
+from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.label_quality import LabelQuality, judge_labels
 from snugtune.evaluate.learning_curve import learning_curve
 from snugtune.files import staged_folder, write_json
-from snugtune.model.backbone import load_for_fit
+from snugtune.model.backbone import Backbone, load_for_fit
 from snugtune.model.head import find_head
 from snugtune.model.precision import compute_dtype, pick_device
 from snugtune.progress import Observer, PhaseClock
@@ -90,11 +92,11 @@ def examine(
     """
     observer.phase("audit")
     found = audit_table(table, lengths.whole, lengths.truncation, leaked_rows=leaked_rows, seed=seed)
-    texts = [table.texts[i] for i in judged.tolist()]
     y, groups, K = table.y[judged], table.groups[judged], len(table.labels.names)
-    quality = judge_labels(y, groups, K, texts=texts, features=features, seed=seed)
+    words = TfidfBaseline().fit_features([table.texts[i] for i in judged.tolist()], K)
+    quality = judge_labels(y, groups, K, words=words, features=features, seed=seed)
     found["label_issues"] = _write_issues(table, judged, quality, folder / ISSUES_FILE)
-    curve = learning_curve(texts, y, groups, K, seed=seed)
+    curve = learning_curve(words, y, groups, K, seed=seed)
     found["learning_curve"] = curve and curve.as_dict()
     for sentence in sentences(found):
         observer.say(sentence)
@@ -136,14 +138,25 @@ def _read_by_model(
     clock.say(lengths.truncation.sentence())
     if not frozen_pass:
         return lengths, None
-    read = tokenize(table.texts, backbone.tokenizer, min(backbone.max_length, FEATURE_TOKENS))
-    clock.phase("probe", len(read))
+    clock.phase("probe", len(table.texts))
+    return lengths, frozen_features(table.texts, backbone, device, dtype, on_rows=clock.advance)
+
+
+def frozen_features(
+    texts: Sequence[str],
+    backbone: Backbone,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """What the head of the frozen model is given of each text's first ``FEATURE_TOKENS``: (N, H)."""
+    tokens = tokenize(texts, backbone.tokenizer, min(backbone.max_length, FEATURE_TOKENS))
     model = backbone.model.to(device)
-    features = layer_inputs(
-        model, find_head(model).feature_layer, read, pad_token_id=int(backbone.tokenizer.pad_token_id),
-        device=device, dtype=dtype, on_rows=clock.advance,
+    return layer_inputs(
+        model, find_head(model).feature_layer, tokens, pad_token_id=int(backbone.tokenizer.pad_token_id),
+        device=device, dtype=dtype, on_rows=on_rows,
     )  # fmt: skip
-    return lengths, features
 
 
 def _write_issues(

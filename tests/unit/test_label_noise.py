@@ -32,7 +32,7 @@ def test_what_is_counted(monkeypatch):
     suspected = quality < 0.5
     found = label_quality.LabelQuality(quality, y, suspected)
     monkeypatch.setattr(label_quality, "judge_labels", lambda *_args, **_options: found)
-    scores = label_noise.judge([""] * 100, y, given, flipped, y, None)
+    scores = label_noise.judge(["some words"] * 100, y, given, flipped, y, None)
     assert scores["recall_looked_at"] == 0.6
     assert scores["precision_at_flipped"] == 0.8  # of equal quality, the earlier rows come first
     assert scores["suspected_share"] == 0.08

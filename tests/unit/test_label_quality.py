@@ -7,6 +7,7 @@ from cleanlab.rank import get_self_confidence_for_each_label
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from snugtune.evaluate import label_quality as module
+from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.label_quality import (
     SCORE_SCALE,
     confident_issues,
@@ -132,7 +133,13 @@ def table(n, seed=0, K=4):
 @pytest.mark.parametrize("with_features", [False, True])
 def test_flipped_labels_come_first(with_features):
     texts, y, given, flipped, features = table(400)
-    found = judge_labels(given, np.arange(400), 4, texts=texts, features=features if with_features else None)
+    found = judge_labels(
+        given,
+        np.arange(400),
+        4,
+        words=TfidfBaseline().fit_features(texts, 4),
+        features=features if with_features else None,
+    )
     assert set(found.ranked()[: len(flipped)]) == set(flipped)
     assert set(found.suspects()) <= set(flipped)
     assert len(found.suspects()) >= 0.85 * len(flipped)
@@ -142,7 +149,9 @@ def test_flipped_labels_come_first(with_features):
 def test_classes_too_rare_to_judge_are_left_alone():
     texts, _, given, flipped, _ = table(200)
     texts += ["something quite else", "and yet another thing"]
-    found = judge_labels(np.r_[given, [4, 4]], np.arange(202), 5, texts=texts)
+    found = judge_labels(
+        np.r_[given, [4, 4]], np.arange(202), 5, words=TfidfBaseline().fit_features(texts, 5)
+    )
     assert (found.quality[200:] == 1).all()
     assert 0 < len(found.suspects()) <= len(flipped)
     assert set(found.suspects()) <= set(flipped)

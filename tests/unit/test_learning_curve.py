@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.learning_curve import FEWEST_ROWS, extrapolate, learning_curve
 
 
@@ -62,7 +63,7 @@ def test_from_texts():
     words = [f"word{i}" for i in range(400)]
     y = np.arange(800) % 4
     texts = [" ".join(rng.choice(words[100 * k : 100 * k + 100], 3)) for k in y]
-    curve = learning_curve(texts, y, np.arange(800), 4)
+    curve = learning_curve(TfidfBaseline().fit_features(texts, 4), y, np.arange(800), 4)
     assert [point.rows for point in curve.points] == [40, 80, 160, 320, 640]
     accuracies = [point.accuracy for point in curve.points]
     assert accuracies == sorted(accuracies)
@@ -74,6 +75,4 @@ def test_from_texts():
 
 
 def test_too_few_rows_for_a_curve():
-    assert (
-        learning_curve(["a"] * (FEWEST_ROWS - 1), np.zeros(FEWEST_ROWS - 1, int), np.arange(199), 1) is None
-    )
+    assert learning_curve(None, np.zeros(FEWEST_ROWS - 1, int), np.arange(199), 1) is None

@@ -6,14 +6,14 @@ Every row is judged by models that have seen neither it nor a near-duplicate of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from snugtune.evaluate.baseline import ABSENT_SCORE, TfidfBaseline, fit_linear
+from snugtune.evaluate.baseline import ABSENT_SCORE, fit_linear
 from snugtune.evaluate.calibration import fit_temperature, softmax
 from snugtune.evaluate.metrics import log_loss
 
@@ -67,17 +67,18 @@ def judge_labels(
     groups: Ids,
     n_classes: int,
     *,
-    texts: Sequence[str],
+    words: Any,
     features: Floats | None = None,
     seed: int = 0,
 ) -> LabelQuality:
-    """Judge the labels ``y`` (N,) of ``texts`` by the baseline and, given ``features`` (N, H), the probe.
+    """Judge the labels ``y`` (N,) by the baseline and, given ``features`` (N, H), the probe.
 
-    ``groups`` (N,) are near-duplicate groups, ``features`` those of the frozen model. Where both are there,
-    their probabilities are averaged.
+    ``groups`` (N,) are near-duplicate groups, ``words`` (N, F) the baseline's sparse features of the texts
+    (`TfidfBaseline.fit_features`), ``features`` those of the frozen model. Where both are there, their
+    probabilities are averaged.
     """
     folds = grouped_folds(y, groups, seed=seed)
-    found = [baseline_probabilities(texts, y, n_classes, folds, seed=seed)]
+    found = [baseline_probabilities(words, y, n_classes, folds, seed=seed)]
     if features is not None:
         found.append(probe_probabilities(features, y, n_classes, folds, seed=seed))
     return label_quality(y, np.mean(found, axis=0), judged=_learnable(y, folds, n_classes))
@@ -111,13 +112,12 @@ def out_of_fold(y: Ids, n_classes: int, folds: Ids, scores: Scores) -> NDArray[n
 
 
 def baseline_probabilities(
-    texts: Sequence[str], y: Ids, n_classes: int, folds: Ids, *, seed: int = 0
+    words: Any, y: Ids, n_classes: int, folds: Ids, *, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Out-of-fold probabilities (N, K) of TF-IDF + linear; only the weights are fitted without the fold."""
-    X = TfidfBaseline().fit_features(texts, n_classes)
+    """Out-of-fold probabilities (N, K) of a linear classifier of the sparse ``words`` (N, F)."""
 
     def scores(train: Ids, test: Ids) -> Floats:
-        return linear_scores(X, y, n_classes, _fewer(train, y, seed), test)
+        return linear_scores(words, y, n_classes, _fewer(train, y, seed), test)
 
     return out_of_fold(y, n_classes, folds, scores)
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.label_quality import grouped_folds, linear_scores
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -79,23 +78,21 @@ class LearningCurve:
         }
 
 
-def learning_curve(
-    texts: Sequence[str], y: Ids, groups: Ids, n_classes: int, *, seed: int = 0
-) -> LearningCurve | None:
+def learning_curve(words: Any, y: Ids, groups: Ids, n_classes: int, *, seed: int = 0) -> LearningCurve | None:
     """Accuracy of TF-IDF + linear on a fifth of the rows by how many of the others it learns from.
 
-    ``y`` (N,) are class ids, ``groups`` (N,) near-duplicate groups, which stay on one side. None where there
-    are fewer than ``FEWEST_ROWS``.
+    ``words`` (N, F) are the baseline's sparse features (`TfidfBaseline.fit_features`), ``y`` (N,) class ids,
+    ``groups`` (N,) near-duplicate groups, which stay on one side. None where there are fewer than
+    ``FEWEST_ROWS``.
     """
     if len(y) < FEWEST_ROWS:
         return None
     held_out = grouped_folds(y, groups, seed=seed) == 0
     test, rest = np.flatnonzero(held_out), np.flatnonzero(~held_out)
     order = np.random.default_rng(seed).permutation(rest)
-    X = TfidfBaseline().fit_features(texts, n_classes)
     sizes = [round(share * len(order)) for share in SHARES]
     correct = np.stack(
-        [linear_scores(X, y, n_classes, order[:size], test).argmax(axis=1) == y[test] for size in sizes]
+        [linear_scores(words, y, n_classes, order[:size], test).argmax(axis=1) == y[test] for size in sizes]
     )
     return extrapolate(sizes, correct, len(y), seed=seed)
 
