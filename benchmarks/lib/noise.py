@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .tables import spread_cell, table
+
 COLUMNS = {
     "recall_looked_at": "found in the first {looked_at:.0%} of the list",
     "precision_at_flipped": "precision at the number flipped",
@@ -24,8 +26,8 @@ def label_noise(result: dict[str, Any]) -> list[str]:
             name,
             method,
             f"{found['flipped_rows']:,} of {found['rows']:,}",
-            *(_spread(scores[key], 100, 1) for key in COLUMNS),
-            _spread(scores["seconds"], 1, 0),
+            *(spread_cell(scores[key], 1, scale=100) for key in COLUMNS),
+            spread_cell(scores["seconds"], 0),
         ]
         for name, found in result["data"].items()
         for method, scores in found["methods"].items()
@@ -36,10 +38,5 @@ def label_noise(result: dict[str, Any]) -> list[str]:
         f"{settings['max_length']} tokens of each text. Labels that were wrong before count as right, so "
         "precision is a lower bound.",
         "",
-        *("| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)),
+        *table(columns, rows),
     ]
-
-
-def _spread(values: dict[str, float], scale: float, digits: int) -> str:
-    median, low, high = (f"{scale * values[key]:.{digits}f}" for key in ("median", "min", "max"))
-    return f"{median} ({low} to {high})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from snugtune.units import duration
 
 from . import noise, picture
 from .common import REPOSITORY, RESULTS
+from .tables import spread_cell, table
 
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
@@ -83,7 +84,7 @@ def time_to_quality(result: dict[str, Any]) -> list[str]:
         f"Banking77 to accuracy {settings['target']:g} on the test file, from token ids, seconds of work "
         f"without looks at the test file; seed {settings['seed']}, {settings['threads']} threads.",
         "",
-        *_table(["contestant", "seconds to target", "best accuracy seen", "ours is sooner by"], rows),
+        *table(["contestant", "seconds to target", "best accuracy seen", "ours is sooner by"], rows),
         "",
         f"Matrix products in float32 ran at {before / 1e9:.0f} GFLOP/s before and {after / 1e9:.0f} after.",
     ]
@@ -95,11 +96,11 @@ def training_throughput(result: dict[str, Any]) -> list[str]:
     rows = [
         [
             name,
-            _spread(found["tokens_per_s"], 0),
-            _spread(found["examples_per_s"], 1),
+            spread_cell(found["tokens_per_s"], 0),
+            spread_cell(found["examples_per_s"], 1),
             f"{100 * found['padding_waste']:.1f} %",
-            _spread(found["mfu"], 1, scale=100, unit=" %"),
-            _spread(result["ratios"].get(name), 2, unit="x"),
+            spread_cell(found["mfu"], 1, scale=100, unit=" %"),
+            spread_cell(result["ratios"].get(name), 2, unit="x"),
         ]
         for name, found in result["contestants"].items()
     ]
@@ -109,7 +110,7 @@ def training_throughput(result: dict[str, Any]) -> list[str]:
         f"(mean {result['mean_length']:.0f} tokens, cut at {settings['max_length']}), "
         f"{settings['threads']} threads.",
         "",
-        *_table(columns, rows),
+        *table(columns, rows),
         "",
         f"Matrix products in {result['dtype']} peak at {result['matmul_peak_flops'] / 1e12:.2f} TFLOP/s, "
         f"which is what model FLOPs utilisation (MFU) is a share of. Our forward pass runs at "
@@ -123,9 +124,9 @@ def prediction(result: dict[str, Any]) -> list[str]:
     rows = [
         [
             name,
-            _spread(found["examples_per_s"], 1),
+            spread_cell(found["examples_per_s"], 1),
             f"{100 * found['same_label_as_ours']:.1f} %",
-            *(_spread(against.get(name), 2, unit="x") for against in ratios.values()),
+            *(spread_cell(against.get(name), 2, unit="x") for against in ratios.values()),
         ]
         for name, found in result["contestants"].items()
     ]
@@ -135,7 +136,7 @@ def prediction(result: dict[str, Any]) -> list[str]:
         f"Prediction, MiniLM with an untrained head of {settings['classes']} classes, {settings['rows']} "
         f"complaints a turn, {settings['threads']} threads. The pipeline's default batch size is 1.",
         "",
-        *_table(columns, rows),
+        *table(columns, rows),
     ]
 
 
@@ -150,7 +151,7 @@ def accuracy(result: dict[str, Any]) -> list[str]:
     how = f"`snugtune fit` with `{given}`" if given else "`snugtune fit` with its default settings"
     columns = ["data", "test rows", "accuracy", "macro-F1", "time"]
     columns += [f"TF-IDF + LinearSVC {column}" for column in ("accuracy", "macro-F1", "time")]
-    return [f"{how}, the whole command, scored on the test file.", "", *_table(columns, rows)]
+    return [f"{how}, the whole command, scored on the test file.", "", *table(columns, rows)]
 
 
 def recipe(result: dict[str, Any]) -> list[str]:
@@ -167,7 +168,7 @@ def recipe(result: dict[str, Any]) -> list[str]:
         f"{theirs['model']}, {theirs['labels']} labels, {theirs['rows']:,} rows, {theirs['epochs']} epochs, "
         f"on a {theirs['device']}: estimated by `snugtune plan --recipe blog`, confirmed by no card.",
         "",
-        *_table(["configuration", f"peak memory at {shape}", "time"], rows),
+        *table(["configuration", f"peak memory at {shape}", "time"], rows),
         "",
         f"Full fine-tuning takes more memory than LoRA by these factors: {told} texts at a time.",
     ]
@@ -194,15 +195,3 @@ def _sooner(ratio: dict[str, Any] | None) -> str:
     if ratio is None or ratio["ratio"] is None:
         return ""
     return f"at least {ratio['ratio']:.1f}x" if ratio["lower_bound"] else f"{ratio['ratio']:.1f}x"
-
-
-def _spread(values: dict[str, Any] | None, digits: int, scale: float = 1, unit: str = "") -> str:
-    if values is None:
-        return ""
-    median, low, high = (f"{scale * values[key]:,.{digits}f}" for key in ("median", "min", "max"))
-    return f"{median}{unit} ({low} to {high})"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]
