@@ -21,7 +21,7 @@ LORA = {
     "train": "", "model": "xlm-roberta-large", "r": 16, "lora_dropout": 0.1, "hidden_dropout": 0.1,
     "target_modules": ("query", "value"), "max_length": 512,
 }  # fmt: skip
-HALF = Setup(accumulates=False, chunked_evaluation=True)
+HALF = Setup(accumulates=False, chunked_evaluation=True, first_token_only=False)
 
 
 def peak_gib(settings, setup):

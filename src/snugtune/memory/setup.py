@@ -12,9 +12,10 @@ class Setup:
     ``device`` is ``cuda`` or ``cpu``. ``weights`` is the format of the frozen weights, ``compute`` that of
     mixed precision (``float32`` for none). ``attention`` is ``fused`` (pinned, memory-efficient) or ``eager``
     (scores written out). ``chunked_evaluation`` validates in the training's micro-batches, not in those
-    that are fastest. ``top_layers`` restricts adapters to the last so many layers. Without ``dropout`` that
-    of the settings is left out. ``accumulates`` says that a step has several micro-batches, so gradients are
-    there while the later ones run.
+    that are fastest. ``top_layers`` restricts adapters to the last so many layers. With
+    ``first_token_only`` the last layer computes what the head reads, where it can (``model/first_token.py``).
+    Without ``dropout`` that of the settings is left out. ``accumulates`` says that a step has several
+    micro-batches, so gradients are there while the later ones run.
     """
 
     device: str = "cuda"
@@ -26,6 +27,7 @@ class Setup:
     embedding_on_host: bool = False
     quantized: bool = False
     top_layers: int | None = None
+    first_token_only: bool = True
     dropout: bool = True
     chunked_evaluation: bool = False
     accumulates: bool = True

@@ -24,6 +24,7 @@ from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError
 from snugtune.files import sha256
 from snugtune.model import attention
+from snugtune.model.first_token import read_first_token_only
 from snugtune.model.head import NEW_PARAMETERS
 from snugtune.model.known import hub_options, no_text_classifier
 from snugtune.model.pooling import MEAN_POOLING_TYPES, pooled_folder, wants_mean_pooling
@@ -133,6 +134,7 @@ def load_backbone(
         **options,
     )
     compute_as_trained(model)
+    read_first_token_only(model)
     setattr(model, NEW_PARAMETERS, _new_parameters(model, info, name))
     _ensure_pad_token(tokenizer, model, name)
     _check_vocabulary(tokenizer, model, name)

@@ -25,6 +25,7 @@ from snugtune.evaluate.decision import Decision
 from snugtune.memory.host import bound_primitive_caches
 from snugtune.model import attention
 from snugtune.model.artifact import load_model
+from snugtune.model.first_token import read_first_token_only
 from snugtune.model.head import find_head
 from snugtune.model.precision import pick_device
 from snugtune.progress import Observer
@@ -236,6 +237,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserInputError(f"The model in {folder} cannot be loaded: {reason}") from error
     assert isinstance(model, PreTrainedModel)
+    read_first_token_only(model)
     if dtype != torch.float32:
         # A logit of 8 has steps of 1/16 in bfloat16: classes would tie that are well apart.
         final = find_head(model).final.float()

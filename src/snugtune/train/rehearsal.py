@@ -27,6 +27,7 @@ from snugtune.model import attention
 from snugtune.model.adapter import trainable_state, wrap
 from snugtune.model.backbone import set_dropout, supported_attention, without_cache
 from snugtune.model.checkpointing import checkpoint_layers, encoder_layers
+from snugtune.model.first_token import read_first_token_only
 from snugtune.model.head import find_head
 from snugtune.model.known import find_config, no_text_classifier
 from snugtune.model.offload import embedding_to_host, word_embedding
@@ -215,6 +216,8 @@ def _build(
     fused = supported_attention(shape, kernel)
     shape._attn_implementation = "eager" if setup.attention == "eager" else fused
     plain = meta_model(shape, dtype=DTYPES[setup.weights])
+    if setup.first_token_only:
+        read_first_token_only(plain)
     if setup.top_layers is not None:
         count = len(encoder_layers(plain))
         top = tuple(range(count - min(setup.top_layers, count), count))
