@@ -1,9 +1,10 @@
-"""Our registered attention: torch's fused kernel, at the precision that is fastest where it runs.
+"""Our registered attention: the kernel that is fastest where it runs, and the same one every time.
 
-On a CPU the backward pass of torch's fused attention in bfloat16 is many times slower than in float32 for
-short texts and never faster (see ``decisions/0002-attention-on-cpu.md``), so while gradients are needed
-queries, keys and values go through it in float32. On a GPU the memory-efficient kernel is pinned and the mask
-is always made: a step allocates what was predicted, and nothing is read back to look at the mask.
+On a CPU, bfloat16 goes block by block through ``blocked_attention``; what that does not take (a causal mask,
+fewer heads of keys) goes through torch's fused kernel, in float32 while gradients are needed, as its bfloat16
+backward pass is many times slower for short texts (``decisions/0002-attention-on-cpu.md``). On a GPU the
+memory-efficient kernel is pinned and the mask is always made: a step allocates what was predicted, and
+nothing is read back to look at the mask.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+from snugtune.model import blocked_attention
 
 NAME = "snugtune_sdpa"
 
@@ -43,8 +46,12 @@ def attention(
             return sdpa_attention_forward(  # type: ignore[no-any-return]
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
             )
+    usual = not getattr(module, "is_causal", False) and options.get("position_bias") is None
+    if usual and blocked_attention.can_run(query, key, attention_mask, dropout):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return blocked_attention.attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     plain = query.device.type != "cpu" or query.dtype == torch.float32 or not torch.is_grad_enabled()
-    if plain or getattr(module, "is_causal", False) or key.shape[1] != query.shape[1]:
+    if plain or not usual or key.shape[1] != query.shape[1]:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
@@ -61,10 +68,17 @@ def attention(
 
 
 def mask(*args: Any, **options: Any) -> Tensor | None:
-    """Transformers' mask; on a GPU without a look whether it is needed, which would wait for all work."""
+    """Transformers' mask, with a length of one where all its rows are alike and a CPU reads it.
+
+    On a GPU it is made without a look whether it is needed, which would wait for all work.
+    """
     if torch.device(options.get("device", "cpu")).type != "cpu":
         options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-    return sdpa_mask(*args, **options)  # type: ignore[no-any-return]
+        return sdpa_mask(*args, **options)  # type: ignore[no-any-return]
+    made: Tensor | None = sdpa_mask(*args, **options)
+    if made is not None and options.get("mask_function") is bidirectional_mask_function:
+        return made[:, :, :1].clone()  # not a view, which would hold the whole of it
+    return made
 
 
 def register() -> str:
