@@ -6,15 +6,13 @@ judge them. Labels that were wrong before count as right, so precision is a lowe
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lib import common, page
-from lib.datasets import Texts, banking77, cfpb
+from lib.datasets import banking77, cfpb
 
 TASKS = ("banking77", "cfpb-product", "cfpb-issue")
 LOOKED_AT = 0.08
@@ -31,7 +29,7 @@ def main() -> None:
             results[name] = _measure(name, folder, options)
     if not results:
         return
-    settings = {"flipped": options.flipped, "seeds": options.seeds, "max_length": _max_length()}
+    settings = {"flipped": options.flipped, "seeds": options.seeds, "max_length": options.max_length}
     record = {"settings": settings, "looked_at": LOOKED_AT, "data": results}
     # A file for each choice of data, so that each can be measured by itself.
     name = f"label-noise-{'-'.join(results)}"
@@ -44,17 +42,8 @@ def _arguments() -> Any:
     parser.add_argument("--data", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--flipped", type=float, default=0.05, help="share of the labels")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the flipped rows")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(tempfile.gettempdir()) / "snugtune-features",
-        help="folder that keeps the frozen model's features",
-    )  # fmt: skip
+    parser.add_argument("--max-length", type=int, default=128, help="tokens the frozen model reads of a text")
     return parser.parse_args()
-
-
-def _max_length() -> int:
-    from snugtune.audit import FEATURE_TOKENS
-
-    return FEATURE_TOKENS
 
 
 def _measure(name: str, folder: Path, options: Any) -> dict[str, Any]:
@@ -64,7 +53,7 @@ def _measure(name: str, folder: Path, options: Any) -> dict[str, Any]:
     texts = banking77(folder) if name == "banking77" else cfpb(folder, name.partition("-")[2].capitalize())
     labels = LabelSet(tuple(sorted(set(texts.train_labels))))
     y, groups = labels.encode(texts.train_labels), near_duplicate_groups(texts.train)
-    features = frozen_features(texts, options.cache)
+    features = _features(texts.train, options.max_length)
     found: dict[str, list[dict[str, float]]] = {"words": [], "words and frozen model": []}
     for seed in range(options.seeds):
         given, flipped = flip(y, len(labels.names), options.flipped, seed)
@@ -112,27 +101,25 @@ def judge(texts: list[str], y: Any, given: Any, flipped: Any, groups: Any, featu
     }
 
 
-def frozen_features(texts: Texts, cache: Path) -> Any:
-    """What MiniLM says of the training texts (N, H), from ``cache`` if it was asked before."""
-    digest = hashlib.sha256("\0".join(texts.train).encode()).hexdigest()[:16]
-    path = cache / f"minilm-{_max_length()}-{digest}.npy"
-    if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        np.save(path, _features(texts.train))
-    return np.load(path, allow_pickle=False)
-
-
-def _features(texts: list[str]) -> Any:
-    from snugtune import audit
+def _features(texts: list[str], max_length: int) -> Any:
+    """What MiniLM says of the beginnings of texts (N, H)."""
     from snugtune.config import make_config
     from snugtune.data.labels import LabelSet
+    from snugtune.data.tokens import tokenize
     from snugtune.model.backbone import load_for_fit
+    from snugtune.model.head import find_head
     from snugtune.model.precision import compute_dtype, pick_device
+    from snugtune.train.features import frozen_pass
 
     config, device = make_config({"train": ""}), pick_device()
     dtype = compute_dtype(config, device)
     backbone = load_for_fit(config, LabelSet(("a", "b")), dtype=dtype, device=device)
-    return audit.frozen_features(texts, backbone, device, dtype)
+    model, pad_token_id = backbone.model.to(device), int(backbone.tokenizer.pad_token_id)
+    tokens = tokenize(texts, backbone.tokenizer, max_length)
+    seen = frozen_pass(
+        model, find_head(model), [tokens], pad_token_id=pad_token_id, device=device, dtype=dtype
+    )
+    return seen.features
 
 
 if __name__ == "__main__":

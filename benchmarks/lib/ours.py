@@ -20,28 +20,42 @@ from snugtune.model.backbone import load_backbone
 from snugtune.model.head import find_head
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train import probe
-from snugtune.train.engine import Services, train
+from snugtune.train.engine import Services, TrainResult, train
+from snugtune.train.forward import layer_inputs
 
 from .datasets import TokenData
 from .reference import TargetReachedError
 
+Features = tuple[Any, ...]
+State = dict[str, torch.Tensor]
 
-def start_from_probe(data: TokenData, config: FitConfig) -> dict[str, torch.Tensor]:
-    """The frozen pass over training and validation rows and the probe, written into the head.
+
+def start_from_probe(data: TokenData, config: FitConfig, features: Features | None = None) -> State:
+    """The probe, written into the head, on ``features`` or those of a new pass of the frozen model.
 
     Returns what training begins from.
     """
+    model, part, validation = data.backbone.model, data.train, data.validation
+    head = find_head(model, config.modules_to_save)
+    of_train, held_out = features or frozen_features(data, config)
+    chooser = probe.HeldOut(held_out, validation.y)
+    return probe.start_from_probe(model, head, of_train, part.y, len(data.labels.names), chooser)
+
+
+def frozen_features(data: TokenData, config: FitConfig) -> Features:
+    """What the frozen model says of training and validation rows; nothing is taken from a cache."""
     model = data.backbone.model
-    return probe.start_from_probe(
-        model,
-        find_head(model, config.modules_to_save),
-        data.train.tokens,
-        data.train.y,
-        len(data.labels.names),
-        held_out=(data.validation.tokens, data.validation.y),
-        pad_token_id=data.backbone.tokenizer.pad_token_id,
-        device=data.device,
-        dtype=data.dtype,
+    layer = find_head(model, config.modules_to_save).feature_layer
+    return tuple(
+        layer_inputs(
+            model,
+            layer,
+            part.tokens,
+            pad_token_id=data.backbone.tokenizer.pad_token_id,
+            device=data.device,
+            dtype=data.dtype,
+        )
+        for part in (data.train, data.validation)
     )
 
 
@@ -56,11 +70,11 @@ def train_ours(
     model: nn.Module,
     head_names: tuple[str, ...],
     config: FitConfig,
-    observer: Observer,
+    observer: Observer | None = None,
     begin_from: dict[str, torch.Tensor] | None = None,
-) -> None:
+) -> TrainResult:
     """The engine on ``model``, with the rows of ``data``."""
-    train(
+    return train(
         model,
         data.train,
         data.validation,
@@ -70,7 +84,7 @@ def train_ours(
         dtype=data.dtype,
         device=data.device,
         begin_from=on_trained(model, begin_from or {}),
-        services=Services(observer),
+        services=Services(observer or Observer()),
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
@@ -20,21 +19,17 @@ from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.label_quality import LabelQuality, judge_labels
 from snugtune.evaluate.learning_curve import learning_curve
 from snugtune.files import staged_folder, write_json
-from snugtune.model.backbone import Backbone, load_for_fit
+from snugtune.model.backbone import load_for_fit
 from snugtune.model.head import find_head
 from snugtune.model.precision import compute_dtype, pick_device
 from snugtune.progress import Observer, PhaseClock
-from snugtune.train.forward import layer_inputs
+from snugtune.train.features import FrozenPass, frozen_pass
 
 ISSUES_FILE = "label_issues.xlsx"
 ISSUES_LISTED = 10_000
 """In the spreadsheet: more than anybody will look at, and Excel stays quick."""
 
 ISSUES_TOLD = 20
-
-FEATURE_TOKENS = 128
-"""Of each text that the frozen model reads for an audit by itself: on complaints of 230 tokens on average the
-pass takes a fifth of the time, and flipped labels are found as well."""
 
 
 def audit(
@@ -58,16 +53,16 @@ def audit(
         leaked = None
         if config.test is not None:
             leaked = overlapping_rows(table.texts, read_test(config, table, clock).texts)
-        lengths, features = _read_by_model(config, table, clock, frozen_pass=frozen_pass)
+        lengths, seen = _read_by_model(config, table, clock, asked=frozen_pass)
         found = examine(
-            table, lengths, np.arange(len(table.y)), features,
+            table, lengths, np.arange(len(table.y)), None if seen is None else seen.features,
             leaked_rows=leaked, seed=config.seed, folder=folder, observer=clock,
         )  # fmt: skip
         record = {
             "source": config.train, "test": config.test, "columns": _columns(table),
             "cleaning": table.cleaning, "corrections": table.corrections,
-            "judged_by": "TF-IDF + linear" + (f" and frozen {config.model}" if frozen_pass else ""),
-            "audit": found, "time": clock.seconds(),
+            "judged_by": "TF-IDF + linear" + (f" and frozen {config.model}" if seen else ""),
+            "frozen_pass": seen and seen.as_dict(), "audit": found, "time": clock.seconds(),
         }  # fmt: skip
         write_json(folder / "audit.json", record)
     return record
@@ -128,35 +123,26 @@ class Lengths:
 
 
 def _read_by_model(
-    config: FitConfig, table: Usable, clock: PhaseClock, *, frozen_pass: bool
-) -> tuple[Lengths, NDArray[np.float32] | None]:
-    """Lengths and what a fit would cut, and the frozen model's features of their beginnings."""
+    config: FitConfig, table: Usable, clock: PhaseClock, *, asked: bool
+) -> tuple[Lengths, FrozenPass | None]:
+    """Lengths and what a fit would cut, and what the frozen model says of what is left: as in a fit."""
     device = pick_device()
     dtype = compute_dtype(config, device)
     backbone = load_for_fit(config, table.labels, dtype=dtype, device=device)
-    lengths = Lengths.of(tokenize(table.texts, backbone.tokenizer, backbone.max_length))
+    tokens = tokenize(table.texts, backbone.tokenizer, backbone.max_length)
+    lengths = Lengths.of(tokens)
     clock.say(lengths.truncation.sentence())
-    if not frozen_pass:
+    if not asked:
         return lengths, None
-    clock.phase("probe", len(table.texts))
-    return lengths, frozen_features(table.texts, backbone, device, dtype, on_rows=clock.advance)
-
-
-def frozen_features(
-    texts: Sequence[str],
-    backbone: Backbone,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    on_rows: Callable[[int], None] | None = None,
-) -> NDArray[np.float32]:
-    """What the head of the frozen model is given of each text's first ``FEATURE_TOKENS``: (N, H)."""
-    tokens = tokenize(texts, backbone.tokenizer, min(backbone.max_length, FEATURE_TOKENS))
+    clock.phase("probe", len(tokens))
     model = backbone.model.to(device)
-    return layer_inputs(
-        model, find_head(model).feature_layer, tokens, pad_token_id=int(backbone.tokenizer.pad_token_id),
-        device=device, dtype=dtype, on_rows=on_rows,
+    found = frozen_pass(
+        model, find_head(model), [tokens], pad_token_id=int(backbone.tokenizer.pad_token_id), device=device,
+        dtype=dtype, on_rows=clock.advance,
     )  # fmt: skip
+    if found.rows_from_cache:
+        clock.say(found.sentence())
+    return lengths, found
 
 
 def _write_issues(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from snugtune.model.adapter import is_peft, load_trainable_state, on_trained, tr
 from snugtune.model.artifact import FullPrecision, Saved, check_reloads, compare_full_precision, save_model
 from snugtune.model.backbone import Backbone, load_for_fit
 from snugtune.model.checkpointing import checkpoint_layers
-from snugtune.model.head import find_head
+from snugtune.model.head import Head, find_head
 from snugtune.model.offload import embedding_to_host
 from snugtune.model.parameters import ParameterReport, count_parameters
 from snugtune.model.precision import compute_dtype, pick_device
@@ -46,10 +46,11 @@ from snugtune.report.card import write_card
 from snugtune.report.record import RunFacts, write_lines, write_predictions, write_record
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, train
+from snugtune.train.features import FrozenPass, frozen_pass
 from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
 from snugtune.train.journal import Journal
 from snugtune.train.planning import plan_run, record_run
-from snugtune.train.probe import start_from_probe
+from snugtune.train.probe import HeldOut, start_from_probe
 from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, ON_CPU, Recovery, fingerprint_of
 from snugtune.train.retreats import evaluation_retreats, retreats
 from snugtune.train.spending import Spending, agree, card_energy
@@ -113,7 +114,7 @@ def fit(
         _remember(job, plan, guard, peaks.measured_bytes - beside, result, spending)
         final = _on_published_weights(job, trainee.model, guard)
         logits = _held_out_logits(job, final, tokens, guard)
-        audit = _audit(job, tokens, trainee.features, folder)
+        audit = _audit(job, tokens, trainee.frozen, folder)
         baselines = _fit_baselines(job)
         decided = _decide(job, logits["validation"], baselines.chosen_with)
         decision = decided.model.decision
@@ -158,14 +159,14 @@ class Job:
 class Trainee:
     """The model to train, the names of its head's modules, what is trained of it, and from where.
 
-    ``features`` (N, H) are the frozen model's of the training and validation rows, if the probe read them.
+    ``frozen`` is what the frozen model said of training and validation rows, if the probe asked it.
     """
 
     model: torch.nn.Module
     head_names: tuple[str, ...]
     parameters: ParameterReport
     begin_from: dict[str, torch.Tensor]
-    features: NDArray[np.float16] | None
+    frozen: FrozenPass | None
 
 
 @dataclass(frozen=True)
@@ -310,20 +311,13 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
     model = job.backbone.model.to(job.device)
     head = find_head(model, job.config.modules_to_save)
     begin_from: dict[str, torch.Tensor] = {}
-    features: list[NDArray[np.float16]] = []
-
-    def keep(*parts: NDArray[np.float32] | None) -> None:
-        features.extend(part.astype(np.float16) for part in parts if part is not None)
-
-    if job.config.probe_start:
-        parts = job.data.parts
-        job.clock.phase("probe", len(tokens["train"]) + len(tokens["validation"]))
+    frozen = _frozen_pass(job, head, tokens, guard) if job.config.probe_start else None
+    if frozen is not None:
+        part, validation = job.data.parts["train"], job.data.parts["validation"]
+        of_train, held_out = np.split(frozen.features, [len(part)])
         begin_from = start_from_probe(
-            model, head, tokens["train"], parts["train"].y, len(job.data.labels.names),
-            held_out=(tokens["validation"], parts["validation"].y), pad_token_id=job.pad_token_id,
-            device=job.device, dtype=job.dtype, on_rows=job.clock.advance, guard=guard,
-            on_features=keep if job.config.audit else None,
-        )  # fmt: skip
+            model, head, of_train, part.y, len(job.data.labels.names), HeldOut(held_out, validation.y)
+        )
     torch.manual_seed(job.config.seed)
     trained = wrap(model, job.config)
     checkpoint_layers(trained, plan.setup.activation_checkpointing)
@@ -332,10 +326,23 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
     job.clock.say(
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
     )
-    return Trainee(
-        trained, head.modules_to_save, parameters, on_trained(trained, begin_from),
-        np.concatenate(features) if features else None,
+    if frozen is not None:
+        # In half precision they wait for the audit while the model trains.
+        frozen = replace(frozen, features=frozen.features.astype(np.float16))
+    return Trainee(trained, head.modules_to_save, parameters, on_trained(trained, begin_from), frozen)
+
+
+def _frozen_pass(job: Job, head: Head, tokens: dict[str, Tokens], guard: Guard) -> FrozenPass:
+    """What the frozen model says of training and validation rows, one after another: read, or remembered."""
+    parts = [tokens["train"], tokens["validation"]]
+    job.clock.phase("probe", sum(map(len, parts)))
+    found = frozen_pass(
+        job.backbone.model, head, parts, pad_token_id=job.pad_token_id, device=job.device, dtype=job.dtype,
+        on_rows=job.clock.advance, guard=guard,
     )  # fmt: skip
+    if found.rows_from_cache:
+        job.clock.say(found.sentence())
+    return found
 
 
 def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
@@ -433,7 +440,7 @@ def _held_out_logits(job: Job, model: torch.nn.Module, tokens: dict[str, Tokens]
 
 
 def _audit(
-    job: Job, tokens: dict[str, Tokens], features: NDArray[np.float16] | None, folder: Path
+    job: Job, tokens: dict[str, Tokens], frozen: FrozenPass | None, folder: Path
 ) -> dict[str, Any] | None:
     """The data themselves: what they hold, labels that look wrong, what more rows would bring.
 
@@ -445,7 +452,8 @@ def _audit(
     of_table = [tokens[name] for name in parts if name != "test" or job.config.test is None]
     judged = np.concatenate([parts[name].rows for name in ("train", "validation")])
     return examine(
-        table, Lengths.of_parts(of_table), np.searchsorted(table.rows, judged), features,
+        table, Lengths.of_parts(of_table), np.searchsorted(table.rows, judged),
+        None if frozen is None else frozen.features,
         leaked_rows=job.data.overlap, seed=job.config.seed, folder=folder, observer=job.clock,
     )  # fmt: skip
 
@@ -597,7 +605,8 @@ def _write(
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=reload.largest_logit_difference,
         without_quantization=reload.without_quantization, seconds=job.clock.seconds(), cost=cost,
-        audit=audit, automation=judged.automation, verdict=judged.verdict,
+        frozen_pass=None if trainee.frozen is None else trainee.frozen.as_dict(), audit=audit,
+        automation=judged.automation, verdict=judged.verdict,
     )  # fmt: skip
     write_json(folder / "reference.json", judged.reference)
     record = write_record(facts, folder / "run.json")

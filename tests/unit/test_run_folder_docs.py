@@ -10,7 +10,8 @@ OPEN = {
     "config", "label_aliases", "data.rows", "data.cleaning", "data.truncation", "parameters.parts",
     "decision.calibration", "decision.mixture", "decision.promise", "automation", "verdict",
     "metrics.validation", "metrics.test", "baseline.metrics", "versions",
-    "reload.without_quantization", "audit", "data.corrections", "cost.price", "cost.compute_units",
+    "reload.without_quantization", "audit", "frozen_pass", "data.corrections", "cost.price",
+    "cost.compute_units",
     "cost.per_1000_predictions", "cost.per_year", "cost.quote",
 }  # fmt: skip
 OPTIONAL = {"metrics.test", "time.audit_s", "time.probe_s"}

@@ -35,6 +35,14 @@ def epoch_steps(
         yield steps[i]
 
 
+def one_length_batches(lengths: NDArray[np.int64], tokens_per_micro_batch: int) -> list[NDArray[np.int64]]:
+    """All rows as micro-batches of texts of one length each, the shortest first: nothing is padded."""
+    rows = np.argsort(lengths, kind="stable")
+    ends = np.flatnonzero(np.diff(lengths[rows])) + 1
+    alike = np.split(rows, ends) if len(rows) else []
+    return [part for same in alike for part in micro_batches(same, lengths, tokens_per_micro_batch)]
+
+
 def steps_per_epoch(n: int, step_examples: int) -> int:
     """How many steps ``epoch_steps`` yields for ``n`` examples."""
     full_pools, rest = divmod(n, step_examples * STEPS_PER_POOL)

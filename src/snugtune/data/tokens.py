@@ -76,6 +76,15 @@ class Tokens:
         return len(self.ids)
 
 
+def choose_rows(parts: Sequence[Tokens], rows: NDArray[np.int64]) -> Tokens:
+    """The ``rows`` of tokenized ``parts`` counted one after another; ``truncation`` is the first part's."""
+    starts = np.cumsum([0, *map(len, parts)])
+    of = np.searchsorted(starts, rows, side="right") - 1
+    places = list(zip(of.tolist(), (rows - starts[of]).tolist(), strict=True))
+    lengths = np.concatenate([part.lengths for part in parts])[rows]
+    return Tokens([parts[k].ids[i] for k, i in places], lengths, parts[0].truncation)
+
+
 def tokenize(texts: Sequence[str], tokenizer: Any, max_length: int) -> Tokens:
     """Tokenize with a fast Transformers tokenizer.
 

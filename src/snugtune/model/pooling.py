@@ -97,7 +97,7 @@ def _identity(like: Tensor) -> Tensor:
 def pooled_folder(folder: str | Path) -> Path:
     """A folder with the model and tokenizer of ``folder`` and the averaging layer, made once and kept.
 
-    It lies in the user's cache (``SNUGTUNE_CACHE``, else ``~/.cache/snugtune``) under a name made from the
+    It lies in the user's cache (``cache_folder``) under a name made from the
     content of the weights and configuration, so that the saved adapters that refer to it stay loadable.
     """
     folder = Path(folder)
@@ -121,8 +121,14 @@ def pooled_folder(folder: str | Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where models that snugtune derives from others are kept."""
-    return Path(os.environ.get("SNUGTUNE_CACHE") or Path.home() / ".cache" / "snugtune")
+    """Where snugtune keeps what it made, measured or read before: ``SNUGTUNE_CACHE``, else the user's cache.
+
+    That is ``XDG_CACHE_HOME`` (an absolute path, by the XDG Base Directory Specification) or ``~/.cache``.
+    """
+    if own := os.environ.get("SNUGTUNE_CACHE"):
+        return Path(own)
+    of_user = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (of_user if of_user.is_absolute() else Path.home() / ".cache") / "snugtune"
 
 
 def _rename(made: Path, target: Path) -> None:

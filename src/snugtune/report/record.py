@@ -61,6 +61,7 @@ class RunFacts:
     without_quantization: FullPrecision | None
     seconds: dict[str, float]
     cost: dict[str, Any]
+    frozen_pass: dict[str, Any] | None
     audit: dict[str, Any] | None
     automation: dict[str, Any]
     verdict: dict[str, Any]
@@ -91,6 +92,7 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
             "corrections": data.table.corrections,
         },
         "audit": facts.audit,
+        "frozen_pass": facts.frozen_pass,
         "model": {"source": config.model, "folder": facts.model_folder, "max_length": facts.max_length},
         "parameters": facts.parameters.as_dict(),
         "training": _training(facts),

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from snugtune.data.batches import micro_batches
+from snugtune.data.batches import micro_batches, one_length_batches
 from snugtune.data.tokens import Tokens
 from snugtune.memory.guard import Guard, device_memory
 from snugtune.model.head import pooled_positions
@@ -63,7 +63,10 @@ def predict_logits(
         out: Tensor = model(**batch).logits
         return out
 
-    return _map_rows(model, logits, tokens, pad_token_id, device, dtype, on_rows, max_examples, guard=guard)
+    def cut(budget: int) -> list[NDArray[np.int64]]:
+        return micro_batches(np.arange(len(tokens)), tokens.lengths, budget, max_examples)
+
+    return _map_rows(model, logits, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard)
 
 
 def layer_inputs(
@@ -80,6 +83,7 @@ def layer_inputs(
     """What ``layer`` of the frozen model is given for each text: (N, H), in the order of ``tokens``.
 
     A layer that sees every position (a decoder's ``score``) is read where the model's own head reads it.
+    Only texts of one length share a micro-batch: what a text gives does not depend on the others.
     """
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
@@ -98,7 +102,10 @@ def layer_inputs(
         return hidden[torch.arange(len(hidden), device=device), read]
 
     try:
-        return _map_rows(model, features, tokens, pad_token_id, device, dtype, on_rows, guard=guard)
+        return _map_rows(
+            model, features, tokens, lambda budget: one_length_batches(tokens.lengths, budget),
+            pad_token_id, device, dtype, on_rows, guard=guard,
+        )  # fmt: skip
     finally:
         hook.remove()
 
@@ -107,17 +114,16 @@ def _map_rows(
     model: nn.Module,
     function: Callable[[dict[str, Tensor]], Tensor],
     tokens: Tokens,
+    cut: Callable[[int], list[NDArray[np.int64]]],
     pad_token_id: int,
     device: torch.device,
     dtype: torch.dtype,
     on_rows: Callable[[int], None] | None,
-    max_examples: int | None = None,
     *,
     guard: Guard | None,
 ) -> NDArray[np.float32]:
     guard = guard or Guard(device_memory(device))
-    budget = min(INFERENCE_TOKENS, guard.evaluation.tokens)
-    parts = micro_batches(np.arange(len(tokens)), tokens.lengths, budget, max_examples)
+    parts = cut(min(INFERENCE_TOKENS, guard.evaluation.tokens))
     found: list[NDArray[np.float32]] = []
 
     def run(indices: NDArray[np.int64]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from snugtune.data.tokens import Tokens
 from snugtune.evaluate.metrics import log_loss
-from snugtune.memory.guard import Guard
 from snugtune.model.head import Head, Probe, has_bias, write_probe
-from snugtune.train.forward import layer_inputs
 
 INVERSE_REGULARISATION = 0.25
 """scikit-learn's C on standardised features where no held-out rows choose one."""
@@ -133,40 +130,21 @@ def _two_sided(regression: LogisticRegression) -> tuple[NDArray[np.float64], NDA
 def start_from_probe(
     model: nn.Module,
     head: Head,
-    tokens: Tokens,
+    features: NDArray[np.float32],
     y: NDArray[np.int64],
     n_classes: int,
-    *,
-    held_out: tuple[Tokens, NDArray[np.int64]] | None = None,
-    pad_token_id: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    on_rows: Callable[[int], None] | None = None,
-    on_features: Callable[[NDArray[np.float32], NDArray[np.float32] | None], None] | None = None,
-    guard: Guard | None = None,
+    held_out: HeldOut | None = None,
 ) -> dict[str, Tensor]:
-    """One frozen pass over the training rows, then the probe on its features, written into ``head``.
+    """The probe on the training rows' frozen ``features`` (N, H), written into the ``head`` of ``model``.
 
-    ``y`` (N,) are class ids below ``n_classes``; ``held_out`` rows, tokens and class ids, choose the penalty.
-    ``on_features`` is given the features (N, H) of the training rows and those of the held-out rows.
+    ``y`` (N,) are class ids below ``n_classes``; ``held_out`` rows choose the penalty.
 
     Returns:
         What training begins from, by parameter: the head of the next stronger penalty. The best probe knows
         its training rows so well that their gradients say little that is new (see
         ``decisions/0006-learning-rates.md``).
     """
-
-    def features(part: Tokens) -> NDArray[np.float32]:
-        return layer_inputs(
-            model, head.feature_layer, part, pad_token_id=pad_token_id, device=device, dtype=dtype,
-            on_rows=on_rows, guard=guard,
-        )  # fmt: skip
-
-    chooser = HeldOut(features(held_out[0]), held_out[1]) if held_out else None
-    trained_on = features(tokens)
-    if on_features is not None:
-        on_features(trained_on, chooser.features if chooser else None)
-    best, stronger = fit_probes(trained_on, y, n_classes, head, chooser)
+    best, stronger = fit_probes(features, y, n_classes, head, held_out)
     write_probe(head, stronger)
     begin = _head_state(model, head)
     write_probe(head, best)
