@@ -93,6 +93,13 @@ def test_padding_changes_nothing_bit_for_bit():
     assert torch.equal(out, again)
 
 
+def test_what_a_text_gives_does_not_depend_on_its_company():
+    (q, k, v), mask, _ = inputs([20] * 4)
+    alone = [ours(q[i : i + 1], k[i : i + 1], v[i : i + 1], mask[i : i + 1]) for i in range(3)]
+    q[3], k[3] = q[3] * 40, k[3] * 40  # out of range, in the same block
+    assert torch.equal(ours(q, k, v, mask)[:3], torch.cat(alone))
+
+
 def test_only_the_gradients_asked_for_are_made():
     (q, k, v), mask, grad = inputs([12, 30])
     wanted = run(ours, (q, k, v), mask, grad, torch.bfloat16)

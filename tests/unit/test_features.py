@@ -1,4 +1,4 @@
-"""The frozen pass and what is kept of it: the same features, the model asked once, no damaged row believed."""
+"""The frozen pass and what is kept of it: the same features, the model asked once, no damaged row read."""
 
 import os
 import shutil

@@ -83,7 +83,8 @@ def layer_inputs(
     """What ``layer`` of the frozen model is given for each text: (N, H), in the order of ``tokens``.
 
     A layer that sees every position (a decoder's ``score``) is read where the model's own head reads it.
-    Only texts of one length share a micro-batch: what a text gives does not depend on the others.
+    On a CPU only texts of one length share a micro-batch: what a text gives does not depend on the others.
+    A GPU chooses its kernels by the size of a batch, so small ones would cost time and bring nothing.
     """
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
@@ -101,10 +102,14 @@ def layer_inputs(
         read = pooled_positions(batch["input_ids"], pad_token_id)
         return hidden[torch.arange(len(hidden), device=device), read]
 
+    def cut(budget: int) -> list[NDArray[np.int64]]:
+        if device.type == "cpu":
+            return one_length_batches(tokens.lengths, budget)
+        return micro_batches(np.arange(len(tokens)), tokens.lengths, budget)
+
     try:
         return _map_rows(
-            model, features, tokens, lambda budget: one_length_batches(tokens.lengths, budget),
-            pad_token_id, device, dtype, on_rows, guard=guard,
+            model, features, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard,
         )  # fmt: skip
     finally:
         hook.remove()
