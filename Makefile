@@ -37,8 +37,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The tests' models compute on one thread each; a file's tests stay together, for they share what is dear to make.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(READY)
 	@test -n "$(BENCHMARKS)" || { echo "There is nothing in benchmarks/ yet."; exit 1; }
