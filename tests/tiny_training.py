@@ -35,6 +35,19 @@ def examples(n: int, seed: int) -> Examples:
     return Examples(Tokens(ids, lengths, Truncation(64, n, 0, int(lengths.sum()), 0)), y)
 
 
+def train_on(train_set, validation_set, settings):
+    """The result and the trained model, on examples that are given."""
+    config = make_config({"train": "x", **settings})
+    plain = tiny_model()
+    head_names = find_head(plain).modules_to_save
+    model = wrap(plain, config)
+    result = train(
+        model, train_set, validation_set, config, head_names=head_names, pad_token_id=0, dtype=torch.float32,
+        device=CPU,
+    )  # fmt: skip
+    return result, model
+
+
 def train_tiny(
     settings, *, rows=32, held_out=12, dtype=torch.float32, dropout=0.0, head=None, services=None, inside=None
 ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,14 @@ def _read_by_model(
     device = pick_device()
     dtype = compute_dtype(config, device)
     backbone = load_for_fit(config, table.labels, dtype=dtype, device=device)
-    tokens = tokenize(table.texts, backbone.tokenizer, backbone.max_length)
+    # What would be cut, where only a fit could choose.
+    way = "truncate" if config.long_texts == "auto" else config.long_texts
+    tokens = tokenize(table.texts, backbone.tokenizer, backbone.max_length, way)
     lengths = Lengths.of(tokens)
-    clock.say(lengths.truncation.sentence())
+    clock.say(tokens.sentence())
     if not asked:
         return lengths, None
-    clock.phase("probe", len(tokens))
+    clock.phase("probe", tokens.rows)
     model = backbone.model.to(device)
     found = frozen_pass(
         model, find_head(model), [tokens], pad_token_id=int(backbone.tokenizer.pad_token_id), device=device,
@@ -142,7 +144,7 @@ def _read_by_model(
     )  # fmt: skip
     if found.rows_from_cache:
         clock.say(found.sentence())
-    return lengths, found
+    return lengths, replace(found, features=tokens.pooled(found.features))
 
 
 def _write_issues(

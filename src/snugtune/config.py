@@ -61,6 +61,7 @@ class FitConfig(BaseModel):
     model: str = "minilm"
     revision: str | None = None
     max_length: PositiveInt | None = None
+    long_texts: Literal["truncate", "head_tail", "windows", "auto"] = "truncate"
     pooling: Literal["auto", "first", "mean"] = "auto"
     method: Literal["lora", "full", "head"] = "lora"
     load_in_4bit: bool = False

@@ -49,6 +49,7 @@ from snugtune.train.engine import Examples, Services, TrainResult, train
 from snugtune.train.features import FrozenPass, frozen_pass
 from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
 from snugtune.train.journal import Journal
+from snugtune.train.long_texts import Encoder, Reading, RowReader, read_as_asked, read_by_evidence
 from snugtune.train.planning import plan_run, record_run
 from snugtune.train.probe import HeldOut, start_from_probe
 from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, ON_CPU, Recovery, fingerprint_of
@@ -97,11 +98,12 @@ def fit(
         resident_bytes_before = resident_bytes()
         job = _prepare(config, data, clock, recovery)
         energy.add(card_energy(job.device))
-        tokens = _tokenize(job)
+        reading = _read_texts(job)
+        tokens = reading.tokens
         plan = _plan(job, tokens["train"])
         spending = _agree(job, plan, tokens, recovery)
         guard = _guard(job, plan, recovery)
-        trainee = _trainee(job, plan, tokens, guard)
+        trainee = _trainee(job, plan, reading, guard)
         _draw_levers(guard, recovery)
         check_free_space(folder, _folder_bytes(trainee.parameters))
         with PeakMeter(job.device) as memory:
@@ -121,11 +123,12 @@ def fit(
         scores = _score(job, tokens, logits, baselines, decision)
         judged = _judge(job, decided, scores)
         saved = _save(job, final, baselines.final, decision, folder)
-        reload = _check_saved(job, saved, logits["validation"], trainee.parameters, peft=is_peft(final))
+        checked = _stock_logits(job, final, logits["validation"])
+        reload = _check_saved(job, saved, checked, trainee.parameters, peft=is_peft(final))
         result.note(guard.new_events())
         cost = _bill(job, spending, result, peaks, energy, scores)
         record = _write(
-            job, tokens, trainee, result, recovery, peaks, decision, scores, judged, saved, reload, cost,
+            job, reading, trainee, result, recovery, peaks, decision, scores, judged, saved, reload, cost,
             audit, folder,
         )  # fmt: skip
         tracker.log_result(record)
@@ -249,13 +252,32 @@ def _prepare(config: FitConfig, data: Data, clock: PhaseClock, recovery: Recover
     return Job(config, data, backbone, device, dtype, clock, clock.elapsed_s - started)
 
 
-def _tokenize(job: Job) -> dict[str, Tokens]:
-    tokens = {
-        name: tokenize(part.texts, job.backbone.tokenizer, job.backbone.max_length)
-        for name, part in job.data.parts.items()
-    }
-    job.clock.say(tokens["train"].truncation.sentence())
-    return tokens
+def _read_texts(job: Job) -> Reading:
+    """Texts in tokens; long ones as the user says, or as validation rows say of a probe."""
+    encoder, parts = Encoder(job.backbone.tokenizer, job.backbone.max_length), job.data.parts
+    if job.config.long_texts != "auto":
+        reading = read_as_asked(parts, encoder, job.config.long_texts)
+    else:
+        head = find_head(job.backbone.model, job.config.modules_to_save)
+        reading = read_by_evidence(parts, encoder, job.data.labels.names, head, _row_reader(job, head))
+    job.clock.say(reading.sentence())
+    return reading
+
+
+def _row_reader(job: Job, head: Head) -> RowReader:
+    """A pass of the backbone as it is published, before there is a plan; after it, it is on the CPU."""
+
+    def read_rows(tokens: Tokens) -> NDArray[np.float32]:
+        guard = Guard(device_memory(job.device), say=job.clock.say)
+        job.backbone.model.to(job.device)
+        found = _frozen_pass(job, head, [tokens], guard)
+        if not job.config.load_in_4bit:
+            # The plan counts the memory that is free.
+            job.backbone.model.to("cpu")
+            guard.memory.free()
+        return np.asarray(found.features, dtype=np.float32)
+
+    return read_rows
 
 
 def _plan(job: Job, tokens: Tokens) -> Plan:
@@ -304,20 +326,22 @@ def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
     return guard
 
 
-def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> Trainee:
+def _trainee(job: Job, plan: Plan, reading: Reading, guard: Guard) -> Trainee:
     """The model on its device, head started from the probe, adapter attached, the plan's levers set."""
     if plan.setup.embedding_on_host:
         embedding_to_host(job.backbone.model)
     model = job.backbone.model.to(job.device)
     head = find_head(model, job.config.modules_to_save)
     begin_from: dict[str, torch.Tensor] = {}
-    frozen = _frozen_pass(job, head, tokens, guard) if job.config.probe_start else None
+    judged = [reading.tokens[name] for name in ("train", "validation")]
+    frozen = _frozen_pass(job, head, judged, guard) if job.config.probe_start else None
     if frozen is not None:
         part, validation = job.data.parts["train"], job.data.parts["validation"]
-        of_train, held_out = np.split(frozen.features, [len(part)])
+        of_rows = np.split(frozen.features, [judged[0].rows])
         begin_from = start_from_probe(
-            model, head, of_train, part.y, len(job.data.labels.names), HeldOut(held_out, validation.y)
-        )
+            model, head, of_rows[0], part.y, len(job.data.labels.names),
+            HeldOut(of_rows[1], validation.y, judged[1]), judged[0],
+        )  # fmt: skip
     torch.manual_seed(job.config.seed)
     trained = wrap(model, job.config)
     checkpoint_layers(trained, plan.setup.activation_checkpointing)
@@ -328,14 +352,14 @@ def _trainee(job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard) -> T
     )
     if frozen is not None:
         # In half precision they wait for the audit while the model trains.
-        frozen = replace(frozen, features=frozen.features.astype(np.float16))
+        of_texts = [tokens.pooled(rows) for tokens, rows in zip(judged, of_rows, strict=True)]
+        frozen = replace(frozen, features=np.concatenate(of_texts).astype(np.float16))
     return Trainee(trained, head.modules_to_save, parameters, on_trained(trained, begin_from), frozen)
 
 
-def _frozen_pass(job: Job, head: Head, tokens: dict[str, Tokens], guard: Guard) -> FrozenPass:
-    """What the frozen model says of training and validation rows, one after another: read, or remembered."""
-    parts = [tokens["train"], tokens["validation"]]
-    job.clock.phase("probe", sum(map(len, parts)))
+def _frozen_pass(job: Job, head: Head, parts: list[Tokens], guard: Guard) -> FrozenPass:
+    """What the frozen model says of the rows of some parts, one after another: read, or remembered."""
+    job.clock.phase("probe", sum(tokens.rows for tokens in parts))
     found = frozen_pass(
         job.backbone.model, head, parts, pad_token_id=job.pad_token_id, device=job.device, dtype=job.dtype,
         on_rows=job.clock.advance, guard=guard,
@@ -429,7 +453,7 @@ def _on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> tor
 
 def _held_out_logits(job: Job, model: torch.nn.Module, tokens: dict[str, Tokens], guard: Guard) -> Logits:
     parts = [name for name in ("validation", "test") if len(tokens[name])]
-    job.clock.phase("evaluate", sum(len(tokens[name]) for name in parts))
+    job.clock.phase("evaluate", sum(tokens[name].rows for name in parts))
     return {
         name: predict_logits(
             model, tokens[name], pad_token_id=job.pad_token_id, device=job.device,
@@ -508,7 +532,7 @@ def _score(
         baseline_scores = baseline.decision(part.texts)
         probabilities = decision.probabilities(values, baseline_scores)
         scores.probabilities[name], scores.baseline_scores[name] = probabilities, baseline_scores
-        rows = Rows(part.y, part.rows, tokens[name].lengths)
+        rows = Rows(part.y, part.rows, tokens[name].text_lengths)
         scores.metrics[name] = part_metrics(rows, softmax(values), probabilities, names, class_rows)
         scores.baseline_metrics[name] = classification_metrics(
             part.y, baseline.calibrated(baseline_scores), names
@@ -557,13 +581,23 @@ def _save(
     return saved
 
 
+def _stock_logits(job: Job, model: torch.nn.Module, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the first validation rows, what stock classes must repeat: they cut long texts off."""
+    if job.config.long_texts == "truncate":
+        return logits[:ROWS_TO_CHECK]
+    texts = job.data.parts["validation"].texts[:ROWS_TO_CHECK]
+    cut = tokenize(texts, job.backbone.tokenizer, job.backbone.max_length)
+    device = next(model.parameters()).device
+    return predict_logits(model, cut, pad_token_id=job.pad_token_id, device=device)
+
+
 def _check_saved(
     job: Job, folder: Path, logits: NDArray[np.float32], parameters: ParameterReport, *, peft: bool
 ) -> Reload:
     """The folder loaded in a new process, as it was measured and, if that was in 4 bits, on full weights."""
     texts = job.data.parts["validation"].texts[:ROWS_TO_CHECK]
     names, max_length = job.data.labels.names, job.backbone.max_length
-    saved = Saved(folder, texts, logits[:ROWS_TO_CHECK], names, max_length, peft)
+    saved = Saved(folder, texts, logits, names, max_length, peft)
     return Reload(check_reloads([saved])[0], compare_full_precision(saved, parameters.all))
 
 
@@ -578,7 +612,7 @@ def _bill(
 
 def _write(
     job: Job,
-    tokens: dict[str, Tokens],
+    reading: Reading,
     trainee: Trainee,
     result: TrainResult,
     recovery: Recovery | None,
@@ -597,7 +631,8 @@ def _write(
     write_lines(result.memory, folder / "memory.jsonl")
     write_predictions(job.data, scores.probabilities, folder / "predictions.parquet")
     facts = RunFacts(
-        config=job.config, data=job.data, truncation=tokens["train"].truncation,
+        config=job.config, data=job.data, truncation=reading.tokens["train"].truncation,
+        long_texts=reading.as_dict(),
         parameters=trainee.parameters, model_folder=saved.name, max_length=job.backbone.max_length,
         device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=peaks.predicted_bytes,
         measured_peak_bytes=peaks.measured_bytes, restarts=recovery.history if recovery else (),

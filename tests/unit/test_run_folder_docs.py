@@ -12,7 +12,7 @@ OPEN = {
     "metrics.validation", "metrics.test", "baseline.metrics", "versions",
     "reload.without_quantization", "audit", "frozen_pass", "data.corrections", "cost.price",
     "cost.compute_units",
-    "cost.per_1000_predictions", "cost.per_year", "cost.quote",
+    "cost.per_1000_predictions", "cost.per_year", "cost.quote", "long_texts.candidates",
 }  # fmt: skip
 OPTIONAL = {"metrics.test", "time.audit_s", "time.probe_s"}
 

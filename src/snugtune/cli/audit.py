@@ -42,6 +42,7 @@ def audit(
     model: options.Model = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
+    long_texts: options.LongTexts = None,
 ) -> None:
     """Look at a table before spending anything on it: snugtune audit complaints.csv -o audit."""
     from snugtune.audit import audit as run_audit

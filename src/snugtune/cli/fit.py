@@ -47,6 +47,7 @@ def fit(
     model: options.Model = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
+    long_texts: options.LongTexts = None,
     pooling: options.Pooling = None,
     method: options.Method = None,
     load_in_4bit: options.LoadIn4bit = None,

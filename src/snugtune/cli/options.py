@@ -47,6 +47,14 @@ Seed: TypeAlias = Annotated[int | None, _option(DATA, "Seed of split, order and 
 Model: TypeAlias = Annotated[str | None, _option(MODEL, "'minilm' (default), a folder, or a Hub name.")]
 Revision: TypeAlias = Annotated[str | None, _option(MODEL, "Branch, tag or commit on the Hub.")]
 MaxLength: TypeAlias = Annotated[int | None, _option(MODEL, "Tokens kept of each text (the model's limit).")]
+LongTexts: TypeAlias = Annotated[
+    str | None,
+    _option(
+        MODEL,
+        "Longer texts: truncate (default), head_tail (first and last tokens), windows (all of it), or auto "
+        "(by validation).",
+    ),
+]
 Method: TypeAlias = Annotated[str | None, _option(MODEL, "lora (default), full, or head.")]
 LoadIn4bit: TypeAlias = Annotated[
     bool | None,

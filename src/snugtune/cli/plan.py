@@ -51,6 +51,7 @@ def plan(
     model: options.Model = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
+    long_texts: options.LongTexts = None,
     pooling: options.Pooling = None,
     method: options.Method = None,
     load_in_4bit: options.LoadIn4bit = None,

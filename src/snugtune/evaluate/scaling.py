@@ -130,7 +130,7 @@ def _best(
         trial = _losses(_out_of_fold(log_probs, y_true, folds, method, prior), y_true)
         log_losses[f"{method} {prior:g}"] = float(trial.mean())
         gain = float((plain - trial).mean())
-        if gain > best_gain and _beyond_noise(plain - trial, len(richer)):
+        if gain > best_gain and beyond_noise(plain - trial, len(richer)):
             best, best_gain = (method, prior), gain
     return (*best, log_losses)
 
@@ -146,11 +146,13 @@ def _confidence_gains(
         probs = np.exp(_out_of_fold(log_probs, y_true, folds, method, prior, with_confidence))
         right = probs.argmax(axis=1) == y_true
         losses.append(-np.log(np.where(right, probs.max(axis=1), 1 - probs.max(axis=1)).clip(1e-12)))
-    return _beyond_noise(losses[0] - losses[1], 1)
+    return beyond_noise(losses[0] - losses[1], 1)
 
 
-def _beyond_noise(gains: Real, candidates: int) -> bool:
+def beyond_noise(gains: Real, candidates: int) -> bool:
     """Whether the mean of paired ``gains (N,)`` is above zero at the level, shared by the candidates."""
+    if len(gains) < 2:
+        return False
     noise = -ndtri(_LEVEL / candidates) * gains.std(ddof=1) / np.sqrt(len(gains))
     return bool(gains.mean() > noise)
 

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.labels import LabelSet
+from snugtune.data.long_texts import LongTexts
 from snugtune.data.table import iter_tables
-from snugtune.data.tokens import tokenize
+from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import UserInputError
 from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.decision import Decision
@@ -65,6 +66,7 @@ class Predictor:
     text_columns: tuple[str, ...]
     label_column: str
     max_length: int
+    long_texts: LongTexts
     decision: Decision
     baseline: TfidfBaseline | None
     device: torch.device
@@ -99,6 +101,8 @@ class Predictor:
                 "text_columns": tuple(record["columns"]["text"]),
                 "label_column": record["columns"]["label"],
                 "max_length": record["model"]["max_length"],
+                # Runs of version 0.1 do not tell it.
+                "long_texts": record.get("long_texts", {}).get("chosen", "truncate"),
                 "decision": Decision.from_dict(record["decision"]),
             }
             folder = run / record["model"]["folder"]
@@ -121,13 +125,13 @@ class Predictor:
         """
         if not len(texts):
             return np.empty((0, len(self.labels.names)))
-        tokens = tokenize(texts, self.tokenizer, self.max_length)
+        tokens = tokenize(texts, self.tokenizer, self.max_length, self.long_texts)
         logits = predict_logits(
             self.model,
             tokens,
             pad_token_id=self.tokenizer.pad_token_id,
             device=self.device,
-            on_rows=on_rows,
+            on_rows=on_rows and _by_texts(on_rows, tokens),
         )
         scores = None if self.baseline is None else self.baseline.decision(texts)
         return self.decision.probabilities(logits, scores)
@@ -204,6 +208,18 @@ class Predictor:
             source, text=text, rows_per_batch=rows_per_batch, observer=observer, **reading
         ):
             yield replace_columns(batch.frame, self.added_columns(batch.texts, batch.probabilities))
+
+
+def _by_texts(on_texts: Callable[[int], None], tokens: Tokens) -> Callable[[int], None]:
+    """``on_texts`` for a pass over rows, of which a long text may have several."""
+    rows = 0
+
+    def on_rows(done: int) -> None:
+        nonlocal rows
+        before, rows = rows, rows + done
+        on_texts(rows * len(tokens) // tokens.rows - before * len(tokens) // tokens.rows)
+
+    return on_rows
 
 
 def replace_columns(frame: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:

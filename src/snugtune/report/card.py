@@ -100,7 +100,26 @@ def _use(record: dict[str, Any]) -> str:
         else "from transformers import AutoModelForSequenceClassification\n\n"
         f'model = AutoModelForSequenceClassification.from_pretrained("{folder}")'
     )
-    return f"```\nsnugtune predict RUN new.xlsx -o done.xlsx\n```\n\n```python\n{loader}\n```"
+    shown = f"```\nsnugtune predict RUN new.xlsx -o done.xlsx\n```\n\n```python\n{loader}\n```"
+    return "\n\n".join([shown, *_stock_difference(record)])
+
+
+_READ = {
+    "head_tail": "the beginning and the end of texts that are longer",
+    "windows": "all of texts that are longer, in overlapping windows, and averages the logits",
+}
+
+
+def _stock_difference(record: dict[str, Any]) -> list[str]:
+    """In what the model folder by itself differs from the figures: it knows no way but to cut texts off."""
+    way = record.get("long_texts", {}).get("chosen", "truncate")
+    if way == "truncate":
+        return []
+    return [
+        f"The figures are those of `snugtune predict`, which reads {_READ[way]} than "
+        f"{record['model']['max_length']} tokens. A stock `pipeline` with the model folder reads only their "
+        "beginning, and will do worse where the end matters."
+    ]
 
 
 def _adapter_loader(folder: str, *, quantized: bool) -> str:

@@ -45,7 +45,12 @@ MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenized texts with their class ids (N,), and how the user's file numbers them, for messages."""
+    """N tokenized texts with their class ids (N,), and how the user's file numbers them, for messages.
+
+    A text that is read in several windows counts once: each window is an example of the text's class that
+    counts a share of it, and all of them are in the same step. The loss is convex in the logits, so what is
+    made small is an upper bound of the loss of their mean, by which such a text is classified.
+    """
 
     tokens: Tokens
     y: NDArray[np.int64]
@@ -118,8 +123,8 @@ def train(
         if not resumed:
             run.validate()
             load_trainable_state(model, begin_from or {})
-        for rows in run.steps_left():
-            loss = run.optimizer_step(rows)
+        for texts in run.steps_left():
+            loss = run.optimizer_step(texts)
             run.report(loss)
             if run.at_end_of_epoch:
                 run.validate()
@@ -234,13 +239,14 @@ class _Run:
         if self.keeper.exhausted:
             return iter(())
         rng = np.random.default_rng(self.config.seed)
-        epochs = (epoch_steps(self.train_set.tokens.lengths, self.config.step_examples, rng) for _ in count())
+        lengths = self.train_set.tokens.text_lengths
+        epochs = (epoch_steps(lengths, self.config.step_examples, rng) for _ in count())
         return islice(chain.from_iterable(epochs), self.result.steps, self.total)
 
     def try_longest(self) -> None:
         """The longest micro-batch, for nothing: what can fail fails in the first seconds."""
         self.model.train()
-        lengths = self.train_set.tokens.lengths
+        lengths = self.train_set.tokens.text_lengths
         longest = np.argsort(lengths, kind="stable")[-self.config.step_examples :]
         before = random_state(self.device)
         # Twice, because from the second micro-batch of a step on there are gradients beside it.
@@ -249,23 +255,25 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         set_random_state(before, self.device)
 
-    def optimizer_step(self, rows: NDArray[np.int64]) -> float:
-        """One step on the examples ``rows``, in micro-batches that fit; returns their mean loss."""
+    def optimizer_step(self, texts: NDArray[np.int64]) -> float:
+        """One step on the examples ``texts``, in micro-batches that fit; returns their mean loss."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         self.learning_rate = float(self.scheduler.get_last_lr()[0])
-        loss = self._update(rows, self._accumulate(rows, self._cut(rows)))
+        loss = self._update(texts, self._accumulate(texts, self._cut(texts)))
         self.scheduler.step()
         self.result.steps += 1
         return loss
 
-    def _cut(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    def _cut(self, texts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The rows of ``texts`` in micro-batches."""
+        tokens = self.train_set.tokens
         budget = min(self.config.tokens_per_micro_batch, self.guard.training.tokens)
         return micro_batches(
-            rows, self.train_set.tokens.lengths, budget, self.config.per_device_train_batch_size
+            tokens.rows_of(texts), tokens.lengths, budget, self.config.per_device_train_batch_size
         )
 
-    def _accumulate(self, rows: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> Tensor:
+    def _accumulate(self, texts: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> Tensor:
         losses: list[Tensor] = []
 
         def add(part: NDArray[np.int64]) -> None:
@@ -274,7 +282,7 @@ class _Run:
                     add_gradients(
                         self.model,
                         _micro_batch(self.train_set, part, self.pad_token_id, self.device),
-                        len(rows),
+                        len(texts),
                         autocast=self.accelerator.autocast,
                         backward=self.accelerator.backward,
                         label_smoothing=self.config.label_smoothing,
@@ -285,7 +293,7 @@ class _Run:
         self.guard.each(parts, lengths, add, self.guard.training, during="training")
         return torch.stack(losses).sum()
 
-    def _update(self, rows: NDArray[np.int64], mean_loss: Tensor) -> float:
+    def _update(self, texts: NDArray[np.int64], mean_loss: Tensor) -> float:
         """Clip the gradients and change the weights, all of it or nothing; returns the loss as a number."""
         loss = 0.0
 
@@ -296,7 +304,7 @@ class _Run:
             loss, norm = torch.stack([mean_loss, gradient_norm]).tolist()
             # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
             if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(norm)):
-                raise TrainingError(_not_finite(self.result.steps + 1, self.train_set, rows, loss))
+                raise TrainingError(_not_finite(self.result.steps + 1, self.train_set, texts, loss))
             self.optimizer.step()
 
         self.guard.whole(
@@ -375,12 +383,15 @@ def score_logits(logits: NDArray[np.float32], y: NDArray[np.int64], metric: str)
 def _micro_batch(
     examples: Examples, part: NDArray[np.int64], pad_token_id: int, device: torch.device
 ) -> MicroBatch:
-    target = torch.from_numpy(examples.y[part]).to(device, non_blocking=True)
-    return MicroBatch(collate(examples.tokens, part, pad_token_id, device), target)
+    tokens = examples.tokens
+    target = torch.from_numpy(examples.y[tokens.text_of_row[part]]).to(device, non_blocking=True)
+    share = tokens.share_of_text(part)
+    weight = None if share is None else torch.from_numpy(share).to(device, non_blocking=True)
+    return MicroBatch(collate(tokens, part, pad_token_id, device), target, weight)
 
 
-def _not_finite(step: int, examples: Examples, rows: NDArray[np.int64], loss: float) -> str:
-    in_file = rows if examples.file_rows is None else examples.file_rows[rows]
+def _not_finite(step: int, examples: Examples, texts: NDArray[np.int64], loss: float) -> str:
+    in_file = texts if examples.file_rows is None else examples.file_rows[texts]
     shown = ", ".join(str(i) for i in in_file[:8]) + (", ..." if len(in_file) > 8 else "")
     what = "loss" if not math.isfinite(loss) else "gradient"
     return (

@@ -23,7 +23,7 @@ INFERENCE_TOKENS = 8192
 def collate(
     tokens: Tokens, indices: NDArray[np.int64], pad_token_id: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Rows of ids as right-padded ``input_ids`` and ``attention_mask``, both (batch, longest)."""
+    """Some rows of ids as right-padded ``input_ids`` and ``attention_mask``, both (batch, longest)."""
     longest = int(tokens.lengths[indices].max())
     input_ids = np.full((len(indices), longest), pad_token_id, dtype=np.int64)
     mask = np.zeros((len(indices), longest), dtype=np.int64)
@@ -53,7 +53,10 @@ def predict_logits(
     max_examples: int | None = None,
     guard: Guard | None = None,
 ) -> NDArray[np.float32]:
-    """Logits (N, K) in the order of ``tokens``, at most ``max_examples`` texts at a time.
+    """Logits (N, K) of the texts of ``tokens`` in their order, at most ``max_examples`` rows at a time.
+
+    A text read in windows has the mean of theirs: the logarithmic pool of what each window says, with equal
+    weights.
 
     Raises:
         RestartNeededError: not even a single text fits into memory.
@@ -64,9 +67,10 @@ def predict_logits(
         return out
 
     def cut(budget: int) -> list[NDArray[np.int64]]:
-        return micro_batches(np.arange(len(tokens)), tokens.lengths, budget, max_examples)
+        return micro_batches(np.arange(tokens.rows), tokens.lengths, budget, max_examples)
 
-    return _map_rows(model, logits, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard)
+    found = _map_rows(model, logits, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard)
+    return tokens.pooled(found)
 
 
 def layer_inputs(
@@ -80,7 +84,7 @@ def layer_inputs(
     on_rows: Callable[[int], None] | None = None,
     guard: Guard | None = None,
 ) -> NDArray[np.float32]:
-    """What ``layer`` of the frozen model is given for each text: (N, H), in the order of ``tokens``.
+    """What ``layer`` of the frozen model is given for each row: (R, H), in the order of ``tokens``.
 
     A layer that sees every position (a decoder's ``score``) is read where the model's own head reads it.
     On a CPU only texts of one length share a micro-batch: what a text gives does not depend on the others.
@@ -134,7 +138,7 @@ def _map_rows(
     def run(indices: NDArray[np.int64]) -> None:
         values = function(collate(tokens, indices, pad_token_id, device)).float().cpu().numpy()
         if not found:
-            found.append(np.empty((len(tokens), values.shape[1]), dtype=np.float32))
+            found.append(np.empty((tokens.rows, values.shape[1]), dtype=np.float32))
         found[0][indices] = values
         if on_rows:
             on_rows(len(indices))

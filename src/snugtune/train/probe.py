@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from snugtune.data.tokens import Tokens
+from snugtune.evaluate.calibration import softmax
 from snugtune.evaluate.metrics import log_loss
 from snugtune.model.head import Head, Probe, has_bias, write_probe
 
@@ -29,26 +32,39 @@ ABSENT_CLASS_BIAS = -10.0
 MAX_ITERATIONS = 200
 
 
+Features = NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class HeldOut:
-    """Features (M, H) and class ids (M,) of rows the probe is not fitted on."""
+    """Features (R, H) and class ids (M,) of texts the probe is not fitted on.
 
-    features: NDArray[np.float32]
+    ``tokens`` say which rows are of one text; without them, every row is a text.
+    """
+
+    features: Features
     y: NDArray[np.int64]
+    tokens: Tokens | None = None
+
+    def logits(self, probe: Probe, head: Head) -> NDArray[np.float32]:
+        """What ``probe`` says of the texts: (M, K)."""
+        of_rows = probe.logits(torch.from_numpy(self.features), head.activation).numpy()
+        return of_rows if self.tokens is None else self.tokens.pooled(of_rows)
 
 
 def fit_probes(
-    features: NDArray[np.float32],
+    features: Features,
     y: NDArray[np.int64],
     n_classes: int,
     head: Head,
     held_out: HeldOut | None = None,
+    weight: NDArray[np.floating[Any]] | None = None,
 ) -> tuple[Probe, Probe]:
     """The probe that ``held_out`` rows like best, and the one of the next stronger penalty.
 
-    ``features`` (N, H) are what ``head.feature_layer`` is given, ``y`` (N,) are class ids below
-    ``n_classes``. A head without a bias (the decoders') can neither centre the features nor add a
-    constant, so its probe goes through the origin.
+    ``features`` (R, H) are what ``head.feature_layer`` is given, ``y`` (R,) are class ids below
+    ``n_classes``, ``weight`` (R,) is what each row counts (None: one). A head without a bias (the decoders')
+    can neither centre the features nor add a constant, so its probe goes through the origin.
     """
     x = torch.from_numpy(features)
     biased = has_bias(head.final)
@@ -59,7 +75,7 @@ def fit_probes(
     choices = INVERSE_REGULARISATIONS if held_out else (INVERSE_REGULARISATION,)
     probes = (
         _as_probe(regression, inputs, n_classes, mean, std, biased=biased)
-        for regression in _regressions(inputs, y, [C / squeeze**2 for C in choices], biased=biased)
+        for regression in _regressions(inputs, y, weight, [C / squeeze**2 for C in choices], biased=biased)
     )
     if held_out is None:
         only = next(probes)
@@ -68,12 +84,17 @@ def fit_probes(
 
 
 def _regressions(
-    inputs: NDArray[np.float32], y: NDArray[np.int64], choices: list[float], *, biased: bool
+    inputs: Features,
+    y: NDArray[np.int64],
+    weight: NDArray[np.floating[Any]] | None,
+    choices: list[float],
+    *,
+    biased: bool,
 ) -> Iterator[LogisticRegression]:
     """One regression for each C, each started from the one before."""
     regression = LogisticRegression(max_iter=MAX_ITERATIONS, fit_intercept=biased, warm_start=True)
     for C in choices:
-        yield regression.set_params(C=C).fit(inputs, y)
+        yield regression.set_params(C=C).fit(inputs, y, sample_weight=weight)
 
 
 def _best_and_stronger(probes: Iterator[Probe], head: Head, held_out: HeldOut) -> tuple[Probe, Probe]:
@@ -89,10 +110,7 @@ def _best_and_stronger(probes: Iterator[Probe], head: Head, held_out: HeldOut) -
 
 
 def _held_out_loss(probe: Probe, head: Head, held_out: HeldOut) -> float:
-    x = torch.from_numpy(held_out.features)
-    inputs = torch.from_numpy(Probe.transform(x, probe.mean, probe.std, head.activation))
-    probabilities = torch.softmax(inputs @ probe.weight.T + probe.bias, dim=1)
-    return log_loss(held_out.y, probabilities.numpy())
+    return log_loss(held_out.y, softmax(held_out.logits(probe, head)))
 
 
 def _as_probe(
@@ -134,21 +152,40 @@ def start_from_probe(
     y: NDArray[np.int64],
     n_classes: int,
     held_out: HeldOut | None = None,
+    tokens: Tokens | None = None,
 ) -> dict[str, Tensor]:
-    """The probe on the training rows' frozen ``features`` (N, H), written into the ``head`` of ``model``.
+    """The probe on the training rows' frozen ``features`` (R, H), written into the ``head`` of ``model``.
 
-    ``y`` (N,) are class ids below ``n_classes``; ``held_out`` rows choose the penalty.
+    ``y`` (N,) are class ids below ``n_classes``; ``held_out`` texts choose the penalty; ``tokens`` say which
+    rows are of one text (None: each is one).
 
     Returns:
         What training begins from, by parameter: the head of the next stronger penalty. The best probe knows
         its training rows so well that their gradients say little that is new (see
         ``decisions/0006-learning-rates.md``).
     """
-    best, stronger = fit_probes(features, y, n_classes, head, held_out)
+    best, stronger = fit_probes_of_texts(features, tokens, y, n_classes, head, held_out)
     write_probe(head, stronger)
     begin = _head_state(model, head)
     write_probe(head, best)
     return begin
+
+
+def fit_probes_of_texts(
+    features: Features,
+    tokens: Tokens | None,
+    y: NDArray[np.int64],
+    n_classes: int,
+    head: Head,
+    held_out: HeldOut | None = None,
+) -> tuple[Probe, Probe]:
+    """`fit_probes` on the rows of ``tokens``; ``y`` (N,) are the texts' classes, and a text counts once."""
+    if tokens is None:
+        return fit_probes(features, y, n_classes, head, held_out)
+    rows = np.arange(tokens.rows)
+    return fit_probes(
+        features, y[tokens.text_of_row], n_classes, head, held_out, weight=tokens.share_of_text(rows)
+    )
 
 
 def _head_state(model: nn.Module, head: Head) -> dict[str, Tensor]:

@@ -21,10 +21,14 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes: the model's ``inputs``, (B, L) each, and class ids ``target`` (B,)."""
+    """What one forward pass takes: the model's ``inputs``, (B, L) each, and class ids ``target`` (B,).
+
+    ``weight`` (B,) is what each row's loss counts; None where that is one for all.
+    """
 
     inputs: dict[str, Tensor]
     target: Tensor
+    weight: Tensor | None = None
 
 
 def accumulate_gradients(
@@ -66,12 +70,19 @@ def add_gradients(
     with gradients_apart(trained_parameters(model)):
         with autocast():
             logits = model(**batch.inputs).logits
-        summed = cross_entropy(logits.float(), batch.target, reduction="sum", label_smoothing=label_smoothing)
-        loss = summed / step_examples
+        loss = _summed_loss(logits.float(), batch, label_smoothing) / step_examples
         # Before the gradients are added: what could still fail after that would have to take them back.
         part = loss.detach()
         backward(loss)
     return part
+
+
+def _summed_loss(logits: Tensor, batch: MicroBatch, label_smoothing: float) -> Tensor:
+    """The weighted sum of the rows' cross-entropies, from logits (B, K)."""
+    if batch.weight is None:
+        return cross_entropy(logits, batch.target, reduction="sum", label_smoothing=label_smoothing)
+    of_rows = cross_entropy(logits, batch.target, reduction="none", label_smoothing=label_smoothing)
+    return (of_rows * batch.weight).sum()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
 from snugtune.data.columns import choose_columns, join_texts
+from snugtune.data.long_texts import LongTexts
 from snugtune.data.table import read_table
 from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
@@ -23,7 +24,10 @@ SPECIAL_TOKENS = 2
 
 @dataclass(frozen=True)
 class Survey:
-    """Number of labels, and lengths (N,) of labelled texts in tokens; exact if a tokenizer was there."""
+    """Number of labels, and lengths (R,) in tokens of the rows that are read of labelled texts.
+
+    They are exact if a tokenizer was there; without one, every text is taken to be cut off.
+    """
 
     labels: int
     lengths: NDArray[np.int64]
@@ -55,8 +59,13 @@ def survey(config: FitConfig) -> Survey:
         lengths = np.ceil(rough).astype(np.int64) + SPECIAL_TOKENS
     else:
         limit = min(config.max_length or DEFAULT_MAX_LENGTH, tokenizer.model_max_length)
-        lengths = tokenize(texts, tokenizer, limit).lengths
+        lengths = tokenize(texts, tokenizer, limit, dearest(config)).lengths
     return Survey(len({label for _, label in pairs}), lengths, tokenizer is not None)
+
+
+def dearest(config: FitConfig) -> LongTexts:
+    """How long texts are read, or would be if the evidence of ``auto`` chose what takes most."""
+    return "windows" if config.long_texts == "auto" else config.long_texts
 
 
 def _tokenizer(config: FitConfig) -> Any:
