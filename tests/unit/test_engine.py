@@ -10,7 +10,8 @@ from snugtune.memory.guard import Guard, HostMemory
 from snugtune.model.adapter import on_trained, trainable_state, wrap
 from snugtune.progress import Observer
 from snugtune.train.checkpoints import Checkpoints
-from snugtune.train.engine import Services, _BestKeeper, train
+from snugtune.train.engine import Services, train
+from snugtune.train.keeper import BestKeeper
 from tiny_training import CPU, examples, tiny_model, train_tiny
 
 
@@ -76,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rows():
 
 
 def test_patience_counts_from_the_best_trained_score_not_from_the_start():
-    keeper = _BestKeeper(tiny_model(), patience=2, guard=Guard(HostMemory()))
+    keeper = BestKeeper(tiny_model(), patience=2, guard=Guard(HostMemory()))
     for step, score in enumerate([0.9, 0.5, 0.6, 0.7]):
         keeper.offer(score, 1.0, step)
         assert not keeper.exhausted

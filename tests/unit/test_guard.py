@@ -1,10 +1,12 @@
 """A lack of memory, wherever it strikes, must change neither the weights nor the course of a training."""
 
 import gc
+import sys
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scarcity import MESSAGES, Cap, FailAt
 from snugtune.errors import RestartNeededError
@@ -18,6 +20,7 @@ from snugtune.memory.guard import (
     is_out_of_memory,
     is_poisoned,
 )
+from snugtune.memory.guard import _failure as guarding
 from snugtune.model.adapter import trainable_state
 from snugtune.progress import Observer
 from snugtune.train.engine import Services
@@ -83,6 +86,21 @@ def test_memory_running_out_at_any_operator_changes_nothing(undisturbed, operato
         disturbed = trained(failure)
         assert failure.failed_in
         assert_same_training(disturbed, undisturbed)
+
+
+class _SeesTheGuard(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        frame, names = sys._getframe(), set()
+        while frame is not None:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back
+        assert guarding.__name__ in names, f"{func} runs unguarded"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_operator_of_training_runs_unguarded(dtype):
+    trained(_SeesTheGuard(), dtype=dtype)
 
 
 def test_it_changes_nothing_with_several_micro_batches_in_a_step(undisturbed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -30,8 +31,10 @@ from snugtune.model.adapter import load_trainable_state, trainable_state
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train.checkpoints import Checkpoints, TrainState
 from snugtune.train.forward import collate, predict_logits
+from snugtune.train.keeper import BestKeeper
 from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler
-from snugtune.train.step import MicroBatch, add_gradients, clip_gradients
+from snugtune.train.readback import Readback, to_device
+from snugtune.train.step import MicroBatch, add_gradients, clip_gradients, drop_gradients
 from snugtune.train.transaction import (
     UpdateSnapshot,
     is_copied_before_update,
@@ -74,9 +77,9 @@ class TrainResult:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(self, events: list[dict[str, Any]]) -> None:
-        """Enter what the guard tells into ``memory``, under the step that was taken last."""
-        self.memory += [{"step": self.steps, **event} for event in events]
+    def note(self, events: list[dict[str, Any]], step: int | None = None) -> None:
+        """Enter what the guard tells into ``memory``, under ``step`` or the step that was taken last."""
+        self.memory += [{"step": self.steps if step is None else step, **event} for event in events]
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,8 @@ def train(
             run.validate()
             load_trainable_state(model, begin_from or {})
         for texts in run.steps_left():
-            loss = run.optimizer_step(texts)
-            run.report(loss)
+            run.optimizer_step(texts)
+            run.report(all_but=1)
             if run.at_end_of_epoch:
                 run.validate()
             if run.keeper.exhausted or run.over_budget():
@@ -134,6 +137,19 @@ def train(
     except KeyboardInterrupt:
         run.result.interrupted = True
     return run.finish()
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A step that was taken; ``numbers`` are its loss and the norm of its gradient, on their way."""
+
+    step: int
+    texts: NDArray[np.int64]
+    numbers: Readback
+    learning_rate: float
+    elapsed_s: float
+    events: list[dict[str, Any]]
+    memory: dict[str, float] | None
 
 
 @dataclass
@@ -166,9 +182,9 @@ class _Run:
         self.scheduler = make_scheduler(self.plain_optimizer, config, self.total)
         self.optimizer = self.accelerator.prepare(self.plain_optimizer)
         torch.manual_seed(config.seed)
-        self.keeper = _BestKeeper(self.model, config.early_stopping_patience, self.guard)
+        self.keeper = BestKeeper(self.model, config.early_stopping_patience, self.guard)
         self.result = TrainResult()
-        self.learning_rate = 0.0
+        self.untold: deque[_Taken] = deque()
         self.started = time.perf_counter()
 
     def resume(self) -> bool:
@@ -198,6 +214,7 @@ class _Run:
         """Save the state if it is time to; a state that cannot be saved is told, and does no other harm."""
         if self.checkpoints is None or not (now or self.checkpoints.due()):
             return
+        self.report()
         scaler = self.accelerator.scaler
         warning = self.checkpoints.commit(
             TrainState(
@@ -252,18 +269,22 @@ class _Run:
         # Twice, because from the second micro-batch of a step on there are gradients beside it.
         for _ in range(2 if self.device.type == "cuda" else 1):
             self._accumulate(longest, self._cut(longest)[-1:])
-        self.optimizer.zero_grad(set_to_none=True)
+        drop_gradients(self.model)
         set_random_state(before, self.device)
 
-    def optimizer_step(self, texts: NDArray[np.int64]) -> float:
-        """One step on the examples ``texts``, in micro-batches that fit; returns their mean loss."""
+    def optimizer_step(self, texts: NDArray[np.int64]) -> None:
+        """One step on the examples ``texts``, in micro-batches that fit; ``report`` tells of it later."""
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.learning_rate = float(self.scheduler.get_last_lr()[0])
-        loss = self._update(texts, self._accumulate(texts, self._cut(texts)))
+        drop_gradients(self.model)
+        learning_rate = float(self.scheduler.get_last_lr()[0])
+        numbers = self._update(self._accumulate(texts, self._cut(texts)))
         self.scheduler.step()
         self.result.steps += 1
-        return loss
+        memory = None if self.meter is None else self.meter.now()
+        events = self.guard.new_events()
+        self.untold.append(
+            _Taken(self.result.steps, texts, numbers, learning_rate, self.elapsed_s, events, memory)
+        )
 
     def _cut(self, texts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The rows of ``texts`` in micro-batches."""
@@ -273,7 +294,8 @@ class _Run:
             tokens.rows_of(texts), tokens.lengths, budget, self.config.per_device_train_batch_size
         )
 
-    def _accumulate(self, texts: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> Tensor:
+    def _accumulate(self, texts: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> list[Tensor]:
+        """The gradients of ``parts`` of the step ``texts``, added up; returns the parts of its loss."""
         losses: list[Tensor] = []
 
         def add(part: NDArray[np.int64]) -> None:
@@ -281,7 +303,7 @@ class _Run:
                 losses.append(
                     add_gradients(
                         self.model,
-                        _micro_batch(self.train_set, part, self.pad_token_id, self.device),
+                        self._micro_batch(part),
                         len(texts),
                         autocast=self.accelerator.autocast,
                         backward=self.accelerator.backward,
@@ -291,21 +313,25 @@ class _Run:
 
         lengths = self.train_set.tokens.lengths
         self.guard.each(parts, lengths, add, self.guard.training, during="training")
-        return torch.stack(losses).sum()
+        return losses
 
-    def _update(self, texts: NDArray[np.int64], mean_loss: Tensor) -> float:
-        """Clip the gradients and change the weights, all of it or nothing; returns the loss as a number."""
-        loss = 0.0
+    def _micro_batch(self, part: NDArray[np.int64]) -> MicroBatch:
+        tokens, device = self.train_set.tokens, self.device
+        target = to_device(torch.from_numpy(self.train_set.y[tokens.text_of_row[part]]), device)
+        share = tokens.share_of_text(part)
+        weight = None if share is None else to_device(torch.from_numpy(share), device)
+        return MicroBatch(collate(tokens, part, self.pad_token_id, device), target, weight)
+
+    def _update(self, losses: list[Tensor]) -> Readback:
+        """Clip the gradients and change the weights, all of it or nothing; returns loss and gradient norm."""
+        made: list[Readback] = []
 
         def update() -> None:
-            nonlocal loss
             self.accelerator.unscale_gradients(self.optimizer)
-            gradient_norm = clip_gradients(self.model, self.config.max_grad_norm)
-            loss, norm = torch.stack([mean_loss, gradient_norm]).tolist()
-            # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
-            if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(norm)):
-                raise TrainingError(_not_finite(self.result.steps + 1, self.train_set, texts, loss))
+            norm = clip_gradients(self.model, self.config.max_grad_norm)
+            numbers = Readback(torch.stack([torch.stack(losses).sum(), norm]))
             self.optimizer.step()
+            made.append(numbers)
 
         self.guard.whole(
             update,
@@ -313,13 +339,14 @@ class _Run:
             self._snapshot if is_copied_before_update(self.config) else None,
             during="the update of the weights",
         )
-        return loss
+        return made[-1]
 
     def _snapshot(self) -> Callable[[], None]:
         return UpdateSnapshot(self.model, self.plain_optimizer, self.accelerator.scaler).restore
 
     def validate(self) -> None:
         """One look at the validation part; the weights are kept if they are the best so far."""
+        self.report()
         started = time.perf_counter()
         logits = predict_logits(
             self.model, self.validation_set.tokens, pad_token_id=self.pad_token_id, device=self.device,
@@ -329,7 +356,12 @@ class _Run:
         alarm = single_class_alarm(logits.argmax(1), logits.shape[1]) if steps else None
         if alarm:
             self.observer.say(f"Alarm at step {steps}: {alarm}")
-        score, log_loss = score_logits(logits, self.validation_set.y, self.config.metric)
+        scored: list[tuple[float, float]] = []
+        self.guard.again(
+            lambda: scored.append(score_logits(logits, self.validation_set.y, self.config.metric)),
+            during="scoring",
+        )
+        score, log_loss = scored[-1]
         best, epoch = self.keeper.offer(score, log_loss, steps), steps / self.per_epoch
         self.result.metrics.append(
             {"step": steps, "epoch": epoch, "eval_score": score, "eval_loss": log_loss, "best": best}
@@ -338,25 +370,42 @@ class _Run:
         if self.services.budget is not None:
             self.services.budget.looked(time.perf_counter() - started)
 
-    def report(self, loss: float) -> None:
-        """Note and tell of the step that was just taken."""
-        steps, elapsed = self.result.steps, self.elapsed_s
-        self.result.metrics.append(
-            {"step": steps, "loss": loss, "learning_rate": self.learning_rate, "elapsed_s": elapsed}
-        )
-        self.result.note(self.guard.new_events())
-        taken = None if self.meter is None else self.meter.now()
-        if taken is not None:
-            self.result.memory.append({"step": steps, "elapsed_s": elapsed, **taken})
-        peak = None if taken is None else taken["peak_gib"]
-        remaining = elapsed / steps * (self.total - steps)
+    def report(self, *, all_but: int = 0) -> None:
+        """Note and tell of the steps that were taken and not yet told of, but for the last ``all_but``.
+
+        A step is told of after the next one was asked for, so that a GPU always has work; but before
+        anything that takes the weights to be good: a look at validation, a commit, the end.
+
+        Raises:
+            TrainingError: a step's loss or gradient was not finite.
+        """
+        while len(self.untold) > all_but:
+            self._report(self.untold.popleft())
+
+    def _report(self, taken: _Taken) -> None:
+        numbers: list[float] = []
+        self.guard.again(lambda: numbers.extend(taken.numbers.read()), during="reading the loss")
+        loss, norm = numbers
+        # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
+        if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(norm)):
+            raise TrainingError(_not_finite(taken.step, self.train_set, taken.texts, loss))
+        at, elapsed, memory = {"step": taken.step}, {"elapsed_s": taken.elapsed_s}, taken.memory
+        self.result.metrics.append({**at, "loss": loss, "learning_rate": taken.learning_rate, **elapsed})
+        self.result.note(taken.events, taken.step)
+        if memory is not None:
+            self.result.memory.append({**at, **elapsed, **memory})
+        remaining = taken.elapsed_s / taken.step * (self.total - taken.step)
         self.observer.on_step(
-            StepInfo(steps, self.total, loss, self.learning_rate, elapsed, remaining, peak, taken)
-        )
+            StepInfo(
+                taken.step, self.total, loss, taken.learning_rate, taken.elapsed_s, remaining,
+                None if memory is None else memory["peak_gib"], memory,
+            )
+        )  # fmt: skip
 
     def finish(self) -> TrainResult:
         """The best weights back into the model, and what there is to tell."""
         result = self.result
+        self.report()
         if not result.interrupted:
             # What comes after training may need a new process, too; it must not train again. Ctrl-C may have
             # come in the middle of an update.
@@ -380,16 +429,6 @@ def score_logits(logits: NDArray[np.float32], y: NDArray[np.int64], metric: str)
     return float(score), float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(y)))
 
 
-def _micro_batch(
-    examples: Examples, part: NDArray[np.int64], pad_token_id: int, device: torch.device
-) -> MicroBatch:
-    tokens = examples.tokens
-    target = torch.from_numpy(examples.y[tokens.text_of_row[part]]).to(device, non_blocking=True)
-    share = tokens.share_of_text(part)
-    weight = None if share is None else torch.from_numpy(share).to(device, non_blocking=True)
-    return MicroBatch(collate(tokens, part, pad_token_id, device), target, weight)
-
-
 def _not_finite(step: int, examples: Examples, texts: NDArray[np.int64], loss: float) -> str:
     in_file = texts if examples.file_rows is None else examples.file_rows[texts]
     shown = ", ".join(str(i) for i in in_file[:8]) + (", ..." if len(in_file) > 8 else "")
@@ -398,47 +437,3 @@ def _not_finite(step: int, examples: Examples, texts: NDArray[np.int64], loss: f
         f"The {what} is not finite at step {step} (rows {shown} of the training table); "
         "lower the learning rates, or use bf16 or float32 instead of fp16."
     )
-
-
-class _BestKeeper:
-    """Keeps the weights that scored best; ties go to the lower log loss.
-
-    Patience counts looks without a gain over the best *trained* score: training often falls below a good
-    probe start first and passes it later.
-    """
-
-    def __init__(self, model: nn.Module, patience: int | None, guard: Guard) -> None:
-        self.model, self.patience, self.guard = model, patience, guard
-        self.score, self.log_loss, self.step = -math.inf, math.inf, 0
-        self.trained_score, self.since = -math.inf, 0
-        self.state: dict[str, Tensor] | None = None
-
-    def offer(self, score: float, log_loss: float, step: int) -> bool:
-        better = (score, -log_loss) > (self.score, -self.log_loss)
-        if better:
-            self.score, self.log_loss, self.step = score, log_loss, step
-            self.guard.again(self._copy, during="keeping the best weights")
-        if step > 0:
-            self.since = 0 if score > self.trained_score else self.since + 1
-            self.trained_score = max(score, self.trained_score)
-        return better
-
-    def _copy(self) -> None:
-        self.state = trainable_state(self.model)
-
-    @property
-    def exhausted(self) -> bool:
-        return self.patience is not None and self.since >= self.patience
-
-    def scalars(self) -> dict[str, Any]:
-        names = ("score", "log_loss", "step", "trained_score", "since")
-        return {name: getattr(self, name) for name in names}
-
-    def load(self, scalars: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        for name, value in scalars.items():
-            setattr(self, name, value)
-        self.state = weights or None
-
-    def restore(self) -> None:
-        if self.state is not None:
-            load_trainable_state(self.model, self.state)

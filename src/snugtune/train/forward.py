@@ -15,6 +15,7 @@ from snugtune.data.batches import micro_batches, one_length_batches
 from snugtune.data.tokens import Tokens
 from snugtune.memory.guard import Guard, device_memory
 from snugtune.model.head import pooled_positions
+from snugtune.train.readback import to_device
 
 INFERENCE_TOKENS = 8192
 """Padded tokens per micro-batch without gradients: past it, two CPU cores gain nothing more."""
@@ -24,17 +25,12 @@ def collate(
     tokens: Tokens, indices: NDArray[np.int64], pad_token_id: int, device: torch.device
 ) -> dict[str, Tensor]:
     """Some rows of ids as right-padded ``input_ids`` and ``attention_mask``, both (batch, longest)."""
-    longest = int(tokens.lengths[indices].max())
-    input_ids = np.full((len(indices), longest), pad_token_id, dtype=np.int64)
-    mask = np.zeros((len(indices), longest), dtype=np.int64)
-    for row, i in enumerate(indices):
-        length = tokens.lengths[i]
-        input_ids[row, :length] = tokens.ids[i]
-        mask[row, :length] = 1
-    return {
-        "input_ids": torch.from_numpy(input_ids).to(device, non_blocking=True),
-        "attention_mask": torch.from_numpy(mask).to(device, non_blocking=True),
-    }
+    lengths = tokens.lengths[indices]
+    real = np.arange(int(lengths.max())) < lengths[:, None]
+    input_ids = np.full(real.shape, pad_token_id, dtype=np.int64)
+    input_ids[real] = np.concatenate([tokens.ids[i] for i in indices])
+    both = to_device(torch.from_numpy(np.stack([input_ids, real])), device)
+    return {"input_ids": both[0], "attention_mask": both[1]}
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig
 
 from snugtune.config import FitConfig
@@ -131,18 +130,13 @@ def run_steps(
 ) -> None:
     """Two optimiser steps as the engine takes them, on fake tensors or real ones.
 
-    On a card AdamW takes all parameters at once (``foreach``, its own choice there), at the price of
-    temporaries; on a CPU the copy of the best weights so far lies in the same memory.
+    On a CPU the copy of the best weights so far lies in the same memory.
     """
     model.train()
     optimizer = make_optimizer(model, config, head_names)
-    for group in optimizer.param_groups:
-        group["foreach"] = on_card
     allocate_state(optimizer)
     for state in optimizer.state.values():
-        ledger.mark((v for k, v in state.items() if k != "step"), trace.STATE)
-        # The step's number is a tensor on the host.
-        ledger.mark([state["step"]], trace.HOST if on_card else trace.STATE)
+        ledger.mark(state.values(), trace.STATE)
     with ledger.during(trace.BEST):
         best = {} if on_card else trainable_state(model)
     for micro_batches in (1, 2 if accumulates else 1):
@@ -156,8 +150,7 @@ def run_steps(
             copied = is_copied_before_update(config)
             snapshot = UpdateSnapshot(model, optimizer, None) if copied else None
             clip_gradients(model, config.max_grad_norm)
-            with _StepNumbersAreOne():
-                optimizer.step()
+            optimizer.step()
             del snapshot
     optimizer.zero_grad(set_to_none=True)
     del best
@@ -181,15 +174,6 @@ def _backward(ledger: Ledger, model: nn.Module) -> Any:
         ledger.mark((p.grad for p in model.parameters() if p.requires_grad), trace.GRADIENTS)
 
     return backward
-
-
-class _StepNumbersAreOne(TorchFunctionMode):
-    """AdamW reads its step number back; a fake tensor has none, and any number allocates alike."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return 1.0 if func is Tensor.item else func(*args, **(kwargs or {}))
 
 
 def _batch(micro_batch: int, length: int) -> MicroBatch:

@@ -119,6 +119,12 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def drop_gradients(model: nn.Module) -> None:
+    """Begin a step without gradients; no operator runs for that, so nothing can fail."""
+    for parameter in trained_parameters(model):
+        parameter.grad = None
+
+
 def clip_gradients(model: nn.Module, max_grad_norm: float) -> Tensor:
     """Scale the gradients to a norm of at most ``max_grad_norm``; returns the norm before, a scalar."""
     return clip_grad_norm_(trained_parameters(model), max_grad_norm)

@@ -52,8 +52,9 @@ class UpdateSnapshot:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
         self._scaler = scaler
-        self._scaler_state = scaler.state_dict() if scaler is not None else None
-        self._tensors = _changed_by_update(model, optimizer)
+        # Its public state is numbers, read back from the device.
+        scale = [] if scaler is None else [scaler._scale, scaler._growth_tracker]
+        self._tensors = [*_changed_by_update(model, optimizer), *(t for t in scale if t is not None)]
         self._copies = [tensor.detach().clone() for tensor in self._tensors]
 
     def restore(self) -> None:
@@ -64,7 +65,6 @@ class UpdateSnapshot:
         if self._scaler is not None:
             # The scaler notes that gradients are unscaled already, and has no public way to take it back.
             self._scaler._per_optimizer_states.clear()
-            self._scaler.load_state_dict(self._scaler_state)
 
 
 def _changed_by_update(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
