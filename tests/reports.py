@@ -12,6 +12,20 @@ import polars as pl
 from snugtune.config import FitConfig
 from snugtune.evaluate.metrics import classification_metrics
 
+CONTROLS = "".join(
+    chr(code)
+    for first, last in (
+        (1, 31),
+        (0x7F, 0x9F),
+        (0x200B, 0x200F),
+        (0x2028, 0x202E),
+        (0x2060, 0x206F),
+        (0xFEFF, 0xFEFF),
+    )
+    for code in range(first, last + 1)
+)
+"""Characters that steer terminals, turn lines around, join or vanish."""
+
 HOSTILE = [
     "<script>window.pwned = 1</script>",
     "</style><img src=x onerror='window.pwned = 1'>",
@@ -27,6 +41,13 @@ HOSTILE = [
     "line\nbreak\tand\x00null",
     "half a pair \ud83d",
     "= 1 + 1",
+    '" onmouseover="window.pwned=1" autofocus onfocus="window.pwned=1',
+    "<iframe srcdoc='<script>parent.pwned=1</script>'></iframe>",
+    "<a href='javascript:window.pwned=1'>click</a>",
+    "<img src=https://elsewhere.invalid/a.png><link rel=stylesheet href=//elsewhere.invalid/a.css>",
+    "<style>body { background: url(https://elsewhere.invalid/b.png) }</style>",
+    "<meta http-equiv=refresh content='0;url=https://elsewhere.invalid/'><base href=//elsewhere.invalid>",
+    f"controls {CONTROLS} end",
 ]
 """Labels and texts that break pages which do not escape, cut and isolate them."""
 
@@ -165,6 +186,7 @@ def _record(
                 "tokens_cut": 91_000,
             },
             "test_rows_like_training": None,
+            "first_row": 2,
         },
         "model": {"source": "sentence-transformers/all-MiniLM-L6-v2", "folder": "adapter", "max_length": 256},
         "parameters": {
@@ -407,6 +429,7 @@ def _audit(labels: list[str], draw: _Draw, rng: np.random.Generator) -> dict[str
             "top": [
                 {
                     "row": int(rng.integers(rows)),
+                    "text": f"To whom it may concern, about {labels[i % len(labels)][:60]}",
                     "given": labels[i % len(labels)],
                     "suggested": labels[(i + 10) % len(labels)],
                     "quality": 0.004 * (i + 1),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
-from snugtune.data.audit import audit_table, sentences, shortened
+from snugtune.data.audit import audit_table, sentences, shortened, without_texts
 from snugtune.data.corrections import Issue, write_issues
 from snugtune.data.dataset import Usable, load_usable, overlapping_rows, read_test
 from snugtune.data.tokens import Tokens, Truncation, tokenize
@@ -56,7 +56,7 @@ def audit(
         lengths, seen = _read_by_model(config, table, clock, asked=frozen_pass)
         found = examine(
             table, lengths, np.arange(len(table.y)), None if seen is None else seen.features,
-            leaked_rows=leaked, seed=config.seed, folder=folder, observer=clock,
+            leaked_rows=leaked, seed=config.seed, folder=folder, observer=clock, texts=config.report_texts,
         )  # fmt: skip
         record = {
             "source": config.train, "test": config.test, "columns": _columns(table),
@@ -78,12 +78,13 @@ def examine(
     seed: int,
     folder: Path,
     observer: Observer,
+    texts: bool = True,
 ) -> dict[str, Any]:
     """The block ``audit`` of N usable rows, and ``label_issues.xlsx`` in ``folder``.
 
     ``lengths`` are those of the table's texts in any order, ``judged`` (R,) the indices of the rows whose
     labels may be looked at (all but test rows), ``features`` (R, H) the frozen model's of those, None where
-    it was not run.
+    it was not run. With ``texts=False`` the block holds no word of a text; the spreadsheet needs them.
     """
     observer.phase("audit")
     found = audit_table(table, lengths.whole, lengths.truncation, leaked_rows=leaked_rows, seed=seed)
@@ -93,6 +94,8 @@ def examine(
     found["label_issues"] = _write_issues(table, judged, quality, folder / ISSUES_FILE)
     curve = learning_curve(words, y, groups, K, seed=seed)
     found["learning_curve"] = curve and curve.as_dict()
+    if not texts:
+        found = without_texts(found)
     for sentence in sentences(found):
         observer.say(sentence)
     return found

@@ -26,7 +26,15 @@ def _seconds(value: Any) -> Any:
 
 
 WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {"price_per_hour_usd", "predictions_per_month", "max_cost_usd", "max_time_s", "max_units", "track"}
+    {
+        "price_per_hour_usd",
+        "predictions_per_month",
+        "max_cost_usd",
+        "max_time_s",
+        "max_units",
+        "track",
+        "report_texts",
+    }
 )
 """Settings that may change between a run that broke off and the same one going on."""
 
@@ -100,6 +108,7 @@ class FitConfig(BaseModel):
 
     # Result
     audit: bool = True
+    report_texts: bool = True
     mix_with_baseline: bool = True
     imbalance: Literal["none", "auto"] = "auto"
     precision_target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95

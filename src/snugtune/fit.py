@@ -43,6 +43,7 @@ from snugtune.model.parameters import ParameterReport, count_parameters
 from snugtune.model.precision import compute_dtype, pick_device
 from snugtune.progress import Observer, PhaseClock, Together
 from snugtune.report.card import write_card
+from snugtune.report.page import write_report
 from snugtune.report.record import RunFacts, write_lines, write_predictions, write_record
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, train
@@ -112,7 +113,10 @@ def fit(
             result = _train(job, plan, trainee, tokens, services)
         # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
         beside = 0 if job.on_card else resident_bytes_before
-        peaks = Peaks(beside + round(plan.predicted_peak_gib * GIB), memory.peak_bytes)
+        peaks = Peaks(
+            beside + round(plan.predicted_peak_gib * GIB), memory.peak_bytes,
+            beside + round(plan.capacity_gib * GIB),
+        )  # fmt: skip
         _remember(job, plan, guard, peaks.measured_bytes - beside, result, spending)
         final = _on_published_weights(job, trainee.model, guard)
         logits = _held_out_logits(job, final, tokens, guard)
@@ -194,10 +198,11 @@ class BothDecided:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Peak memory of training, before and after."""
+    """Peak memory of training, before and after, and what there was for it when it was planned."""
 
     predicted_bytes: int
     measured_bytes: int
+    limit_bytes: int
 
 
 @dataclass(frozen=True)
@@ -479,6 +484,7 @@ def _audit(
         table, Lengths.of_parts(of_table), np.searchsorted(table.rows, judged),
         None if frozen is None else frozen.features,
         leaked_rows=job.data.overlap, seed=job.config.seed, folder=folder, observer=job.clock,
+        texts=job.config.report_texts,
     )  # fmt: skip
 
 
@@ -629,13 +635,16 @@ def _write(
     write_config(job.config, folder / "config.yaml")
     write_lines(result.metrics, folder / "metrics.jsonl")
     write_lines(result.memory, folder / "memory.jsonl")
-    write_predictions(job.data, scores.probabilities, folder / "predictions.parquet")
+    write_predictions(
+        job.data, scores.probabilities, folder / "predictions.parquet", texts=job.config.report_texts
+    )
     facts = RunFacts(
         config=job.config, data=job.data, truncation=reading.tokens["train"].truncation,
         long_texts=reading.as_dict(),
         parameters=trainee.parameters, model_folder=saved.name, max_length=job.backbone.max_length,
         device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=peaks.predicted_bytes,
-        measured_peak_bytes=peaks.measured_bytes, restarts=recovery.history if recovery else (),
+        measured_peak_bytes=peaks.measured_bytes, memory_limit_bytes=peaks.limit_bytes,
+        restarts=recovery.history if recovery else (),
         decision=decision, metrics=scores.metrics, baseline_metrics=scores.baseline_metrics,
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=reload.largest_logit_difference,
@@ -646,4 +655,13 @@ def _write(
     write_json(folder / "reference.json", judged.reference)
     record = write_record(facts, folder / "run.json")
     write_card(record, folder / "README.md")
+    _report(job, folder)
     return record
+
+
+def _report(job: Job, folder: Path) -> None:
+    """The page for people, of the files in the folder; one that cannot be drawn costs nobody the run."""
+    try:
+        write_report(folder, texts=job.config.report_texts)
+    except Exception as error:
+        job.clock.say(f"The report could not be written ({error}); snugtune report tries it again.")

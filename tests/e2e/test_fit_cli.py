@@ -43,6 +43,7 @@ def test_fit_then_predict(table, tmp_path):
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "model-index" in card
     assert "`Löan`" in card
+    check_report(run, tmp_path)
 
     snugtune("fit", table, "--out", run, code=2)
 
@@ -59,6 +60,27 @@ def test_fit_then_predict(table, tmp_path):
     assert predicted.columns == ["Text", "Category", *added]
     clean = predicted.head(120)
     assert (clean["predicted_label"] == clean["Category"]).mean() > 0.9
+
+
+def check_report(run, folder):
+    """Every block that a real run records is on its page, which can be made again."""
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for block in (
+        "verdict", "data", "quality", "automation", "classes", "slices", "calibration", "training", "model",
+        "cost", "settings",
+    ):  # fmt: skip
+        assert f'<section id="{block}"' in page, block
+    for words in (
+        "Loss (cross-entropy, nats)", "Learning rate", "Memory, GiB", "predicted peak", "Score on validation",
+        "Parameters", "Quoted before training", "1,000 predictions", "What else it could have cost",
+        "Labels that look wrong", "Share right by confidence, after", "Class sizes",
+    ):  # fmt: skip
+        assert words in page, words
+    again = folder / "again.html"
+    snugtune("report", run, "-o", again)
+    assert again.read_text(encoding="utf-8") == page
+    snugtune("report", run, "-o", folder / "again.csv", code=2)
+    snugtune("report", folder, code=2)
 
 
 @pytest.mark.parametrize(
@@ -99,13 +121,20 @@ def test_ctrl_c_keeps_what_was_learned(table, tmp_path):
     assert f"kept in {run}" in rest.replace("\n", "")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     assert record["training"]["interrupted"] is True
+    assert "Ctrl-C ended it" in (run / "report.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.slow
 def test_a_saved_configuration_repeats_the_run(table, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    snugtune("fit", table, "--out", first, "--epochs", 1, "--seed", 3, "--r", 4)
+    plain = ("--no-report-texts", "--no-audit")
+    snugtune("fit", table, "--out", first, "--epochs", 1, "--seed", 3, "--r", 4, *plain)
+    assert "text" not in pl.read_parquet(first / "predictions.parquet").columns
+    assert "bank did not answer" not in "".join(
+        (first / name).read_text(encoding="utf-8") for name in ("run.json", "report.html", "README.md")
+    )
+    assert "Labels that look wrong" not in (first / "report.html").read_text(encoding="utf-8")
     snugtune("fit", table, "--out", second, "--config", first / "config.yaml")
     records = [json.loads((run / "run.json").read_text(encoding="utf-8")) for run in (first, second)]
     assert records[0]["config"] == records[1]["config"]

@@ -5,7 +5,15 @@ import pytest
 
 from snugtune.config import make_config
 from snugtune.data import audit as audit_module
-from snugtune.data.audit import audit_table, languages, look_alikes, near_duplicates, sentences, shortened
+from snugtune.data.audit import (
+    audit_table,
+    languages,
+    look_alikes,
+    near_duplicates,
+    sentences,
+    shortened,
+    without_texts,
+)
 from snugtune.data.dataset import load_usable
 from snugtune.data.tokens import Truncation
 
@@ -47,7 +55,31 @@ def test_facts_of_a_small_table(usable):
     said = " ".join(sentences(found))
     assert "12 rows" not in said  # the same-text rows are a group, too
     assert "14 rows in 2 groups of near-duplicates" in said
-    assert "'Report' and 'Reports' may be one" in said
+    assert "2 pairs of labels may be one: 'Fees' and 'fees'; 'Report' and 'Reports'." in said
+
+
+def test_many_spellings_are_told_in_one_sentence():
+    found = {
+        "near_duplicates": {"groups": 0}, "label_variants": [[f"a{i}", f"A{i}"] for i in range(17)],
+    }  # fmt: skip
+    (said,) = sentences(found)
+    assert said == (
+        "17 pairs of labels may be one: 'a0' and 'A0'; 'a1' and 'A1'; 'a2' and 'A2'; and 14 pairs more."
+    )
+    (one,) = sentences(found | {"label_variants": [["a", "A"]]})
+    assert one == "Two labels may be one: 'a' and 'A'."
+
+
+def test_texts_are_left_out_labels_stay():
+    found = {
+        "near_duplicates": {"groups": 1, "largest": [{"rows": 2, "text": "secret"}]},
+        "label_issues": {"suspected_rows": 1, "top": [{"row": 2, "text": "secret", "given": "Fees"}]},
+    }
+    bare = without_texts(found)
+    assert "secret" not in repr(bare)
+    assert bare["label_issues"]["top"] == [{"row": 2, "text": None, "given": "Fees"}]
+    assert "secret" in repr(found)
+    assert without_texts({**found, "label_issues": None})["label_issues"] is None
 
 
 def test_near_duplicates_are_groups_of_several():

@@ -42,10 +42,22 @@ def test_the_confident_joint_by_hand():
     # Row 2 reaches only class 1's; row 4 reaches neither.
     assert confident_issues(y, p).tolist() == [False, False, True, False, False]
     found = label_quality(y, p)
+    assert not found.suspected.any()  # of row 2 the label is too credible
     assert found.quality == pytest.approx([0.9, 0.8, 0.1, 0.7, 0.55])
     assert found.suggested.tolist() == [0, 0, 1, 1, 1]
     assert found.ranked().tolist() == [2, 4, 3, 1, 0]
-    assert found.suspects().tolist() == [2]
+    p[2] = [0.04, 0.96]
+    assert label_quality(y, p).suspects().tolist() == [2]
+
+
+def test_mistakes_of_models_that_often_err_are_no_wrong_labels():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 5, 2000)
+    # Honest models that know little: the truth is drawn by their own probabilities.
+    p = rng.dirichlet(np.full(5, 2.0), 2000)
+    y = (rng.random((2000, 1)) > p.cumsum(axis=1)).sum(axis=1).clip(0, 4)
+    assert confident_issues(y, p).mean() > 0.2
+    assert label_quality(y, p).suspected.mean() < 0.03
 
 
 def test_rows_that_cannot_be_judged_are_never_suspected():

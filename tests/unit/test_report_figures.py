@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snugtune.report import formats
-from snugtune.report.charts import Axis, Chart, binned, rolling_mean
+from snugtune.report.charts import Axis, Chart, binned, near_percent_axis, rolling_mean
 from snugtune.report.confusion import Confusion, corner_classes, map_order, map_svg, pairs, shade
 
 
@@ -39,6 +39,16 @@ def test_a_line_is_broken_where_a_value_is_missing():
     assert path.count("M") == 2
     assert path.count("L") == 1
     assert "nan" not in path
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_an_axis_of_shares_stays_between_nothing_and_everything(values):
+    axis = near_percent_axis(values)
+    assert 0 <= axis.low <= min(values) + 1e-9
+    assert 1 >= axis.high >= max(values) - 1e-9
+    assert axis.high - axis.low >= 0.02 - 1e-9
+    assert all(-1e-9 <= tick <= 1 + 1e-9 for tick in axis.ticks)
+    assert len(axis.ticks) >= 2
 
 
 def test_words_on_a_chart_are_escaped():
@@ -141,6 +151,11 @@ def test_numbers_are_written_for_readers():
     assert formats.percent(0.7123) == "71.2\N{NO-BREAK SPACE}%"
     assert formats.points(-0.0312) == "\N{MINUS SIGN}3.1"
     assert formats.money(0.00025) == "0.00025\N{NO-BREAK SPACE}USD"
+    assert formats.money(0.0000231) == "0.000023\N{NO-BREAK SPACE}USD"
+    assert formats.money(4e-9) == "under 0.000001\N{NO-BREAK SPACE}USD"
+    assert formats.between(6, 6) == "6"
+    assert formats.between(6, 1900) == "6 to 1,900"
+    assert formats.between(500, None) == "500 and more"
     assert formats.count(1, "text") == "1\N{NO-BREAK SPACE}text"
     assert formats.probability(1e-9) == "p\N{NO-BREAK SPACE}<\N{NO-BREAK SPACE}0.001"
     assert formats.interval([0.1, 0.25], 0) == "10 to 25\N{NO-BREAK SPACE}%"

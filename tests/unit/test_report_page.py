@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -227,8 +228,10 @@ def test_confident_errors_come_surest_first_with_their_texts(run):
     rows = pl.read_parquet(run / "predictions.parquet").filter(pl.col("part") == "test")
     wrong = rows.filter(pl.col("label") != pl.col("predicted_label")).sort("confidence", descending=True)
     html = report_html(read_run_files(run))
-    table = html[html.index('class="errors"') :]
-    assert table.index(f">{wrong['row'][0]}<") < table.index(f">{wrong['row'][5]}<")
+    table = html[html.index("Confident errors, the most confident first") :]
+    # As a spreadsheet counts: its first data row is row 2.
+    assert table.index(f">{wrong['row'][0] + 2}<") < table.index(f">{wrong['row'][5] + 2}<")
+    assert "as your spreadsheet program numbers them" in table
     assert "I wrote to them about my" in table
 
 
@@ -240,6 +243,56 @@ def test_texts_can_be_left_out_labels_stay(run, tmp_path):
     assert "I wrote to them" not in without.text
     assert "To whom it may concern" not in without.text
     assert "Card: not received" in without.text
+
+
+def test_a_run_may_itself_leave_texts_out(run, tmp_path):
+    for path in run.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    record["config"]["report_texts"] = False
+    (tmp_path / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    assert "To whom it may concern" not in page_of(tmp_path).text
+    assert "To whom it may concern" in page_of(tmp_path, texts=True).text
+
+
+def test_the_page_can_be_written_elsewhere(run, tmp_path):
+    path = write_report(run, tmp_path / "page.html")
+    assert path == tmp_path / "page.html"
+    assert path.read_text(encoding="utf-8") == report_html(read_run_files(run))
+
+
+def test_rows_of_a_test_file_are_counted_from_zero(run):
+    files = read_run_files(run)
+    record = {**files.record, "config": {**files.record["config"], "test": "held_out.csv"}}
+    html = report_html(replace(files, record=record))
+    assert "Rows count the data rows of their file from 0" in html
+
+
+def test_where_no_threshold_qualifies_nothing_is_called_chosen(run):
+    files = read_run_files(run)
+    nothing = {"coverage": 0.0, "precision": None, "interval": [0.0, 1.0]}
+    automation = {**files.record["automation"], "threshold": 1.000001, "test": nothing}
+    found = Page(report_html(replace(files, record={**files.record, "automation": automation})))
+    assert "No threshold keeps that precision" in found.text
+    assert "chosen threshold" not in found.text
+    assert "a person looks at every text" in found.text
+    assert "data-chosen" not in dict(found.all("input")[-1])
+
+
+def test_the_quote_stands_beside_the_bill(run):
+    files = read_run_files(run)
+    quote = {"time_s": 1300.0, "train_s": 1200.0, "usd": 0.126, "confirmed": False}
+    record = {**files.record, "cost": {**files.record["cost"], "quote": quote}}
+    text = Page(report_html(replace(files, record=record))).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Quoted before training: 21 min 40 s, 0.13 USD, 20 min 00 s of it training." in text
+    assert "It took 22 min 54 s from there on, 21 min 00 s of it training." in text
+
+
+def test_the_reason_that_leads_is_not_told_twice(run):
+    files = read_run_files(run)
+    verdict = {**files.record["verdict"], "reasons": [files.record["automation"]["sentence"], "Another."]}
+    found = Page(report_html(replace(files, record={**files.record, "verdict": verdict})))
+    assert found.text.count(files.record["automation"]["sentence"]) == 1
 
 
 def test_tables_have_captions_and_pictures_have_words(page):

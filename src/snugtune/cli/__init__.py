@@ -14,6 +14,7 @@ from snugtune.cli.evaluate import evaluate
 from snugtune.cli.fit import fit
 from snugtune.cli.plan import plan
 from snugtune.cli.predict import predict
+from snugtune.cli.report import report
 from snugtune.cli.sample import sample
 from snugtune.cli.watch import watch
 from snugtune.errors import SnugtuneError
@@ -35,6 +36,7 @@ app.add_typer(data_app, name="data")
 app.command()(predict)
 app.command()(compare)
 app.command()(watch)
+app.command()(report)
 
 
 def main() -> None:

@@ -46,4 +46,5 @@ def demo(
     typer.echo(f"The sample workbook: {workbook}")
     for_review = f"{counts['needs_review']:,} of {counts['rows']:,} rows for a person"
     typer.echo(f"The same, classified, {for_review}: {classified}")
+    typer.echo(f"Its report, for a browser: {run / 'report.html'}")
     typer.echo(f"Its model card: {run / 'README.md'}")

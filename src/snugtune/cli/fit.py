@@ -82,6 +82,7 @@ def fit(
     fp16: options.Fp16 = None,
     bf16: options.Bf16 = None,
     audit: options.Audit = None,
+    report_texts: options.ReportTexts = None,
     mix_with_baseline: options.MixWithBaseline = None,
     imbalance: options.Imbalance = None,
     precision_target: options.PrecisionTarget = None,

@@ -148,6 +148,15 @@ Audit: TypeAlias = Annotated[
         "--audit/--no-audit",
     ),
 ]
+ReportTexts: TypeAlias = Annotated[
+    bool | None,
+    _option(
+        RESULT,
+        "Keep the beginnings of wrongly classified texts in the run folder and show them in its report "
+        "(default).",
+        "--report-texts/--no-report-texts",
+    ),
+]
 MixWithBaseline: TypeAlias = Annotated[
     bool | None,
     _option(

@@ -108,7 +108,9 @@ def show_run(record: dict[str, Any], run: Path) -> None:
         figures = (f"{part[key]:.4f}" for part in baseline["metrics"].values())
         table.add_row(f"{baseline['name']}: {key}", *figures, style="dim")
     console.print(table)
-    for sentence in (*cost_sentences(record), f"Everything lies in {run}."):
+    report = run / "report.html"
+    where = f"Everything lies in {run}" + (f"; for a browser: {report}." if report.exists() else ".")
+    for sentence in (*cost_sentences(record), where):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 

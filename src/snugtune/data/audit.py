@@ -20,6 +20,7 @@ RARE_ROWS = 10
 """Classes with fewer rows can be neither learned nor scored reliably: one of ten is held back to validate."""
 
 GROUPS_SHOWN = 10
+PAIRS_TOLD = 3
 CHARACTERS_SHOWN = 200
 
 LANGUAGE_SAMPLE = 2_000
@@ -148,6 +149,17 @@ def shortened(text: str, characters: int = CHARACTERS_SHOWN) -> str:
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
 
 
+def without_texts(audit: dict[str, Any]) -> dict[str, Any]:
+    """The block ``audit`` with null for every text of a row; labels stay."""
+
+    def bare(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**row, "text": None} for row in rows]
+
+    near, issues = audit["near_duplicates"], audit.get("label_issues")
+    told = {**audit, "near_duplicates": {**near, "largest": bare(near["largest"])}}
+    return told | ({"label_issues": {**issues, "top": bare(issues["top"])}} if issues else {})
+
+
 def _balance(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, Any]:
     def of(k: int) -> dict[str, Any]:
         return {"label": names[k], "rows": int(counts[k])}
@@ -178,13 +190,20 @@ def _plain(name: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", letters).split()) or name
 
 
+def _alike_sentence(pairs: Sequence[Sequence[str]]) -> str:
+    shown = "; ".join(f"{a!r} and {b!r}" for a, b in pairs[:PAIRS_TOLD])
+    more = f"; and {len(pairs) - PAIRS_TOLD:,} pairs more" if len(pairs) > PAIRS_TOLD else ""
+    count = f"{len(pairs):,} pairs of labels" if len(pairs) > 1 else "Two labels"
+    return f"{count} may be one: {shown}{more}."
+
+
 def sentences(audit: dict[str, Any]) -> Iterator[str]:
     """What stands out in the block ``audit``, one line each; nothing found says nothing."""
     near, issues, curve = audit["near_duplicates"], audit.get("label_issues"), audit.get("learning_curve")
     if near["groups"]:
         yield f"{near['rows']:,} rows in {near['groups']:,} groups of near-duplicates."
-    for a, b in audit["label_variants"]:
-        yield f"The labels {a!r} and {b!r} may be one."
+    if audit["label_variants"]:
+        yield _alike_sentence(audit["label_variants"])
     if issues and issues["suspected_rows"]:
         yield (
             f"{issues['suspected_rows']:,} labels look wrong ({100 * issues['share']:.1f} %), listed in "

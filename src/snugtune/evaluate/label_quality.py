@@ -35,6 +35,15 @@ SCORE_SCALE = 10
 MIN_ROWS_SEEN = 4
 """Rows of a class a model must have seen before its word on a label of that class counts."""
 
+MOST_CREDIBLE = 0.05
+"""Probability of the given label above which no row is suspected.
+
+The confident joint asks a model only for what is usual for its class. Where models err often, little is
+usual, and nearly all their mistakes pass: on the sample workbook, whose labels are wrong in 3 % of the rows,
+19 % were suspected and a sixth of those rightly. With this bound it is 5 % and half; of labels flipped in
+Banking77 as many are found as without it, in complaints by product 94 % instead of 97 %, among half the
+suspects."""
+
 Floats = NDArray[np.floating[Any]]
 Ids = NDArray[np.int64]
 Scores = Callable[[Ids, Ids], Floats]
@@ -192,9 +201,11 @@ def _fewer(rows: Ids, y: Ids, seed: int) -> Ids:
 def label_quality(y: Ids, pred_probs: Floats, *, judged: NDArray[np.bool_] | None = None) -> LabelQuality:
     """Judge labels ``y`` (N,) by out-of-sample ``pred_probs`` (N, K).
 
-    Rows not ``judged`` (N,) get the quality 1 and are never suspected.
+    Suspected are the rows off the diagonal of the confident joint whose given label is hardly credible. Rows
+    not ``judged`` (N,) get the quality 1 and are never suspected.
     """
-    quality, suspected = self_confidence(y, pred_probs), confident_issues(y, pred_probs)
+    quality = self_confidence(y, pred_probs)
+    suspected = confident_issues(y, pred_probs) & (quality <= MOST_CREDIBLE)
     if judged is not None:
         quality, suspected = np.where(judged, quality, 1.0), suspected & judged
     return LabelQuality(quality, pred_probs.argmax(axis=1).astype(np.int64), suspected)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import escape
 
 from snugtune.files import write_text
 from snugtune.units import duration
@@ -30,7 +31,9 @@ def card(record: dict[str, Any]) -> str:
     The metadata keys are those of https://huggingface.co/docs/hub/model-cards.
     """
     metadata = yaml.safe_dump(_metadata(record), sort_keys=False, allow_unicode=True)
-    sections = [_title(record), _figures(record), _decision(record), _use(record), _labels(record)]
+    sections = [
+        _title(record), _verdict(record), _figures(record), _decision(record), _use(record), _labels(record),
+    ]  # fmt: skip
     return f"---\n{metadata}---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -61,6 +64,38 @@ def _title(record: dict[str, Any]) -> str:
         f"{record['parameters']['trainable']:,} of {record['parameters']['all']:,} parameters "
         f"({record['parameters']['percent']:.2f} %) were trained."
     )
+
+
+_LEVELS = {
+    "ready": "Ready",
+    "ready_with_review": "Ready, with review of {review:.0f} % of the texts",
+    "not_ready": "Not ready",
+}
+
+
+def _verdict(record: dict[str, Any]) -> str:
+    """The level, what can be automated and how that went on the test rows, and why."""
+    verdict, promised = record["verdict"], record["automation"]["sentence"]
+    level = _LEVELS[verdict["level"]].format(review=100 * verdict["review_share"])
+    tested = record["automation"]["test"]
+    kept = ""
+    if tested and tested["precision"] is not None:
+        low, high = (100 * end for end in tested["interval"])
+        kept = (
+            f" Of the test rows {100 * tested['coverage']:.1f} % needed no review, and "
+            f"{100 * tested['precision']:.1f} % of these were right "
+            f"(95 % interval {low:.1f} to {high:.1f} %)."
+        )
+    lines = ["## Verdict", f"**{level}.** {promised}{kept}"]
+    listed = [reason for reason in verdict["reasons"] if reason != promised]
+    if listed:
+        lines.append("\n".join(f"- {_one_line(reason)}" for reason in listed))
+    return "\n\n".join(lines)
+
+
+def _one_line(sentence: str) -> str:
+    """A sentence that may hold the user's labels, as text: no markup and no line of its own."""
+    return str(escape(" ".join(sentence.split()))).replace("`", "&#96;")
 
 
 def _figures(record: dict[str, Any]) -> str:

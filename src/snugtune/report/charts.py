@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +19,10 @@ WIDTH = 380
 MOST_POINTS = 300
 """A longer series is drawn in as many bins: more cannot be seen at this width."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 38
+LEAST_SPAN = 0.02
+"""Of an axis of shares that are all but equal: a difference below it is not made to look like one."""
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 40
 
 
 @dataclass(frozen=True)
@@ -156,17 +159,17 @@ class Chart:
         marks = [f'<path class="grid" d="{grid}"/>', f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>']
         for tick in self.y.ticks:
             marks.append(
-                f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{self.py(tick) + 4:.1f}">'
+                f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{self.py(tick) + 3.5:.1f}">'
                 f"{escape(self.y.tell(tick))}</text>"
             )
         for tick in self.x.ticks:
             marks.append(
-                f'<text class="tick" text-anchor="middle" x="{self.px(tick):.1f}" y="{floor + 15}">'
+                f'<text class="tick" text-anchor="middle" x="{self.px(tick):.1f}" y="{floor + 18}">'
                 f"{escape(self.x.tell(tick))}</text>"
             )
         middle = (_LEFT + right) / 2
         marks.append(
-            f'<text class="axis-title" text-anchor="middle" x="{middle:.0f}" y="{self.height - 5}">'
+            f'<text class="axis-title" text-anchor="middle" x="{middle:.0f}" y="{self.height - 4}">'
             f"{escape(self.x.title)}</text>"
         )
         return "".join(marks)
@@ -205,6 +208,16 @@ def rolling_mean(points: Points, window: int) -> Points:
 def percent_axis(title: str, values: Sequence[float] = (), *, low: float | None = 0.0) -> Axis:
     """An axis of shares up to 100 %; ``low=None`` begins below the smallest of ``values``."""
     return Axis.over(list(values) or [0.0, 1.0], title, lambda x: f"{100 * x:.0f} %", low=low, high=1.0)
+
+
+def near_percent_axis(values: Sequence[float]) -> Axis:
+    """An axis of shares about ``values``, however close together they are, that never leaves 0 to 100 %."""
+    low, high = max(0.0, min(values)), min(1.0, max(values))
+    if high - low < LEAST_SPAN:
+        low, high = max(0.0, high - LEAST_SPAN), min(1.0, low + LEAST_SPAN)
+    axis = Axis.over([low, high], "", lambda y: f"{100 * y:.4g} %")
+    inside = tuple(tick for tick in axis.ticks if -1e-9 <= tick <= 1 + 1e-9)
+    return replace(axis, low=max(0.0, axis.low), high=min(1.0, axis.high), ticks=inside)
 
 
 def _round_step(raw: float) -> float:

@@ -17,6 +17,7 @@ SHOWN_CHARACTERS = 90
 """Of a label in a table or list; the whole of it, up to a limit, is shown where a pointer rests on it."""
 
 _TOLD_CHARACTERS = 400
+_MONEY_DIGITS = 7  # after the point; less money than that is told as such
 
 
 def percent(share: Any, digits: int = 1) -> str:
@@ -50,7 +51,17 @@ def money(usd: Any) -> str:
     """US dollars: cents, and below one cent as many digits as are needed."""
     if not _is_number(usd):
         return NOT_KNOWN
-    return f"{usd:,.2f}{NARROW}USD" if usd >= 0.01 or usd == 0 else f"{usd:.2g}{NARROW}USD"
+    if usd >= 0.01 or usd == 0:
+        return f"{usd:,.2f}{NARROW}USD"
+    digits = 1 - math.floor(math.log10(usd))
+    return f"{usd:.{digits}f}{NARROW}USD" if digits <= _MONEY_DIGITS else f"under 0.000001{NARROW}USD"
+
+
+def between(low: Any, high: Any) -> str:
+    """A range of whole numbers: ``6``, ``6 to 9``, ``6 and more``."""
+    if not _is_number(high):
+        return f"{number(low)} and more"
+    return number(low) if low == high else f"{number(low)} to {number(high)}"
 
 
 def time(seconds: Any) -> str:

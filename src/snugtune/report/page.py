@@ -18,6 +18,7 @@ import polars as pl
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
+from snugtune.data.audit import without_texts
 from snugtune.errors import UserInputError
 from snugtune.files import write_text
 from snugtune.report import formats, views
@@ -39,25 +40,24 @@ class RunFiles:
         rows = self.predictions
         if rows is not None and "text" in rows.columns:
             rows = rows.drop("text")
-        audit = self.record.get("audit") or {}
-        near = audit.get("near_duplicates") or {}
-        groups = [{**group, "text": None} for group in near.get("largest") or []]
-        record = {**self.record}
-        if groups:
-            record["audit"] = {**audit, "near_duplicates": {**near, "largest": groups}}
+        audit = self.record.get("audit")
+        record = {**self.record, "audit": without_texts(audit)} if audit else self.record
         return replace(self, record=record, predictions=rows)
 
 
-def write_report(run: str | Path, *, texts: bool = True) -> Path:
-    """Write ``report.html`` into the run folder ``run`` and return its path.
+def write_report(run: str | Path, path: str | Path | None = None, *, texts: bool | None = None) -> Path:
+    """Write the page of the run folder ``run`` to ``path`` (``report.html`` in it) and return its path.
 
-    ``texts=False`` leaves out the texts of wrongly classified rows; labels are always shown.
+    ``texts=False`` leaves out every text of a row; labels are always shown. None: as the run was told
+    (``report_texts``).
 
     Raises:
-        UserInputError: the folder is no run, or a file of it cannot be read.
+        UserInputError: the folder is no run, a file of it cannot be read, or ``path`` cannot be written.
     """
     found = read_run_files(run)
-    path = Path(run) / NAME
+    if texts is None:
+        texts = (found.record.get("config") or {}).get("report_texts", True)
+    path = Path(run) / NAME if path is None else Path(path)
     write_text(path, report_html(found if texts else found.without_texts()))
     return path
 
@@ -126,7 +126,7 @@ def data_block(value: Any) -> Markup:
 def _views(run: RunFiles) -> dict[str, Any]:
     record, part = run.record, views.shown_part(run.record)
     best_step = record.get("training", {}).get("best_step")
-    metric = record.get("config", {}).get("metric", "accuracy")
+    score_name = "macro F1" if record.get("config", {}).get("metric") == "f1_macro" else "accuracy"
     trained = views.trained_rows(run.predictions)
     rows = views.comparison_rows(record, part)
     confusion = views.confusion_view(record, part)
@@ -142,12 +142,13 @@ def _views(run: RunFiles) -> dict[str, Any]:
         "confusion": confusion,
         "texts": views.texts_of(run.predictions, part, examples),
         "errors": views.confident_errors(run.predictions, part),
+        "first_row": views.first_row(record),
+        "cost_after_quote": views.seconds_after_quote(record),
         "reliability": views.reliability_charts(record, part),
         "slices": views.slice_rows(record, part),
         "loss": views.loss_chart(run.metrics, best_step),
-        "scores": views.score_chart(
-            run.metrics, best_step, "Macro F1" if metric == "f1_macro" else "Accuracy"
-        ),
+        "score_name": score_name,
+        "scores": views.score_chart(run.metrics, best_step, score_name),
         "rates": views.rate_chart(run.metrics),
         "memory": views.memory_view(record, run.memory),
         "class_sizes": views.class_sizes_chart(trained),
@@ -172,7 +173,7 @@ def _environment() -> Environment:
         percent=formats.percent, points=formats.points, number=formats.number, count=formats.count,
         figure=formats.figure, money=formats.money,
         time=formats.time, interval=formats.interval, probability=formats.probability,
-        words=formats.words, setting=formats.setting, share_bar=formats.share_bar,
+        words=formats.words, setting=formats.setting, share_bar=formats.share_bar, between=formats.between,
     )  # fmt: skip
     environment.globals["span"] = formats.span
     return environment

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
+from snugtune.data.audit import shortened
 from snugtune.data.dataset import Data
 from snugtune.data.tokens import Truncation
 from snugtune.evaluate.decision import Decision
@@ -32,6 +33,9 @@ from snugtune.units import gib
 
 FORMAT = 1
 """Raised when a field changes its meaning or goes; new fields do not raise it."""
+
+TEXT_CHARACTERS = 300
+"""Of a wrongly classified text, kept to be shown as an example."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class RunFacts:
     result: TrainResult
     predicted_peak_bytes: int | None
     measured_peak_bytes: int
+    memory_limit_bytes: int
     restarts: Sequence[str]
     decision: Decision
     metrics: dict[str, dict[str, Any]]
@@ -90,6 +95,7 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
             "cleaning": data.cleaning,
             "truncation": asdict(facts.truncation),
             "test_rows_like_training": data.overlap,
+            "first_row": data.first_row,
             "corrections": data.table.corrections,
         },
         "audit": facts.audit,
@@ -120,11 +126,14 @@ def write_lines(rows: Sequence[dict[str, Any]], path: Path) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_predictions(data: Data, probabilities: dict[str, NDArray[np.float64]], path: Path) -> None:
+def write_predictions(
+    data: Data, probabilities: dict[str, NDArray[np.float64]], path: Path, *, texts: bool = True
+) -> None:
     """Row by row: the part it fell in and, where scored, what was predicted.
 
     ``row`` counts the data rows of its file from 0; test rows of a separate file count in that file.
-    ``text_id`` is the same for the same text in every run.
+    ``text_id`` is the same for the same text in every run. ``text`` is the beginning of the texts that were
+    classified wrongly, the examples of a report; with ``texts=False`` there is no such column.
     """
     names = np.array([*data.labels.names, None], dtype=object)
     frames = []
@@ -138,7 +147,13 @@ def write_predictions(data: Data, probabilities: dict[str, NDArray[np.float64]],
         if name in probabilities:
             columns["predicted_label"] = names[probabilities[name].argmax(1)].tolist()
             columns["confidence"] = probabilities[name].max(1)
-        schema = {"label": pl.String, "text_id": pl.UInt64}
+            wrong = (part.y >= 0) & (probabilities[name].argmax(1) != part.y)
+            if texts:
+                columns["text"] = [
+                    shortened(text, TEXT_CHARACTERS) if is_wrong else None
+                    for text, is_wrong in zip(part.texts, wrong.tolist(), strict=True)
+                ]
+        schema = {"label": pl.String, "text_id": pl.UInt64, "text": pl.String}
         frames.append(pl.DataFrame(columns, schema_overrides=schema))
     with replacing(path) as temporary:
         pl.concat(frames, how="diagonal").write_parquet(temporary)
@@ -168,6 +183,7 @@ def _memory(facts: RunFacts) -> dict[str, Any]:
     return {
         "predicted_peak_gib": None if predicted is None else gib(predicted),
         "measured_peak_gib": gib(facts.measured_peak_bytes),
+        "limit_gib": gib(facts.memory_limit_bytes),
         "measured_as": "max_memory_reserved" if facts.device.type == "cuda" else "resident memory",
         "events": [row for row in facts.result.memory if "event" in row],
         "restarts": list(facts.restarts),

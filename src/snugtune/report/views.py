@@ -11,7 +11,15 @@ from markupsafe import Markup
 
 from snugtune.config import FitConfig
 from snugtune.evaluate.metrics import wilson_interval
-from snugtune.report.charts import WIDTH, Axis, Chart, binned, percent_axis, rolling_mean
+from snugtune.report.charts import (
+    WIDTH,
+    Axis,
+    Chart,
+    binned,
+    near_percent_axis,
+    percent_axis,
+    rolling_mean,
+)
 from snugtune.report.confusion import (
     CORNER_CLASSES,
     Confusion,
@@ -134,11 +142,16 @@ def automation_curve(record: Record, part: str) -> Record | None:
         chart.level(target, "limit", f"asked: {percent(target, 0)} right")
     chart.line(curve, "model")
     baseline = (promise.get("baseline") or {}).get("test") if part == "test" else None
-    if baseline and baseline.get("coverage") is not None and baseline.get("precision") is not None:
-        chart.dots([(baseline["coverage"], baseline["precision"])], "base", 5, ["baseline at its threshold"])
-    chosen = (promise.get(part) or {}) if promise else {}
-    if chosen.get("coverage") is not None and chosen.get("precision") is not None:
-        chart.dots([(chosen["coverage"], chosen["precision"])], "chosen", 6, ["the chosen threshold"])
+    dots = (
+        ("baseline", baseline or {}, "base", 5.0, "baseline at its threshold"),
+        ("chosen", promise.get(part) or {}, "chosen", 6.0, "the chosen threshold"),
+    )
+    drawn = set()
+    for name, found, kind, radius, says in dots:
+        # No precision: no text is at or above the threshold.
+        if found.get("coverage") is not None and found.get("precision") is not None:
+            chart.dots([(found["coverage"], found["precision"])], kind, radius, [says])
+            drawn.add(name)
     ordered = sorted(stops, key=lambda stop: stop["threshold"])
     at = 0
     if threshold is not None:
@@ -146,8 +159,8 @@ def automation_curve(record: Record, part: str) -> Record | None:
     return {
         "svg": chart.svg(),
         "at": at,
-        "baseline": bool(baseline),
-        "chosen": bool(chosen),
+        "baseline": "baseline" in drawn,
+        "chosen": "chosen" in drawn,
         "stops": [
             [round(float(stop[key]), 5) for key in ("threshold", "coverage", "precision")] for stop in ordered
         ],
@@ -298,10 +311,10 @@ def score_chart(metrics: Rows, best_step: int | None, name: str) -> Markup | Non
     if len(looks) < 2:
         return None
     chart = Chart(
-        f"{name} on validation by optimiser step",
+        f"Score on validation ({name}) by optimiser step",
         _steps([*looks, *((row["step"], 0.0) for row in metrics)]),
-        Axis.over([y for _, y in looks], "", lambda y: f"{100 * y:.4g} %"),
-        height=190,
+        near_percent_axis([y for _, y in looks]),
+        height=240,
     )
     chart.line(looks, "valid").dots(looks, "valid", 3.5, [f"step {x}: {percent(y)}" for x, y in looks])
     if best_step is not None:
@@ -314,8 +327,8 @@ def rate_chart(metrics: Rows) -> Markup | None:
     rates = [(row["step"], row["learning_rate"]) for row in metrics if _finite(row.get("learning_rate"))]
     if not rates:
         return None
-    axis = Axis.over([0.0, *(y for _, y in rates)], "", lambda y: f"{y:.1g}" if y else "0", low=0.0, count=3)
-    chart = Chart("Learning rate by optimiser step", _steps(rates), axis, height=150)
+    axis = Axis.over([0.0, *(y for _, y in rates)], "", lambda y: f"{y:.1g}" if y else "0", low=0.0)
+    chart = Chart("Learning rate by optimiser step", _steps(rates), axis, height=240)
     return chart.line(binned(rates, _mean), "model").svg()
 
 
@@ -352,6 +365,16 @@ def memory_view(record: Record, memory: Rows) -> Record | None:
         "svg": chart.svg(), "kinds": list(drawn), "events": events[:50],
         "more_events": max(0, len(events) - 50), "limit": limit, "limit_drawn": near is not None,
     }  # fmt: skip
+
+
+# Cost
+
+
+def seconds_after_quote(record: Record) -> float | None:
+    """What the run took from the quote on: all but what came before it, reading the data."""
+    time = record.get("time") or {}
+    total, before = time.get("total_s"), time.get("data_s")
+    return total - before if total is not None and before is not None else None
 
 
 # Data
@@ -392,13 +415,13 @@ def learning_curve_chart(record: Record) -> Markup | None:
         Axis.over(
             [0.0, *(x for x, _ in seen), *(row["rows"] for row in later)], "Training rows", _short, low=0.0
         ),
-        Axis.over(values, "", lambda y: f"{100 * y:.4g} %"),
+        near_percent_axis(values),
         height=230,
     )
     if lows:
-        chart.band([seen[-1], *lows], [seen[-1], *highs], "valid")
+        chart.band([seen[-1], *lows], [seen[-1], *highs], "base")
     ahead = [seen[-1], *((row["rows"], row["accuracy"]) for row in later)]
-    chart.line(ahead, "predicted").line(seen, "base")
+    chart.line(ahead, "forecast").line(seen, "base")
     return chart.dots(seen, "base").svg()
 
 
@@ -422,6 +445,13 @@ def confident_errors(predictions: pl.DataFrame | None, part: str) -> list[Record
         & (pl.col("label") != pl.col("predicted_label"))
     )
     return wrong.sort("confidence", "row", descending=[True, False]).head(CONFIDENT_ERRORS).to_dicts()
+
+
+def first_row(record: Record) -> int:
+    """What makes a row of the shown part one as a spreadsheet counts; 0 where that is not known."""
+    own_test_file = (record.get("config") or {}).get("test") is not None
+    found = 0 if own_test_file else record.get("data", {}).get("first_row")
+    return found or 0
 
 
 def texts_of(predictions: pl.DataFrame | None, part: str, rows: Sequence[int]) -> dict[int, str]:

@@ -53,14 +53,13 @@
     const rows = [...classes.tBodies[0].rows].map((row) => {
       const headings = [...classes.tHead.rows[0].cells].map((cell) => cell.textContent);
       const number = (name) => valueOf(row.cells[headings.findIndex((text) => text.endsWith(name))], "number");
-      const tested = headings.findLastIndex((text) => text.endsWith(" texts"));
       const label = find("bdi", row.cells[0]);
       return {
         row,
         label: ((label && label.title) || row.cells[0].textContent).toLowerCase(),
         f1: number("F1"),
         few: Number(row.dataset.few),
-        seen: valueOf(row.cells[tested], "number") > 0,
+        seen: Number(row.dataset.seen) > 0,
       };
     });
     const wanted = {
