@@ -174,6 +174,26 @@ def recipe(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def report_page(result: dict[str, Any]) -> list[str]:
+    """Size of the report, and seconds to write, draw, filter and sort it."""
+    settings, screens = result["settings"], result["screens"]
+    rows = [
+        [
+            f"{name}, {' x '.join(map(str, seen['size']))}",
+            *(spread_cell(seen[key], 2, unit=" s") for key in ("drawn_s", "filter_s", "sort_s")),
+        ]
+        for name, seen in screens.items()
+    ]
+    chromium = next(iter(screens.values()))["chromium"]
+    return [
+        f"{settings['classes']:,} classes, {settings['rows']:,} test rows: {result['bytes'] / 1e6:.2f} MB, "
+        f"written in {spread_cell(result['write_s'], 2, unit=' s')}. In headless Chromium {chromium}, until "
+        "the screen shows it (two frames, so 0.03 s at least):",
+        "",
+        *table(["screen", "drawn after opening", "class filter", "sort"], rows),
+    ]
+
+
 AT = "micro_batch_"
 """The beginning of keys that name a micro-batch."""
 
@@ -183,6 +203,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "prediction": ("Prediction speed", prediction),
     "accuracy": ("Accuracy", accuracy),
     "label-noise": ("Wrong labels found by the audit", noise.label_noise),
+    "report-page": ("The report", report_page),
     "recipe": ("The recipe's memory and time, predicted", recipe),
 }
 

@@ -57,6 +57,7 @@ from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, ON_CPU, Recovery, 
 from snugtune.train.retreats import evaluation_retreats, retreats
 from snugtune.train.spending import Spending, agree, card_energy
 from snugtune.train.track import Tracker, tracking
+from snugtune.train.trial import frozen_pass_s, training_passes
 from snugtune.units import GIB
 
 ROWS_TO_CHECK = 16
@@ -102,8 +103,9 @@ def fit(
         reading = _read_texts(job)
         tokens = reading.tokens
         plan = _plan(job, tokens["train"])
-        spending = _agree(job, plan, tokens, recovery)
         guard = _guard(job, plan, recovery)
+        _place(job, plan)
+        spending = _agree(job, plan, tokens, guard, recovery)
         trainee = _trainee(job, plan, reading, guard)
         _draw_levers(guard, recovery)
         check_free_space(folder, _folder_bytes(trainee.parameters))
@@ -301,13 +303,28 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
     return plan
 
 
-def _agree(job: Job, plan: Plan, tokens: dict[str, Tokens], recovery: Recovery | None) -> Spending:
-    """The quote, and the budget if one is set."""
+def _place(job: Job, plan: Plan) -> None:
+    """The model on its device."""
+    if plan.setup.embedding_on_host:
+        embedding_to_host(job.backbone.model)
+    job.backbone.model.to(job.device)
+
+
+def _agree(
+    job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard, recovery: Recovery | None
+) -> Spending:
+    """The quote, by a short pass over some of the texts, and the budget if one is set."""
+    pass_s = frozen_pass_s(
+        job.backbone.model, tokens["train"], pad_token_id=job.pad_token_id, device=job.device,
+        dtype=job.dtype, guard=guard, seed=job.config.seed,
+    )  # fmt: skip
+    passes = training_passes(job.config.method, checkpointed=plan.setup.activation_checkpointing > 0)
     work = Work(
         train_rows=len(tokens["train"]), validation_rows=len(tokens["validation"]),
         test_rows=len(tokens["test"]), words=sum(len(text.split()) for text in job.data.parts["train"].texts),
-        classes=len(job.data.labels.names), epochs=job.config.num_train_epochs, train_s=plan.time_s,
-        load_s=job.load_s, probe=job.config.probe_start,
+        classes=len(job.data.labels.names), epochs=job.config.num_train_epochs,
+        train_s=passes * pass_s * job.config.num_train_epochs, load_s=job.load_s,
+        probe=job.config.probe_start, forward_share=1 / passes, measured=True, audit=job.config.audit,
     )  # fmt: skip
     clock, earlier_s = job.clock, recovery.spent_s if recovery else 0.0
     return agree(
@@ -333,9 +350,7 @@ def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
 
 def _trainee(job: Job, plan: Plan, reading: Reading, guard: Guard) -> Trainee:
     """The model on its device, head started from the probe, adapter attached, the plan's levers set."""
-    if plan.setup.embedding_on_host:
-        embedding_to_host(job.backbone.model)
-    model = job.backbone.model.to(job.device)
+    model = job.backbone.model
     head = find_head(model, job.config.modules_to_save)
     begin_from: dict[str, torch.Tensor] = {}
     judged = [reading.tokens[name] for name in ("train", "validation")]

@@ -382,7 +382,19 @@ def _every_result():
         looked_at=0.08,
         data={"banking77": {"rows": 1000, "flipped_rows": 50, "methods": {"words": judged}}},
     )
-    return [_time_to_quality("2026-01-02", 40.0), throughput, prediction, accuracy, recipe, flipped]
+    screen = {
+        "size": [390, 844],
+        "chromium": "1.2",
+        **dict.fromkeys(("drawn_s", "filter_s", "sort_s"), _spread(0.5)),
+    }
+    report = _result(
+        "report-page",
+        settings={"classes": 200, "rows": 10_000, "repeats": 5},
+        bytes=345_678,
+        write_s=_spread(0.4),
+        screens={"phone": screen},
+    )
+    return [_time_to_quality("2026-01-02", 40.0), throughput, prediction, accuracy, recipe, flipped, report]
 
 
 @pytest.fixture
@@ -408,6 +420,8 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "not finished after 9 s" in drawn
     assert "| the recipe | 11.95 GiB | 3 h 28 min |" in drawn
     assert "3.4 at 1, 2.2 at 8 texts at a time" in drawn
+    assert "200 classes, 10,000 test rows: 0.35 MB" in drawn
+    assert "| phone, 390 x 844 | 0.50 s (0.45 to 0.55) |" in drawn
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(results):

@@ -137,6 +137,20 @@ def test_earlier_runs_put_a_quote_right():
     assert "no run here has confirmed it" in quote_sentence(quote(work()), Rates())
 
 
+def test_a_short_pass_is_believed_where_it_was_measured():
+    # 0.1 s a row, half of it forward, which earlier runs put right for training alone.
+    found = quote(work(measured=True, forward_share=0.5, pace=2.0))
+    look_s = 100 * 0.05
+    assert found.epoch_s == pytest.approx(900 * 0.2 + look_s)
+    assert found.time_s == pytest.approx(1000 * 0.05 + found.train_s + 3 * look_s + work().after_s)
+    assert "by a short pass over some of the texts" in quote_sentence(quote(work(measured=True)), Rates())
+    assert quote_as_dict(found, Rates())["measured"] is True
+
+
+def test_an_audit_takes_its_time():
+    assert work(audit=True).after_s - work().after_s == pytest.approx(6 * baseline_s(10_000, 20))
+
+
 def test_a_quote_needs_a_plan_with_a_time():
     assert quote(work(train_s=None)) is None
     assert quote_as_dict(None, Rates()) is None

@@ -19,13 +19,17 @@ BASELINE_S_PER_WORD = 5e-6
 BASELINE_S_PER_WORD_AND_CLASS = 1.5e-7
 """Of one TF-IDF baseline with a linear classifier for each class, measured on one slow core."""
 
+AUDIT_BASELINES = 6
+"""What the audit takes, in baselines: the five folds of the labels' judges and the learning curve."""
+
 
 @dataclass(frozen=True)
 class Work:
     """What there is to do. Rows by part, words of the training texts, classes, epochs.
 
-    ``train_s`` is the plan's time of training (None: not known), ``pace`` the real over the planned time in
-    earlier runs like it (None: there were none), ``load_s`` that of loading the model once,
+    ``train_s`` is the time of training (None: not known), by the plan's estimate, or by a short pass over the
+    texts if it was ``measured``; ``forward_share`` is the share of a forward pass in it. ``pace`` is the real
+    over that time in earlier runs like it (None: there were none), ``load_s`` that of loading the model once,
     ``full_precision_slowdown`` how much longer a forward pass takes in the float32 of the final scores than
     in training's number format.
     """
@@ -41,6 +45,9 @@ class Work:
     probe: bool
     pace: float | None = None
     full_precision_slowdown: float = 1.0
+    forward_share: float = FORWARD_SHARE
+    measured: bool = False
+    audit: bool = False
 
     @property
     def looks_after(self) -> float:
@@ -50,8 +57,9 @@ class Work:
 
     @property
     def after_s(self) -> float:
-        """After training, apart from those scores: two baselines, the model loaded, saved and checked."""
-        return START_S + 2 * self.load_s + 2 * baseline_s(self.words, self.classes)
+        """After training, apart from those scores: audit, two baselines, the model loaded, saved, checked."""
+        baselines = 2 + (AUDIT_BASELINES if self.audit else 0)
+        return START_S + 2 * self.load_s + baselines * baseline_s(self.words, self.classes)
 
 
 def baseline_s(words: int, classes: int) -> float:
@@ -63,12 +71,14 @@ def baseline_s(words: int, classes: int) -> float:
 class Quote:
     """Seconds from now on: of all of it, of training, of one epoch with its look at validation.
 
-    ``confirmed``: runs like it on this machine have put the plan's estimate right.
+    ``measured``: it rests on a short pass over the texts. ``confirmed``: runs like it on this machine have
+    put the estimate right.
     """
 
     time_s: float
     train_s: float
     epoch_s: float
+    measured: bool = False
     confirmed: bool = False
 
 
@@ -76,14 +86,16 @@ def quote(work: Work) -> Quote | None:
     """What ``work`` will take; None if the plan knows no time."""
     if work.train_s is None:
         return None
-    row_s = (work.pace or 1.0) * work.train_s / work.epochs / max(work.train_rows, 1)
-    forward_s = FORWARD_SHARE * row_s
+    told_row_s = work.train_s / work.epochs / max(work.train_rows, 1)
+    row_s = (work.pace or 1.0) * told_row_s
+    # A pass that was measured needs no putting right.
+    forward_s = work.forward_share * (told_row_s if work.measured else row_s)
     look_s = forward_s * work.validation_rows
     epoch_s = row_s * work.train_rows + look_s
     train_s = epoch_s * work.epochs + look_s
     probe_s = forward_s * (work.train_rows + work.validation_rows) if work.probe else 0.0
     time_s = probe_s + train_s + look_s * work.looks_after + work.after_s
-    return Quote(time_s, train_s, epoch_s, work.pace is not None)
+    return Quote(time_s, train_s, epoch_s, work.measured, work.pace is not None)
 
 
 def quote_sentence(quote: Quote, rates: Rates) -> str:
@@ -98,10 +110,17 @@ def quote_sentence(quote: Quote, rates: Rates) -> str:
     units = rates.units(quote.time_s)
     if units is not None and units["colab"] is not None:
         parts.append(f"{units['colab']:.2f} Colab compute units")
-    basis = (
-        "as earlier runs here took" if quote.confirmed else "a rough estimate, no run here has confirmed it"
+    return f"Quote: {'; '.join(parts)} ({_basis(quote)})."
+
+
+def _basis(quote: Quote) -> str:
+    if quote.confirmed:
+        return "as earlier runs here took"
+    return (
+        "by a short pass over some of the texts"
+        if quote.measured
+        else "a rough estimate, no run here has confirmed it"
     )
-    return f"Quote: {'; '.join(parts)} ({basis})."
 
 
 def budget_warning(quote: Quote, work: Work, allowance: Allowance, elapsed_s: float) -> str | None:
@@ -121,4 +140,4 @@ def quote_as_dict(quote: Quote | None, rates: Rates) -> dict[str, Any] | None:
     if quote is None:
         return None
     told = {"time_s": quote.time_s, "train_s": quote.train_s, "usd": rates.usd(quote.time_s)}
-    return {**told, "confirmed": quote.confirmed}
+    return {**told, "measured": quote.measured, "confirmed": quote.confirmed}

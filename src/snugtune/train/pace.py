@@ -1,7 +1,7 @@
-"""How much longer training takes on this machine than its plan says: kept after runs, for later quotes.
+"""How much longer training takes on this machine than was quoted: kept after runs, for later quotes.
 
-A plan's time is a rough estimate, and on a CPU it may be several times off; what a run of the same model on
-the same machine took is not.
+A quote is made from a short forward pass; what a run of the same model on the same machine took knows the
+rest of a step as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from snugtune.memory.plan import Plan
 from snugtune.memory.residual import conditions_of
 from snugtune.model.pooling import cache_folder
 
-FORMAT, FILE_NAME = 1, "pace.json"
+FORMAT, FILE_NAME = 2, "pace.json"
 
 MOST_RUNS, OF_A_KIND = 200, 5
 """Runs kept in the file, the oldest go first; and the newest of one kind that make up its pace."""
@@ -30,7 +30,7 @@ LEAST_TRAIN_S = 10.0
 
 
 def known_pace(plan: Plan, device: Device) -> float | None:
-    """Real over planned seconds of training, the median of runs like it; None without any."""
+    """Real over quoted seconds of training, the median of runs like it; None without any."""
     kind = _kind(plan, device)
     found = [run["ratio"] for run in _read() if run["kind"] == kind]
     return median(found[-OF_A_KIND:]) if found else None

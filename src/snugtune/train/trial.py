@@ -1,0 +1,73 @@
+"""A short real pass over some of the texts: how fast this machine is, now. The quote is made from it."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from snugtune.data.batches import micro_batches
+from snugtune.data.tokens import Tokens, choose_rows
+from snugtune.memory.guard import Guard
+from snugtune.memory.timing import PADDING
+from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
+
+TRIAL_TOKENS = {"cpu": 4096, "cuda": 65_536}
+"""Of the texts that are read: a second's work on two cores, and enough to keep a card busy."""
+
+PASSES_OF_METHOD = {"lora": 2.6, "full": 3.0, "head": 1.1}
+"""What training on a text takes, in frozen forward passes."""
+
+WARM_UP = 8
+"""Share of them, as a divisor, read beforehand: what is set up at the first call is no part of the pace."""
+
+
+def frozen_pass_s(
+    model: nn.Module,
+    tokens: Tokens,
+    *,
+    pad_token_id: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    guard: Guard,
+    seed: int = 0,
+) -> float:
+    """Seconds that one frozen pass over all of ``tokens`` will take, by a pass over a few of them.
+
+    Raises:
+        RestartNeededError: not even a single text fits into memory.
+    """
+    chosen = some_rows(tokens.lengths, TRIAL_TOKENS.get(device.type, TRIAL_TOKENS["cpu"]), seed)
+
+    def read(rows: NDArray[np.int64]) -> None:
+        part = choose_rows([tokens], rows)
+        predict_logits(model, part, pad_token_id=pad_token_id, device=device, dtype=dtype, guard=guard)
+
+    read(chosen[: max(1, len(chosen) // WARM_UP)])
+    started = time.perf_counter()
+    read(chosen)
+    seconds = time.perf_counter() - started
+    budget = min(INFERENCE_TOKENS, guard.evaluation.tokens)
+    read_positions = padded_positions(tokens.lengths[chosen], budget)
+    return seconds / read_positions * PADDING * float(tokens.lengths.sum())
+
+
+def training_passes(method: str, *, checkpointed: bool) -> float:
+    """What training on a text takes, in frozen forward passes; layers ``checkpointed`` are run once more."""
+    return PASSES_OF_METHOD[method] + checkpointed
+
+
+def some_rows(lengths: NDArray[np.int64], most_tokens: int, seed: int) -> NDArray[np.int64]:
+    """Rows drawn at random that hold about ``most_tokens``; at least one."""
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    held = np.cumsum(lengths[order])
+    return np.asarray(order[: max(1, int(np.searchsorted(held, most_tokens, side="right")))])
+
+
+def padded_positions(lengths: NDArray[np.int64], budget: int) -> int:
+    """What is computed of texts of these ``lengths`` in micro-batches of so many tokens, padding too."""
+    cut = micro_batches(np.arange(len(lengths)), lengths, budget)
+    return sum(len(rows) * int(lengths[rows].max()) for rows in cut)
