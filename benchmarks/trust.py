@@ -47,10 +47,13 @@ class Run:
 def main() -> None:
     parser = common.parser("Calibration, promised precision and verdict of finished runs on real data.")
     parser.add_argument(
-        "runs", type=Path, nargs="+", help="run folders; each needs the data it was made from"
+        "runs", type=Path, nargs="*", help="run folders; each needs the data it was made from"
     )
     parser.add_argument("--resplits", type=int, default=100, help="draws of a new validation part")
     options = parser.parse_args()
+    if not options.runs:
+        print("Skipped: name the folders of finished runs, as of accuracy.py --keep.")
+        return
     common.quiet_libraries()
     import torch
 

@@ -95,6 +95,31 @@ def token_data(texts: Texts, config: Any) -> TokenData:
     return TokenData(labels, backbone, device, dtype, part("train"), part("validation"), test)
 
 
+def like_complaints(config: Any, rows: int, classes: int = 121) -> TokenData:
+    """Ids and classes of no meaning, as long as complaints and in as many classes as they have issues.
+
+    The same on every machine, with or without the complaints; nothing can be learned from it.
+    """
+    from snugtune.data.labels import LabelSet
+    from snugtune.model.backbone import load_for_fit
+    from snugtune.model.precision import compute_dtype, pick_device
+    from snugtune.train.engine import Examples
+
+    from .lengths import cfpb_lengths, random_tokens
+
+    device = pick_device()
+    dtype = compute_dtype(config, device)
+    labels = LabelSet(tuple(f"class {i:03d}" for i in range(classes)))
+    backbone = load_for_fit(config, labels, dtype=dtype, dropout=config.hidden_dropout)
+    lengths = np.minimum(cfpb_lengths(rows, config.seed), backbone.max_length)
+    ends = backbone.tokenizer("")["input_ids"]
+    tokens = random_tokens(lengths, backbone.model.config.vocab_size, (ends[0], ends[-1]), config.seed)
+    y = np.random.default_rng(config.seed).integers(0, classes, rows)
+    examples = Examples(tokens, y)
+    one = subset(examples, [int(lengths.argmin())])
+    return TokenData(labels, backbone, device, dtype, examples, one, one)
+
+
 def subset(examples: Any, rows: Any) -> Any:
     """The ``rows`` of tokenized examples."""
     from snugtune.data.tokens import Tokens

@@ -10,9 +10,11 @@ from typing import Any
 from snugtune.files import write_text
 from snugtune.units import duration
 
-from . import noise, picture
+from . import noise, picture, speed_sections
 from .common import REPOSITORY, RESULTS
-from .tables import spread_cell, table
+from .growth_section import growth
+from .speed_sections import sooner
+from .tables import table
 
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
@@ -32,9 +34,7 @@ def refresh(results: Path = RESULTS, page: Path = PAGE) -> None:
     if results.resolve() == RESULTS:
         found = read_results(results)
         write_text(page, draw(found))
-        for result in found:
-            if result["benchmark"] == "time-to-quality" and not result["hardware"]["gpu"]:
-                picture.draw(result)
+        picture.draw_all(found)
         print(f"Drew {page}.")
 
 
@@ -78,7 +78,7 @@ def time_to_quality(result: dict[str, Any]) -> list[str]:
     for name, line in result["contestants"].items():
         reached = line["seconds_to_target"]
         when = duration(reached) if reached is not None else f"not within {duration(line['work_s'])}"
-        rows.append([name, when, f"{line['best_accuracy']:.3f}", _sooner(result["ratios"].get(name))])
+        rows.append([name, when, f"{line['best_accuracy']:.3f}", sooner(result["ratios"].get(name))])
     before, after = result["matmul_fp32_flops_before_after"]
     return [
         f"Banking77 to accuracy {settings['target']:g} on the test file, from token ids, seconds of work "
@@ -87,56 +87,6 @@ def time_to_quality(result: dict[str, Any]) -> list[str]:
         *table(["contestant", "seconds to target", "best accuracy seen", "ours is sooner by"], rows),
         "",
         f"Matrix products in float32 ran at {before / 1e9:.0f} GFLOP/s before and {after / 1e9:.0f} after.",
-    ]
-
-
-def training_throughput(result: dict[str, Any]) -> list[str]:
-    """Speed in training, padding and model FLOPs utilisation."""
-    settings, forward = result["settings"], result["forward"]
-    rows = [
-        [
-            name,
-            spread_cell(found["tokens_per_s"], 0),
-            spread_cell(found["examples_per_s"], 1),
-            f"{100 * found['padding_waste']:.1f} %",
-            spread_cell(found["mfu"], 1, scale=100, unit=" %"),
-            spread_cell(result["ratios"].get(name), 2, unit="x"),
-        ]
-        for name, found in result["contestants"].items()
-    ]
-    columns = ["contestant", "real tokens/s", "examples/s", "padding waste", "MFU", "ours is faster by"]
-    return [
-        f"Training, {settings['model']}, {settings['rows']} complaints a turn "
-        f"(mean {result['mean_length']:.0f} tokens, cut at {settings['max_length']}), "
-        f"{settings['threads']} threads.",
-        "",
-        *table(columns, rows),
-        "",
-        f"Matrix products in {result['dtype']} peak at {result['matmul_peak_flops'] / 1e12:.2f} TFLOP/s, "
-        f"which is what model FLOPs utilisation (MFU) is a share of. Our forward pass runs at "
-        f"{100 * forward['share']:.0f} % of a bare loop over the same weight matrices.",
-    ]
-
-
-def prediction(result: dict[str, Any]) -> list[str]:
-    """Speed in prediction against the pipeline at each of its batch sizes."""
-    ratios = result["ratios"]
-    rows = [
-        [
-            name,
-            spread_cell(found["examples_per_s"], 1),
-            f"{100 * found['same_label_as_ours']:.1f} %",
-            *(spread_cell(against.get(name), 2, unit="x") for against in ratios.values()),
-        ]
-        for name, found in result["contestants"].items()
-    ]
-    columns = ["contestant", "examples/s", "same label as ours", *(f"{name}: faster by" for name in ratios)]
-    settings = result["settings"]
-    return [
-        f"Prediction, MiniLM with an untrained head of {settings['classes']} classes, {settings['rows']} "
-        f"complaints a turn, {settings['threads']} threads. The pipeline's default batch size is 1.",
-        "",
-        *table(columns, rows),
     ]
 
 
@@ -199,8 +149,12 @@ AT = "micro_batch_"
 
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "time-to-quality": ("Time to a given accuracy", time_to_quality),
-    "training-throughput": ("Training speed", training_throughput),
-    "prediction": ("Prediction speed", prediction),
+    "peers": ("Beside other ways to a classifier", speed_sections.peers),
+    "throughput": ("Speed at the lengths of complaints", speed_sections.throughput),
+    "ladder": ("One lever at a time", speed_sections.ladder),
+    "prediction": ("Prediction speed", speed_sections.prediction),
+    "speed-gpu": ("One GPU", speed_sections.speed_gpu),
+    "growth": ("From a thousand rows to a million", growth),
     "accuracy": ("Accuracy", accuracy),
     "label-noise": ("Wrong labels found by the audit", noise.label_noise),
     "report-page": ("The report", report_page),
@@ -210,9 +164,3 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
 
 def _scores(scores: dict[str, Any]) -> list[str]:
     return [f"{scores['accuracy']:.3f}", f"{scores['f1_macro']:.3f}", duration(scores["seconds"])]
-
-
-def _sooner(ratio: dict[str, Any] | None) -> str:
-    if ratio is None or ratio["ratio"] is None:
-        return ""
-    return f"at least {ratio['ratio']:.1f}x" if ratio["lower_bound"] else f"{ratio['ratio']:.1f}x"

@@ -10,11 +10,15 @@ from .turns import Report, WorkClock
 
 
 def ours(clock: WorkClock, report: Report, *, options: dict[str, Any]) -> None:
-    """Our whole job from token ids, with the package's default settings."""
+    """Our whole job from token ids, or ``from_texts``, with the package's default settings."""
+    from snugtune.data.tokens import tokenize
+
     from . import ours as our_parts
 
-    data, config = _prepare(options)
+    data, config, texts = _prepare(options)
     clock.restart()
+    if options.get("from_texts"):  # once more, to be counted
+        tokenize(texts.train, data.backbone.tokenizer, data.backbone.max_length)
     our_parts.fit_until(
         data,
         config,
@@ -31,7 +35,7 @@ def reference(
     """The recipe on the same training rows."""
     from .reference import train_reference
 
-    data, config = _prepare(options)
+    data, config, _ = _prepare(options)
     train_reference(
         data.backbone.source,
         data.train,
@@ -49,7 +53,7 @@ def reference(
     )
 
 
-def _prepare(options: dict[str, Any]) -> tuple[Any, Any]:
+def _prepare(options: dict[str, Any]) -> tuple[Any, Any, Any]:
     import torch
 
     from snugtune.config import FitConfig
@@ -60,7 +64,8 @@ def _prepare(options: dict[str, Any]) -> tuple[Any, Any]:
     quiet_libraries()
     torch.set_num_threads(options["threads"])
     config = FitConfig(train="", seed=options["seed"], max_length=options["max_length"])
-    return token_data(banking77(Path(options["folder"])), config), config
+    texts = banking77(Path(options["folder"]))
+    return token_data(texts, config), config, texts
 
 
 def _look(clock: WorkClock, report: Report, data: Any, target: float) -> Callable[[Any, int], bool]:

@@ -22,6 +22,7 @@ from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -30,6 +31,8 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+
+from snugtune.model.backbone import set_dropout
 
 Padding = Literal["longest", "max_length"]
 
@@ -41,9 +44,20 @@ SETTINGS: dict[str, Any] = {
     "modules_to_save": ["classifier"],
     "learning_rate": 1e-4,
     "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 8,
     "gradient_accumulation_steps": 4,
     "num_train_epochs": 20,
+    "train_sampling_strategy": "random",
+    "hidden_dropout": None,
+    "weights": "float32",
+    "attention": None,
 }
+"""``hidden_dropout`` None is the model's own, ``attention`` None what Transformers chooses."""
+
+TRAINER_SETTINGS = (
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "num_train_epochs", "train_sampling_strategy",
+)  # fmt: skip
 
 
 class TargetReachedError(Exception):
@@ -89,13 +103,21 @@ class StepCallback(TrainerCallback):
 
 
 def reference_model(source: str, n_classes: int, settings: dict[str, Any]) -> nn.Module:
-    """The stock model in float32 with PEFT's adapter, dropout as published."""
+    """The stock model with PEFT's adapter; float32 and dropout as published unless ``settings`` differ."""
+    config = AutoConfig.from_pretrained(source, num_labels=n_classes, trust_remote_code=False)
+    if settings["hidden_dropout"] is not None:
+        set_dropout(config, settings["hidden_dropout"])
     model = AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=n_classes, dtype=torch.float32, trust_remote_code=False
-    )
+        source, config=config, dtype=getattr(torch, settings["weights"]),
+        attn_implementation=settings["attention"], trust_remote_code=False,
+    )  # fmt: skip
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")
     lora = LoraConfig(task_type=TaskType.SEQ_CLS, **{name: settings[name] for name in names})
-    return get_peft_model(model, lora)
+    wrapped = get_peft_model(model, lora)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return wrapped
 
 
 def make_trainer(
@@ -119,10 +141,7 @@ def make_trainer(
     folder = tempfile.mkdtemp(prefix="reference-")  # the Trainer insists on one
     arguments = TrainingArguments(
         output_dir=folder,
-        per_device_train_batch_size=settings["per_device_train_batch_size"],
-        gradient_accumulation_steps=settings["gradient_accumulation_steps"],
-        learning_rate=settings["learning_rate"],
-        num_train_epochs=settings["num_train_epochs"],
+        **{name: settings[name] for name in TRAINER_SETTINGS},
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=device.type == "cpu",

@@ -1,23 +1,29 @@
-"""Contestants of the training-throughput benchmark: each can be given a turn on the same rows."""
+"""Contestants of the speed benchmarks: each can be given a turn at training, evaluating, predicting."""
 
 from __future__ import annotations
 
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.utils.data import DataLoader
 
 from snugtune.config import FitConfig
-from snugtune.data.batches import micro_batches
-from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
+from snugtune.model.backbone import resolve
+from snugtune.model.head import find_head
+from snugtune.train.forward import predict_logits
 
-from .common import best_time_s, synchronize
+from .common import synchronize
 from .datasets import TokenData
 from .ours import TimedSteps, train_ours, wrap_model
-from .reference import StepCallback, make_trainer
+from .reference import SETTINGS, Padding, Rows, StepCallback, make_trainer
+
+PHASES = ("training", "evaluation", "prediction")
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,27 @@ class Turn:
         return 1 - self.real_tokens / self.padded_tokens
 
 
+class Contestant(Protocol):
+    """Does each of ``PHASES`` once over the same rows."""
+
+    def turn(self, phase: str) -> Turn:
+        """One pass."""
+
+
 class PaddingMeter:
-    """Counts rows, real tokens and positions that pass through a model while it trains."""
+    """Counts rows, real tokens and positions that pass through a model.
+
+    While ``training`` is set it counts only what passes through in training mode, so that the looks at
+    validation rows in between do not count.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        self.training = True
         self._seen: list[tuple[int, Tensor, int]] = []
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
-        if model.training:
+        if model.training or not self.training:
             mask = inputs["attention_mask"]
             self._seen.append((len(mask), mask.sum(), mask.numel()))
 
@@ -66,28 +84,82 @@ class PaddingMeter:
         return Turn(seconds, rows, real, padded)
 
 
-class Ours:
-    """Our engine with its default settings, one epoch a turn."""
+def timed(meter: PaddingMeter, work: Callable[[], Any], device: torch.device) -> Turn:
+    """``work`` without training, as a turn."""
+    meter.training = False
+    meter.clear()
+    synchronize(device)
+    began = time.perf_counter()
+    work()
+    synchronize(device)
+    seconds = time.perf_counter() - began
+    meter.training = True
+    return meter.turn(seconds)
 
-    def __init__(self, data: TokenData, config: FitConfig) -> None:
-        self._data = data
+
+class Ours:
+    """Our engine and predictor; ``config`` has their settings.
+
+    Prediction takes the merged model in ``predict_dtype``, as ``snugtune predict --dtype`` does.
+    """
+
+    def __init__(
+        self, data: TokenData, config: FitConfig, predict_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._data, self._predict_dtype = data, predict_dtype
         self._config = config.model_copy(update={"num_train_epochs": 1, "early_stopping_patience": None})
         self._model, self._head_names = wrap_model(data, config)
         self._meter = PaddingMeter(self._model)
 
-    def turn(self) -> Turn:
-        timed = TimedSteps(self._meter.clear)
-        train_ours(self._data, self._model, self._head_names, self._config, timed)
-        return self._meter.turn(timed.seconds)
+    def turn(self, phase: str) -> Turn:
+        return {"training": self._train, "evaluation": self._evaluate, "prediction": self._predict}[phase]()
+
+    def _train(self) -> Turn:
+        taken = TimedSteps(self._meter.clear)
+        train_ours(self._data, self._model, self._head_names, self._config, taken)
+        return self._meter.turn(taken.seconds)
+
+    def _evaluate(self) -> Turn:
+        return self._forward(self._model, self._meter, self._data.dtype)
+
+    def _predict(self) -> Turn:
+        with merged(self._model, self._predict_dtype) as model:
+            return self._forward(model, PaddingMeter(model), torch.float32)
+
+    def _forward(self, model: nn.Module, meter: PaddingMeter, dtype: torch.dtype) -> Turn:
+        data = self._data
+
+        def run() -> None:
+            predict_logits(
+                model, data.train.tokens, pad_token_id=data.backbone.tokenizer.pad_token_id,
+                device=data.device, dtype=dtype,
+            )  # fmt: skip
+
+        return timed(meter, run, data.device)
+
+
+@contextmanager
+def merged(model: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+    """A copy of an adapted model with the adapter merged, as the predictor loads a finished run."""
+    made: Any = copy.deepcopy(model).cpu()
+    plain = made.merge_and_unload().to(dtype)
+    final = find_head(plain).final.float()
+    final.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
+    yield plain.to(next(model.parameters()).device).eval()
 
 
 class Recipe:
-    """The Trainer's recipe, one epoch a turn."""
+    """The Trainer's recipe; ``overrides`` are of its settings.
 
-    def __init__(self, data: TokenData, padding: Any) -> None:
+    It trains the model as published. Evaluation is the Trainer's own; prediction is a loop over batches of
+    the evaluation's size, in float32, without the Trainer.
+    """
+
+    def __init__(self, data: TokenData, config: FitConfig, padding: Padding, **overrides: Any) -> None:
+        self._data = data
         self._callback = StepCallback()
         self._trainer = make_trainer(
-            data.backbone.source,
+            resolve(config.model),
             data.train,
             len(data.labels.names),
             dtype=data.dtype,
@@ -96,42 +168,30 @@ class Recipe:
             max_length=data.backbone.max_length,
             callback=self._callback,
             num_train_epochs=1,
+            **overrides,
         )
         self._meter = PaddingMeter(self._trainer.model)
+        self._batch_size = (SETTINGS | overrides)["per_device_eval_batch_size"]
 
-    def turn(self) -> Turn:
+    def turn(self, phase: str) -> Turn:
+        return {"training": self._train, "evaluation": self._evaluate, "prediction": self._predict}[phase]()
+
+    def _train(self) -> Turn:
+        self._meter.clear()
         self._trainer.train()
         return self._meter.turn(self._callback.ended_s - self._callback.began_s)
 
+    def _evaluate(self) -> Turn:
+        rows = Rows(self._data.train)
+        return timed(self._meter, lambda: self._trainer.predict(rows), self._data.device)
 
-def forward_share(data: TokenData) -> dict[str, float]:
-    """Our forward pass over the training rows against a bare loop over the same weight matrices.
+    @torch.no_grad()
+    def _predict(self) -> Turn:
+        model, device = self._trainer.model.eval(), self._data.device
+        rows = DataLoader(Rows(self._data.train), self._batch_size, collate_fn=self._trainer.data_collator)
 
-    ``bound_s`` has nothing but the encoder's linear layers, on tensors of the same micro-batches: no
-    attention, no norm, no activation. ``share`` is bound_s / forward_s.
-    """
-    model, tokens = data.backbone.model.eval(), data.train.tokens
-    batches = micro_batches(np.arange(len(tokens)), tokens.lengths, INFERENCE_TOKENS)
-    sizes = [len(rows) * int(tokens.lengths[rows].max()) for rows in batches]
-    layers = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and ".layer." in name]
-    inputs = {
-        (n, layer.in_features): torch.randn(n, layer.in_features, device=data.device).to(layer.weight.dtype)
-        for n in sizes
-        for layer in layers
-    }
+        def run() -> None:
+            for batch in rows:
+                model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.argmax(1).cpu()
 
-    def bare() -> None:
-        for n in sizes:
-            for layer in layers:
-                linear(inputs[n, layer.in_features], layer.weight, layer.bias)
-        synchronize(data.device)
-
-    def forward() -> None:
-        predict_logits(
-            model, tokens, pad_token_id=data.backbone.tokenizer.pad_token_id,
-            device=data.device, dtype=data.dtype,
-        )  # fmt: skip
-
-    with torch.inference_mode():
-        bound_s, forward_s = best_time_s(bare), best_time_s(forward)
-    return {"forward_s": forward_s, "bound_s": bound_s, "share": bound_s / forward_s}
+        return timed(self._meter, run, device)

@@ -2,11 +2,14 @@
 
 import importlib
 import importlib.util
+import itertools
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -19,14 +22,20 @@ def _load_package():
         "benchmark_lib", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     package = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_lib"] = package
+    sys.modules["benchmark_lib"] = sys.modules["lib"] = package
     spec.loader.exec_module(package)
 
 
 _load_package()
 common = importlib.import_module("benchmark_lib.common")
 page = importlib.import_module("benchmark_lib.page")
+growth = importlib.import_module("benchmark_lib.growth")
+lengths = importlib.import_module("benchmark_lib.lengths")
+made_table = importlib.import_module("benchmark_lib.table")
+memory = importlib.import_module("benchmark_lib.memory")
 noise = importlib.import_module("benchmark_lib.noise")
+picture = importlib.import_module("benchmark_lib.picture")
+rounds = importlib.import_module("benchmark_lib.rounds")
 timeline = importlib.import_module("benchmark_lib.timeline")
 turns = importlib.import_module("benchmark_lib.turns")
 flops = importlib.import_module("benchmark_lib.flops")
@@ -173,11 +182,8 @@ def test_contestants_alternate_and_one_that_fails_does_not_stop_the_others(tmp_p
 # Model FLOPs
 
 
-@pytest.mark.parametrize("lengths", [(7,), (5, 11)])
-def test_model_flops_agree_with_torchs_counter_on_unpadded_texts(lengths):
-    import torch
+def _adapted(lowest=0):
     from peft import LoraConfig, get_peft_model
-    from torch.utils.flop_counter import FlopCounterMode
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -185,22 +191,136 @@ def test_model_flops_agree_with_torchs_counter_on_unpadded_texts(lengths):
         max_position_embeddings=32, num_labels=5,
     )  # fmt: skip
     config._attn_implementation = "eager"
-    model = get_peft_model(
-        BertForSequenceClassification(config),
-        LoraConfig(
-            task_type="SEQ_CLS",
-            r=4,
-            target_modules=["query", "value"],
-            modules_to_save=["pooler", "classifier"],
-        ),
+    adapter = LoraConfig(
+        task_type="SEQ_CLS",
+        r=4,
+        target_modules=["query", "value"],
+        modules_to_save=["pooler", "classifier"],
+        layers_to_transform=list(range(lowest, 3)),
     )
+    return get_peft_model(BertForSequenceClassification(config), adapter), config
+
+
+@pytest.mark.parametrize("lowest", [0, 2])
+@pytest.mark.parametrize("lengths", [(7,), (5, 11)])
+def test_model_flops_agree_with_torchs_counter_on_unpadded_texts(lengths, lowest):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, config = _adapted(lowest)
     with FlopCounterMode(display=False) as counter:
         for n in lengths:
             model(input_ids=torch.randint(1, 30, (1, n)), labels=torch.tensor([1])).loss.backward()
-    assert flops.training_flops(flops.Shape.of(config, 4, 5), lengths) == counter.get_total_flops()
+    assert flops.training_flops(flops.Shape.of(config, 4, 5, lowest), lengths) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_forward_flops_agree_with_torchs_counter_too(merged):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, config = _adapted()
+    if merged:
+        model = model.merge_and_unload()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.randint(1, 30, (2, 9)))
+    found = flops.forward_flops(flops.Shape.of(config, 4, 5), (9, 9), merged=merged)
+    assert found == counter.get_total_flops()
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("rows", [16, 96, 20_000])
+def test_however_few_texts_are_drawn_they_are_as_long_as_complaints(rows):
+    drawn = lengths.cfpb_lengths(rows)
+    assert len(drawn) == rows
+    assert drawn.max() == lengths.MAX_LENGTH
+    assert drawn.mean() == pytest.approx(226.5, rel=0.01)
+    assert drawn.tolist() == lengths.cfpb_lengths(rows).tolist() != sorted(drawn.tolist())
+
+
+def test_random_ids_have_the_lengths_and_their_ends():
+    tokens = lengths.random_tokens(np.array([2, 5, 3]), 100, (7, 8))
+    assert [len(row) for row in tokens.ids] == tokens.lengths.tolist() == [2, 5, 3]
+    assert [(row[0], row[-1]) for row in tokens.ids] == [(7, 8)] * 3
+    assert min(int(row[1:-1].min(initial=99)) for row in tokens.ids) >= 50
+
+
+def test_random_texts_are_tokenized_to_the_lengths(tmp_path):
+    from transformers import AutoTokenizer
+
+    from tiny import write_model
+
+    tokenizer = AutoTokenizer.from_pretrained(write_model(tmp_path))
+    texts = lengths.random_texts(np.array([3, 9, 20]), tokenizer)
+    assert [len(row) for row in tokenizer(texts)["input_ids"]] == [3, 9, 20]
+
+
+# Growth
+
+
+def test_a_slope_of_one_is_linear_and_of_one_point_there_is_none():
+    assert growth.slope([10, 100, 1000], [0.2, 2.0, 20.0]) == pytest.approx(1.0)
+    assert growth.slope([10, 100], [1.0, 100.0]) == pytest.approx(2.0)
+    assert growth.slope([10], [1.0]) is None
+
+
+def test_the_generated_table_grows_without_changing_and_has_copies(tmp_path):
+    import polars as pl
+
+    for rows in (300, 900):
+        made_table.write_table(tmp_path / f"{rows}.csv", rows, 10)
+    small, large = (pl.read_csv(tmp_path / f"{rows}.csv") for rows in (300, 900))
+    assert (small.height, large.height) == (300, 900)
+    assert small["label"].n_unique() == made_table.CLASSES
+    assert 5 <= large.height - large["text"].n_unique() <= 60
+    assert 8 < large["text"].str.split(" ").list.len().mean() < 12
+
+
+def test_preparation_prediction_and_evaluation_are_timed_step_by_step(tmp_path, monkeypatch):
+    for name in ("TOKENIZERS_PARALLELISM", "RAYON_NUM_THREADS"):  # put back afterwards
+        monkeypatch.setenv(name, "1")
+    run = made_table.write_run(tmp_path / "run")
+    table = tmp_path / "table.csv"
+    made_table.write_table(table, 400, 8)
+    prepared, predicted, evaluated = (work(table, run, 1) for work in growth.WORK.values())
+    assert set(prepared["seconds"]) == {*growth.STEPS.values(), "tokens"}
+    assert prepared["rows_kept"] <= 400 == predicted["rows"] == evaluated["rows"]
+    assert (tmp_path / "table.predicted.csv").read_text(encoding="utf-8").count("\n") == 401
+    for of in (prepared, predicted, evaluated):
+        assert min(of["seconds"].values()) >= 0
+        assert of["memory"]["peak_gib"] > 0
+
+
+def test_peak_memory_is_counted_from_the_restart_on():
+    meter = memory.PeakMemory()
+    meter.restart()
+    before = meter.as_dict()["grown_gib"]
+    held = np.ones(2**24)
+    after = meter.as_dict()
+    assert after["grown_gib"] >= before + 0.1
+    assert after["grown_gib"] == pytest.approx(after["peak_gib"] - after["before_gib"])
+    assert len(held)
 
 
 # Contestants
+
+
+def test_rounds_begin_with_one_to_warm_up_and_end_at_the_limit(capsys):
+    class Counter:
+        tokens_per_s, seconds = 10.0, 0.1
+        taken = 0
+
+        def turn(self, phase):
+            self.taken += 1
+            return self
+
+    counter = Counter()
+    assert len(rounds.take_turns({"a": counter}, "training", 3, 99.0)["a"]) == 3
+    assert counter.taken == 4
+    assert len(rounds.take_turns({"a": counter}, "training", 3, 0.0)["a"]) == 1
+    assert "training, a: 10 real tokens/s in 0.1 s" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -230,18 +350,55 @@ def tiny_data(tmp_path_factory):
 
 
 def test_ours_and_the_recipe_take_turns_in_one_process_on_the_same_rows(tiny_data, own_precision):
-    speed = importlib.import_module("benchmark_lib.speed")
+    speed, kernels = (importlib.import_module(f"benchmark_lib.{name}") for name in ("speed", "kernels"))
     data, config = tiny_data()
-    share = speed.forward_share(data)
+    share = kernels.forward_shares(data)
     assert share["share"] == pytest.approx(share["bound_s"] / share["forward_s"])
+    assert share["attention_bound_s"] > share["bound_s"]
     real = int(data.train.tokens.lengths.sum())
-    contestants = [speed.Recipe(data, "max_length"), speed.Recipe(data, "longest"), speed.Ours(data, config)]
-    for _ in range(2):
-        full, longest, ours = (contestant.turn() for contestant in contestants)
-        assert [(t.examples, t.real_tokens) for t in (full, longest, ours)] == [(len(data.train.y), real)] * 3
-        assert full.padded_tokens == len(data.train.y) * data.backbone.max_length
-        assert ours.padding_waste < longest.padding_waste < full.padding_waste
-        assert min(full.seconds, longest.seconds, ours.seconds) > 0
+    contestants = [speed.Recipe(data, config, padding) for padding in ("max_length", "longest")]
+    contestants.append(speed.Ours(data, config))
+    for phase in speed.PHASES:
+        for _ in range(2):
+            full, longest, ours = (contestant.turn(phase) for contestant in contestants)
+            seen = [(t.examples, t.real_tokens) for t in (full, longest, ours)]
+            assert seen == [(len(data.train.y), real)] * 3, phase
+            assert full.padded_tokens == len(data.train.y) * data.backbone.max_length
+            assert ours.padding_waste < full.padding_waste
+            assert longest.padding_waste < full.padding_waste
+            assert min(full.seconds, longest.seconds, ours.seconds) > 0
+    outside = kernels.outside_kernels(lambda: contestants[-1].turn("training"), data.device)
+    assert 0 < outside["kernels_s"] < outside["wall_s"]
+
+
+def test_the_bare_loop_has_every_product_of_the_encoder_and_nothing_else(tiny_data):
+    kernels = importlib.import_module("benchmark_lib.kernels")
+    data, _ = tiny_data()
+    model = data.backbone.model
+
+    def forward():
+        model(input_ids=data_ids, attention_mask=data_ids.ne(0).long())
+
+    import torch
+
+    data_ids = torch.ones(3, 7, dtype=torch.long)
+    found = kernels.observe(model, forward)
+    # query, key, value, attention's output, and the two of the feed-forward part
+    assert [rows for _, _, rows in found.linear] == [21] * 6 * model.config.num_hidden_layers
+    assert found.attention == [(3 * 2, 7, 32)] * model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("aten::mm", True), ("mine::attention", True), ("MmBackward0", False),
+        ("autograd::engine::evaluate_function: MmBackward0", False),
+        ("torch::autograd::AccumulateGrad", False), ("Optimizer.step#AdamW.step", False),
+    ],
+)  # fmt: skip
+def test_operators_are_told_from_what_calls_them(name, is_one):
+    kernels = importlib.import_module("benchmark_lib.kernels")
+    assert kernels.is_operator(name) == is_one
 
 
 def test_both_are_looked_at_from_start_to_end_and_stop_when_told(tiny_data, own_precision):
@@ -329,34 +486,98 @@ def _time_to_quality(date, seconds, *, lower_bound=True):
     )
 
 
+def _rung(name, speed, step):
+    gain = None if step is None else _spread(step)
+    pays = None if step is None else step >= 1.02
+    return {
+        "name": name, "tokens_per_s": _spread(speed), "padding_waste": 0.5, "step": gain, "total": gain,
+        "pays": pays,
+    }  # fmt: skip
+
+
 def _every_result():
-    throughput = _result(
-        "training-throughput",
-        settings={"model": "minilm", "rows": 96, "max_length": 512, "threads": 2},
-        dtype="bfloat16",
-        mean_length=226.4,
-        matmul_peak_flops=3.21e11,
-        forward={"forward_s": 2.0, "bound_s": 1.5, "share": 0.75},
-        contestants={
+    speeds = (("ours", 8123.0), ("recipe, padded to the longest", 2000.0))
+    phase = {
+        "contestants": {
             name: {
                 "tokens_per_s": _spread(speed),
                 "examples_per_s": _spread(speed / 200),
                 "padding_waste": 0.125,
                 "mfu": _spread(0.4),
             }
-            for name, speed in (("ours", 8123.0), ("recipe, padded to the longest", 2000.0))
+            for name, speed in speeds
         },
-        ratios={"recipe, padded to the longest": _spread(4.06)},
+        "ratios": {"recipe, padded to the longest": _spread(4.06)},
+    }
+    peak = {"before_gib": 0.5, "peak_gib": 1.25, "grown_gib": 0.75}
+    throughput = _result(
+        "throughput",
+        settings={"model": "minilm", "rows": 96, "max_length": 512, "threads": 2, "pooling": "auto"},
+        dtype="bfloat16",
+        mean_length=226.4,
+        matmul_peak_flops={"bfloat16": 3.21e11, "float32": 1.5e11},
+        phases={"training": phase, "evaluation": phase},
+        forward={"share": 0.75, "share_with_attention": 0.875},
+        outside_kernels={"ours": {"share": 0.0625}},
+        memory={"training": {name: peak for name, _ in speeds}},
     )
     prediction = _result(
         "prediction",
         settings={"rows": 96, "classes": 120, "threads": 2},
+        texts="complaints",
         contestants={
-            name: {"examples_per_s": _spread(77.0), "same_label_as_ours": 1.0}
+            name: {"examples_per_s": _spread(77.0), "tokens_per_s": _spread(9e3), "same_label_as_ours": 1.0}
             for name in ("ours", "pipeline, batch size 1")
         },
         ratios={"ours": {"pipeline, batch size 1": _spread(5.55)}},
+        memory={"ours": peak},
     )
+    ladder = _result(
+        "ladder",
+        settings={"model": "minilm", "rows": 96, "max_length": 512, "threads": 2},
+        dtype="bfloat16",
+        pays_from=1.02,
+        rungs=[
+            _rung("the recipe", 900.0, None), _rung("buckets", 1800.0, 2.0), _rung("a charm", 1800.0, 1.0)
+        ],
+    )  # fmt: skip
+    peers = _time_to_quality("2026-01-02", 36.0) | {
+        "benchmark": "peers", "peer_versions": {"python": "3", "setfit": "1.2.0"},
+        "settings": {"target": 0.92, "seed": 0, "threads": 2, "limit_s": 400.0},
+    }  # fmt: skip
+    for line in peers["contestants"].values():
+        line["points"] = [{"work_s": 20.0, "step": 5, "accuracy": 0.9}]
+    steps = {"preparation": ["read", "tokens"], "prediction": ["prediction"], "evaluation": ["evaluation"]}
+    size = {"megabytes": 0.2} | {
+        work: {"seconds": dict.fromkeys(of, 1.5), "memory": peak} for work, of in steps.items()
+    }
+    grown = _result(
+        "growth",
+        settings={"words": 30.0, "threads": 2, "slope_from": 10000},
+        limit_gib=2.0,
+        linear_up_to=1.1,
+        sizes={"1000": size, "10000": size},
+        slopes={step: 0.987 for of in steps.values() for step in of} | {"read": None},
+    )
+    on_card = {
+        "examples_per_s": _spread(150.0), "tokens_per_s": _spread(33e3), "mfu": _spread(0.45), "peak_gib": 5.5
+    }  # fmt: skip
+    card = _result(
+        "speed-gpu",
+        settings={"rows": 512, "max_length": 512, "batch": 32},
+        matmul_peak_flops=7e14,
+        speed={
+            "16 GiB": {
+                "contestants": {"ours, 4096": on_card, "recipe": on_card, "worse": {"error": "no memory"}},
+                "ratios": {"recipe": _spread(5.25)},
+            }
+        },
+        blog={
+            "rows": 120000, "epochs": 3, "published_hours": 9.0, "plan": {"time_s": 1800.0},
+            "hours_at_measured_speed": {"ours, 4096": 0.6667},
+        },
+        decoder={"parameters": 7.5e9, "steps": 2, "tokens_per_s": 800.0, "peak_gib": 9.5, "finite": True},
+    )  # fmt: skip
     scores = {"accuracy": 0.9321, "f1_macro": 0.9311, "rows": 3080, "seconds": 75.0}
     accuracy = _result(
         "accuracy",
@@ -394,7 +615,8 @@ def _every_result():
         write_s=_spread(0.4),
         screens={"phone": screen},
     )
-    return [_time_to_quality("2026-01-02", 40.0), throughput, prediction, accuracy, recipe, flipped, report]
+    speed = [throughput, prediction, ladder, peers, grown, card]
+    return [_time_to_quality("2026-01-02", 40.0), *speed, accuracy, recipe, flipped, report]
 
 
 @pytest.fixture
@@ -415,13 +637,33 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "at least 45.0x" in drawn
     assert "| 8,123 (7,311 to 8,935) |" in drawn
     assert "4.06x (3.65 to 4.47)" in drawn
-    assert "75 % of a bare loop" in drawn
+    assert "75 % of a bare loop over the same weight matrices, at 88 % of one with" in drawn
+    assert "0.32 TFLOP/s in bfloat16 and 0.15 TFLOP/s in float32" in drawn
+    assert "outside kernels, at most: 6 % (ours)" in drawn
+    assert "| ours | 1.25 GiB (0.75) |" in drawn
+    assert "| a charm | 1,800 (1,620 to 1,980) | 50.0 % | 1.00x (0.90 to 1.10) |" in drawn
+    assert drawn.count("| yes |") == drawn.count("| no |") == 1
+    assert "setfit 1.2.0." in drawn
+    assert "| tokens | 1.5 s | 1.5 s | 0.99 |" in drawn
+    assert "| preparation | 0.75 GiB | 0.75 GiB |" in drawn
+    assert "forecast 0.50 h; at the measured speed ours, 4096 0.67 h" in drawn
+    assert "| worse | no memory |" in drawn
+    assert "7.5 billion parameters in 4 bits trained 2 steps at 800 tokens/s within 9.50 GiB" in drawn
     assert "| banking77 | 3080 | 0.932 | 0.931 | 1 min 15 s | 0.894 |" in drawn
     assert "not finished after 9 s" in drawn
     assert "| the recipe | 11.95 GiB | 3 h 28 min |" in drawn
     assert "3.4 at 1, 2.2 at 8 texts at a time" in drawn
     assert "200 classes, 10,000 test rows: 0.35 MB" in drawn
     assert "| phone, 390 x 844 | 0.50 s (0.45 to 0.55) |" in drawn
+
+
+def test_pictures_are_drawn_of_results_of_a_cpu_alone(tmp_path):
+    chosen = [result for result in _every_result() if result["benchmark"] in {"ladder", "peers", "growth"}]
+    drawn = picture.draw_all([*chosen, _result("accuracy")], tmp_path)
+    assert [path.name for path in drawn] == ["ladder.png", "peers.png", "growth.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    on_card = [result | {"hardware": MACHINE | {"gpu": {"name": "T4"}}} for result in chosen]
+    assert picture.draw_all(on_card, tmp_path / "none") == []
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(results):
@@ -456,18 +698,102 @@ def test_the_page_in_the_documentation_is_the_one_its_results_give():
     assert page.PAGE.read_text(encoding="utf-8") == page.draw(page.read_results(common.RESULTS))
 
 
-# Predicted against measured memory
+# The scripts' own
 
 
-def _memory_gpu():
-    spec = importlib.util.spec_from_file_location("memory_gpu", BENCHMARKS / "memory_gpu.py")
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["memory_gpu"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-memory_gpu = _memory_gpu()
+memory_gpu = _script("memory_gpu")
+ladder = _script("ladder")
+growth_script = _script("growth")
+speed_gpu = _script("speed_gpu")
+
+
+def test_each_rung_is_measured_against_the_one_below_and_the_first():
+    turn = lambda speed: types.SimpleNamespace(tokens_per_s=speed, padding_waste=0.1)  # noqa: E731
+    turns_ = {name: [turn(speed), turn(2 * speed)] for name, speed in (("a", 10.0), ("b", 20.0), ("c", 20.1))}
+    first, second, third = ladder.summary(["a", "b", "c"], turns_)
+    assert (first["step"], first["pays"]) == (None, None)
+    assert (second["step"]["median"], second["pays"]) == (2.0, True)
+    assert (third["total"]["median"], third["pays"]) == (pytest.approx(2.01), False)
+
+
+def test_the_ladder_goes_from_the_recipe_to_our_defaults_one_setting_at_a_time():
+    found = ladder.rungs("bfloat16", "ours")
+    recipes = [rung.recipe for rung in found if rung.engine is None]
+    assert recipes[0] == recipes[1] == {}
+    assert all(before.items() <= after.items() for before, after in itertools.pairwise(recipes))
+    assert [rung.padding for rung in found[:2]] == ["max_length", "longest"]
+    assert found[-1].engine == {}
+
+
+def test_slopes_leave_the_smallest_tables_out_where_two_larger_ones_are_left():
+    def size(seconds):
+        steps = {"preparation": ["read"], "prediction": ["prediction"], "evaluation": ["evaluation"]}
+        return {work: {"seconds": dict.fromkeys(of, seconds)} for work, of in steps.items()}
+
+    sizes = {1000: size(1.0), 10_000: size(1.0), 100_000: size(10.0)}
+    assert growth_script.slopes(sizes, 10_000)["read"] == pytest.approx(1.0)
+    assert growth_script.slopes(sizes, 100_000)["read"] == pytest.approx(0.5)
+
+
+# One GPU, rehearsed on the CPU with tiny shapes
+
+
+@pytest.fixture(scope="module")
+def tiny_card(tmp_path_factory):
+    shapes = importlib.import_module("benchmark_lib.shapes")
+    config = shapes.xlm_roberta_large(tiny=True)
+    model = shapes.write_model(config, tmp_path_factory.mktemp("shape") / "model")
+    options = {
+        "model": str(model), "rows": 6, "repeats": 2, "batch": 4, "max_length": 24, "classes": 5,
+        "cap_gib": 16.0, "tiny": True,
+    }  # fmt: skip
+    return config, options
+
+
+def test_contestants_on_a_card_tell_speed_and_peak_of_each_turn(tiny_card, own_precision):
+    card = importlib.import_module("benchmark_lib.card")
+    config, options = tiny_card
+    outcomes = {}
+    for name, job in speed_gpu.jobs(options, [64]).items():
+        outcome = outcomes[name] = turns.Outcome()
+        named = {key: value for key, value in job.options.items() if key != "options"}
+        card.train_turns(turns.WorkClock(), outcome.points.append, options=options, **named)
+    outcomes["failed"] = turns.Outcome(error="Traceback\nRuntimeError: no memory\n")
+    found = speed_gpu.compared(outcomes, options, config, 1e12)
+    assert found["best"] == "ours, 64 tokens a micro-batch"
+    assert set(found["ratios"]) == set(speed_gpu.RECIPES)
+    assert found["contestants"]["failed"] == {"error": "RuntimeError: no memory"}
+    for name in outcomes.keys() - {"failed"}:
+        of = found["contestants"][name]
+        assert of["examples_per_s"]["n"] == 2
+        assert 0 < of["mfu"]["median"] < 1
+        assert of["peak_gib"] > 0
+
+
+def test_a_decoder_in_4_bits_trains_its_steps(tiny_card, own_precision):
+    pytest.importorskip("bitsandbytes")
+    card = importlib.import_module("benchmark_lib.card")
+    points = []
+    card.quantized_decoder(
+        turns.WorkClock(), points.append, options=tiny_card[1] | {"max_length": 16}, rows=3
+    )
+    (told,) = points
+    assert told["finite"]
+    assert told["steps"] == len(told["losses"]) == 1
+    # embedding, two layers, norms, and a score of five rows
+    layer = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256 + 2 * 128
+    assert told["parameters"] == 128 * 128 + 2 * layer + 128 + 5 * 128
+
+
+# Predicted against measured memory
 
 
 def _row(predicted, measured):

@@ -1,0 +1,145 @@
+"""How near to the hardware's limit: a bare loop over the same matrices, and time outside kernels."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.profiler import ProfilerActivity, profile
+
+from snugtune.train.forward import predict_logits
+
+from .common import best_time_s, synchronize
+from .datasets import TokenData
+
+NO_KERNELS = re.compile(r"^(torch::)?autograd::")
+
+
+@dataclass
+class Products:
+    """The matrix products of a forward pass, in their order.
+
+    ``linear`` are weight and bias with the rows they are multiplied with; ``attention`` are texts x heads,
+    length and size of a head of each layer's two products.
+    """
+
+    linear: list[tuple[Tensor, Tensor | None, int]] = field(default_factory=list)
+    attention: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+def forward_shares(data: TokenData) -> dict[str, float]:
+    """Our forward pass over the training rows against bare loops over the same weight matrices.
+
+    ``bound_s`` has nothing but the encoder's linear layers, on tensors of the very rows they were given: no
+    norm, no activation, no attention. ``attention_bound_s`` has attention's two batched products besides,
+    over padded texts and without softmax. ``share`` and ``share_with_attention`` are those / ``forward_s``.
+    """
+    model, device = data.backbone.model.eval(), data.device
+
+    def forward() -> None:
+        predict_logits(
+            model, data.train.tokens, pad_token_id=data.backbone.tokenizer.pad_token_id,
+            device=device, dtype=data.dtype,
+        )  # fmt: skip
+        synchronize(device)
+
+    with torch.inference_mode():
+        products = observe(model, forward)
+        bound_s = best_time_s(bare_loop(products.linear, [], device))
+        attention_bound_s = best_time_s(bare_loop(products.linear, products.attention, device))
+        forward_s = best_time_s(forward)
+    return {
+        "forward_s": forward_s,
+        "bound_s": bound_s,
+        "attention_bound_s": attention_bound_s,
+        "share": bound_s / forward_s,
+        "share_with_attention": attention_bound_s / forward_s,
+    }
+
+
+def observe(model: nn.Module, forward: Callable[[], None]) -> Products:
+    """The products of one call of ``forward``, seen by hooks on the layers' linear modules."""
+    found, heads = Products(), model.config.num_attention_heads
+    layers = model.config.num_hidden_layers
+
+    def on_linear(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.linear.append((module.weight, module.bias, inputs[0].numel() // module.in_features))
+
+    def on_model(_module: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
+        texts, length = inputs["attention_mask"].shape
+        found.attention += [(texts * heads, length, model.config.hidden_size // heads)] * layers
+
+    hooks = [model.register_forward_pre_hook(on_model, with_kwargs=True)]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".layer." in name:
+            hooks.append(module.register_forward_pre_hook(on_linear))
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found.linear:
+        raise ValueError("no linear layer of the encoder was called; the bare loop would be empty")
+    return found
+
+
+def bare_loop(
+    linears: list[tuple[Tensor, Tensor | None, int]], attention: list[tuple[int, int, int]], device: Any
+) -> Callable[[], None]:
+    """The products and nothing else, on inputs made beforehand."""
+    dtype = linears[0][0].dtype
+    made: dict[tuple[int, ...], Tensor] = {}
+
+    def random(*shape: int) -> Tensor:
+        if shape not in made:
+            made[shape] = torch.randn(shape, device=device).to(dtype)
+        return made[shape]
+
+    first = [(random(rows, weight.shape[1]), weight, bias) for weight, bias, rows in linears]
+    second = [
+        (random(n, length, size), random(n, size, length), random(n, length, length))
+        for n, length, size in attention
+    ]
+
+    def run() -> None:
+        for x, weight, bias in first:
+            linear(x, weight, bias)
+        for values, keys, weights in second:
+            torch.bmm(values, keys)
+            torch.bmm(weights, values)
+        synchronize(device)
+
+    return run
+
+
+def outside_kernels(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """The share of ``work``'s time in which no kernel computes, by torch's own profiler.
+
+    On a CPU kernels are the operators' own times (``aten::`` and registered ones), on a GPU the device's. The
+    profiler itself takes time outside, so the share is an upper bound.
+    """
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        began = time.perf_counter()
+        work()
+        synchronize(device)
+        wall_s = time.perf_counter() - began
+    events = profiler.key_averages()
+    if device.type == "cuda":
+        kernels_us = sum(event.self_device_time_total for event in events)
+    else:
+        kernels_us = sum(event.self_cpu_time_total for event in events if is_operator(event.key))
+    return {"wall_s": wall_s, "kernels_s": kernels_us / 1e6, "share": max(0.0, 1 - kernels_us / 1e6 / wall_s)}
+
+
+def is_operator(name: str) -> bool:
+    """Whether the profiler's event is an operator that computes (``aten::mm``, ``mine::attention``)."""
+    return "::" in name and " " not in name and not NO_KERNELS.match(name)
