@@ -123,9 +123,13 @@ def forecast(clock: WorkClock, report: Report, *, options: dict[str, Any], rows:
 
 
 def _contestant(kind: str, data: Any, config: Any) -> Any:
+    from .reference import SETTINGS
     from .speed import Ours, Recipe
 
-    return Ours(data, config) if kind == "ours" else Recipe(data, config, kind)
+    if kind == "ours":
+        return Ours(data, config)
+    rows = SETTINGS["per_device_train_batch_size"]
+    return Recipe(data, config, kind, gradient_accumulation_steps=max(1, config.step_examples // rows))
 
 
 def _data(options: dict[str, Any], tokens: int | None) -> tuple[Any, Any]:
@@ -143,7 +147,7 @@ def _config(options: dict[str, Any], tokens: int | None) -> Any:
     more = {} if tokens is None else {"tokens_per_micro_batch": tokens}
     return FitConfig(
         train="", model=options["model"], max_length=options["max_length"],
-        per_device_train_batch_size=None, effective_batch_size=options["batch"], **more,
+        effective_batch_size=options["batch"], **more,
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class PeakMemory:
             import torch
 
             torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()  # what an earlier turn left cached is not this one's
             torch.cuda.reset_peak_memory_stats(self._device)
             self.before_gib = gib(torch.cuda.memory_reserved(self._device))
             return

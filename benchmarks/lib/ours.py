@@ -158,7 +158,9 @@ class TimedSteps(Observer):
             self._on_begin()
             self._began_s = time.perf_counter()
 
-    def on_step(self, info: StepInfo) -> None:  # noqa: ARG002 - the name is the observer's
+    def on_step(self, info: StepInfo) -> None:
+        if info.step == info.steps and torch.cuda.is_available():
+            torch.cuda.synchronize()  # the last step has ended when the card has done it
         self._ended_s = time.perf_counter()
 
     @property

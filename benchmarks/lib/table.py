@@ -10,7 +10,7 @@ import numpy as np
 
 from snugtune.files import replacing, write_json
 
-CLASSES = 20
+CLASSES = 120
 VOCABULARY = 5000
 COPIES, NEAR_COPIES = 0.02, 0.02
 """Shares of rows that repeat an earlier one, and that differ from one in a word."""
@@ -46,7 +46,7 @@ def write_table(path: Path, rows: int, words: float, seed: int = 0) -> None:
             texts = _texts(min(ROWS_AT_A_TIME, rows - start), words, known, frequency, texts, rng)
             labels = rng.integers(0, CLASSES, len(texts)).tolist()
             for i, (text, label) in enumerate(zip(texts, labels, strict=True)):
-                writer.writerow([start + i, text, f"class {label:02d}"])
+                writer.writerow([start + i, text, f"class {label:03d}"])
 
 
 def _texts(
@@ -69,7 +69,7 @@ def write_run(folder: Path) -> Path:
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
-    names = [f"class {i:02d}" for i in range(CLASSES)]
+    names = [f"class {i:03d}" for i in range(CLASSES)]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")

@@ -13,8 +13,10 @@ from sklearn import metrics as theirs
 
 from snugtune.errors import UserInputError
 from snugtune.evaluate.metrics import (
+    RowScores,
     classification_metrics,
     confusion_matrix_sparse,
+    row_metrics,
     single_class_alarm,
 )
 
@@ -156,3 +158,16 @@ def test_single_class_alarm() -> None:
     assert single_class_alarm(np.full(5, 3), 214) is None
     assert single_class_alarm(np.zeros(50, np.int64), 1) is None
     assert single_class_alarm(np.array([], np.int64), 5) is None
+
+
+def test_rows_scored_part_by_part_give_the_metrics_of_all_of_them() -> None:
+    rng = np.random.default_rng(4)
+    y_true = rng.integers(-1, 3, 60)
+    probs = rng.dirichlet(np.ones(3), 60).astype(np.float32)
+    parts = [RowScores.of(y_true[i : i + 7], probs[i : i + 7], "abc") for i in range(0, 60, 7)]
+    joined = RowScores.joined(parts)
+    assert row_metrics(joined, "abc") == classification_metrics(y_true, probs, "abc")
+    # a few numbers a row, not one for each class
+    assert {getattr(joined, name).shape for name in ("y_true", "y_pred", "confidence", "of_truth")} == {
+        ((y_true >= 0).sum(),)
+    }

@@ -45,23 +45,75 @@ def classification_metrics(
         ValueError: shapes disagree, an id is out of range or a probability is not finite.
         UserInputError: no row has a known label.
     """
-    _check_inputs(y_true, pred_probs, label_names)
-    scored = y_true != UNSEEN
-    if not scored.any():
+    rows = RowScores.of(y_true, pred_probs, label_names)
+    return row_metrics(rows, label_names, bootstrap_samples=bootstrap_samples, seed=seed)
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """All that the metrics need of rows with a known label: N numbers each instead of N x K.
+
+    Class ids ``y_true`` and ``y_pred`` (N,), the probabilities of the predicted class (``confidence``) and of
+    the true one (``of_truth``); and how many rows have a label unseen in training.
+    """
+
+    y_true: NDArray[np.int64]
+    y_pred: NDArray[np.int64]
+    confidence: Floats
+    of_truth: Floats
+    unseen: int
+
+    @classmethod
+    def of(cls, y_true: NDArray[np.int64], pred_probs: Floats, label_names: Sequence[str]) -> RowScores:
+        """From class ids ``(N,)`` (-1: unseen) and ``pred_probs (N, K)``.
+
+        Raises:
+            ValueError: shapes disagree, an id is out of range or a probability is not finite.
+        """
+        _check_inputs(y_true, pred_probs, label_names)
+        scored = np.flatnonzero(y_true != UNSEEN)
+        truth = y_true[scored]
+        return cls(
+            truth,
+            pred_probs.argmax(axis=1)[scored].astype(np.int64),
+            pred_probs.max(axis=1)[scored],
+            pred_probs[scored, truth],
+            len(y_true) - len(scored),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[RowScores]) -> RowScores:
+        """The rows of all ``parts`` (at least one), in their order."""
+        names = ("y_true", "y_pred", "confidence", "of_truth")
+        arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        return cls(*arrays, sum(part.unseen for part in parts))
+
+    def __len__(self) -> int:
+        return len(self.y_true)
+
+
+def row_metrics(
+    rows: RowScores, label_names: Sequence[str], *, bootstrap_samples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """``classification_metrics`` of rows whose scores are known.
+
+    Raises:
+        UserInputError: there are none.
+    """
+    if not len(rows):
         raise UserInputError(
-            f"None of the {len(y_true)} rows has a label seen in training, so nothing can be scored; "
+            f"None of the {rows.unseen} rows has a label seen in training, so nothing can be scored; "
             "check the label column of this table against the training table."
         )
-    truth, probs = y_true[scored], pred_probs[scored]
-    y_pred = probs.argmax(axis=1).astype(np.int64)
+    truth, y_pred = rows.y_true, rows.y_pred
     counts = ClassCounts.of(truth, y_pred, len(label_names))
     return {
         "rows": len(truth),
-        "rows_unseen_label": int((~scored).sum()),
+        "rows_unseen_label": rows.unseen,
         "accuracy": float((truth == y_pred).mean()),
         **_averages(counts),
-        "log_loss": log_loss(truth, probs),
-        "ece": expected_calibration_error(probs.max(axis=1), truth == y_pred),
+        "log_loss": _log_loss(rows.of_truth),
+        "ece": expected_calibration_error(rows.confidence, truth == y_pred),
         "intervals": _intervals(truth, y_pred, len(label_names), bootstrap_samples, seed),
         "per_class": _per_class(counts, label_names),
         "confusion": [cell for cell in confusion_matrix_sparse(truth, y_pred) if cell[0] != cell[1]],
@@ -90,8 +142,11 @@ def single_class_alarm(y_pred: NDArray[np.int64], K: int) -> str | None:
 
 def log_loss(y_true: NDArray[np.int64], pred_probs: Floats) -> float:
     """Mean negative log-likelihood in nats; probabilities are clipped at float64's epsilon."""
-    of_truth = pred_probs[np.arange(len(y_true)), y_true].astype(np.float64)
-    return float(-np.log(of_truth.clip(np.finfo(np.float64).eps, 1.0)).mean())
+    return _log_loss(pred_probs[np.arange(len(y_true)), y_true])
+
+
+def _log_loss(of_truth: Floats) -> float:
+    return float(-np.log(of_truth.astype(np.float64).clip(np.finfo(np.float64).eps, 1.0)).mean())
 
 
 def macro_f1(hits: NDArray[Any], support: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from snugtune.errors import UserInputError
 from snugtune.evaluate.drift import DriftTally
-from snugtune.evaluate.metrics import UNSEEN, classification_metrics
+from snugtune.evaluate.metrics import UNSEEN, RowScores, row_metrics
 from snugtune.predict.predictor import ADDED_COLUMNS, ROWS_PER_BATCH, Batch, Predictor, replace_columns
 from snugtune.predict.table import survey
 from snugtune.predict.write import check_output, write_tables
@@ -44,11 +44,12 @@ def evaluate_table(
 ) -> dict[str, Any]:
     """Metrics on the rows of ``source`` that have a text and a label the model knows.
 
-    The table is read batch by batch, so only probabilities are held, not texts. Without a label column, or
-    if no label of it was seen in training, there are no ``metrics``: only the predicted mix and the share
-    for review are told. Rows without a label, and those of labels unseen in training
-    (``unseen_labels``), are counted and not scored. ``drift`` tells how the texts and what is predicted of
-    them differ from the run's own held-out rows; it needs no labels, and is None without a ``reference``.
+    The table is read batch by batch: of each row a few numbers are held, neither text nor probabilities.
+    Without a label column, or if no label of it was seen in training, there are no ``metrics``: only the
+    predicted mix and the share for review are told. Rows without a label, and those of labels unseen in
+    training (``unseen_labels``), are counted and not scored. ``drift`` tells how the texts and what is
+    predicted of them differ from the run's own held-out rows; it needs no labels, and is None without a
+    ``reference``.
 
     Args:
         predictor: a finished run.
@@ -125,8 +126,7 @@ class _Tally:
     label_column: str | None = None
     predicted: Counter[str] = field(default_factory=Counter)
     unseen: Counter[str] = field(default_factory=Counter)
-    y_true: list[NDArray[np.int64]] = field(default_factory=list)
-    probabilities: list[NDArray[np.float32]] = field(default_factory=list)
+    scores: list[RowScores] = field(default_factory=list)
 
     def frames(self, batches: Iterator[Batch]) -> Iterator[pl.DataFrame]:
         """Count each batch and pass it on with ``PER_ROW_COLUMNS`` added."""
@@ -147,12 +147,11 @@ class _Tally:
             return result
         result["rows_without_label"] = self.without_label
         result["unseen_labels"] = dict(self.unseen.most_common())
-        y_true, names = np.concatenate(self.y_true), self.predictor.labels.names
-        if (y_true == UNSEEN).all():
+        scores, names = RowScores.joined(self.scores), self.predictor.labels.names
+        if not len(scores):
             return result
-        probabilities = np.concatenate(self.probabilities)
-        result["metrics"] = classification_metrics(y_true, probabilities, names)
-        result["automated"] = self._automated(y_true, probabilities)
+        result["metrics"] = row_metrics(scores, names)
+        result["automated"] = self._automated(scores)
         result["confusions"] = [
             {"label": names[true], "predicted": names[predicted], "rows": count}
             for true, predicted, count in result["metrics"]["confusion"][:CONFUSIONS]
@@ -185,19 +184,18 @@ class _Tally:
             y_true = self.predictor.labels.encode(labels)
             self.without_label += int(filled.sum()) - len(rows)
             self.unseen.update(self.predictor.labels.unseen(labels))
-            self.y_true.append(y_true)
-            self.probabilities.append(batch.probabilities[rows].astype(np.float32))
+            of_rows = batch.probabilities[rows].astype(np.float32)
+            self.scores.append(RowScores.of(y_true, of_rows, self.predictor.labels.names))
             y_pred = batch.probabilities[rows].argmax(1)
             for i, true, predicted in zip(rows.tolist(), y_true.tolist(), y_pred.tolist(), strict=True):
                 correct[i] = None if true == UNSEEN else true == predicted
         return pl.Series("correct", correct, dtype=pl.Boolean)
 
-    def _automated(self, y_true: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, Any]:
+    def _automated(self, scores: RowScores) -> dict[str, Any]:
         """Of the scored rows: the share that needs no review, and how many of those are right."""
-        scored = y_true != UNSEEN
-        sure = scored & (probabilities.max(1) >= np.float32(self.predictor.confidence_threshold))
-        right = y_true[sure] == probabilities[sure].argmax(1)
+        sure = scores.confidence >= np.float32(self.predictor.confidence_threshold)
+        right = scores.y_true[sure] == scores.y_pred[sure]
         return {
-            "share": float(sure.sum() / scored.sum()),
+            "share": float(sure.mean()),
             "accuracy": float(right.mean()) if len(right) else None,
         }
