@@ -14,7 +14,7 @@ from . import noise, picture, speed_sections
 from .common import REPOSITORY, RESULTS
 from .growth_section import growth
 from .speed_sections import sooner
-from .tables import table
+from .tables import spread_cell, table
 
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 

@@ -84,9 +84,13 @@ class RowScores:
     @classmethod
     def joined(cls, parts: Sequence[RowScores]) -> RowScores:
         """The rows of all ``parts`` (at least one), in their order."""
-        names = ("y_true", "y_pred", "confidence", "of_truth")
-        arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
-        return cls(*arrays, sum(part.unseen for part in parts))
+        return cls(
+            np.concatenate([part.y_true for part in parts]),
+            np.concatenate([part.y_pred for part in parts]),
+            np.concatenate([part.confidence for part in parts]),
+            np.concatenate([part.of_truth for part in parts]),
+            sum(part.unseen for part in parts),
+        )
 
     def __len__(self) -> int:
         return len(self.y_true)
