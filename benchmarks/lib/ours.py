@@ -22,6 +22,7 @@ from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train import probe
 from snugtune.train.engine import Services, TrainResult, train
 from snugtune.train.forward import layer_inputs
+from snugtune.train.prefix import Prefix
 
 from .datasets import TokenData
 from .reference import TargetReachedError
@@ -72,6 +73,7 @@ def train_ours(
     config: FitConfig,
     observer: Observer | None = None,
     begin_from: dict[str, torch.Tensor] | None = None,
+    prefix: Prefix | None = None,
 ) -> TrainResult:
     """The engine on ``model``, with the rows of ``data``."""
     return train(
@@ -84,7 +86,7 @@ def train_ours(
         dtype=data.dtype,
         device=data.device,
         begin_from=on_trained(model, begin_from or {}),
-        services=Services(observer or Observer()),
+        services=Services(observer or Observer(), prefix=prefix),
     )
 
 

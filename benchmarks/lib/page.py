@@ -10,7 +10,7 @@ from typing import Any
 from snugtune.files import write_text
 from snugtune.units import duration
 
-from . import noise, picture, speed_sections
+from . import less, noise, picture, speed_sections
 from .common import REPOSITORY, RESULTS
 from .growth_section import growth
 from .speed_sections import sooner
@@ -152,11 +152,13 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "peers": ("Beside other ways to a classifier", speed_sections.peers),
     "throughput": ("Speed at the lengths of complaints", speed_sections.throughput),
     "ladder": ("One lever at a time", speed_sections.ladder),
+    "prefix-cache": ("Adapters in the top layers only", less.prefix_cache),
     "prediction": ("Prediction speed", speed_sections.prediction),
     "speed-gpu": ("One GPU", speed_sections.speed_gpu),
     "growth": ("From a thousand rows to a million", growth),
     "accuracy": ("Accuracy", accuracy),
     "label-noise": ("Wrong labels found by the audit", noise.label_noise),
+    "pruning": ("Training on fewer rows", less.pruning),
     "report-page": ("The report", report_page),
     "recipe": ("The recipe's memory and time, predicted", recipe),
 }

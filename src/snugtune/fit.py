@@ -52,6 +52,7 @@ from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
 from snugtune.train.journal import Journal
 from snugtune.train.long_texts import Encoder, Reading, RowReader, read_as_asked, read_by_evidence
 from snugtune.train.planning import plan_run, record_run
+from snugtune.train.prefix import Prefix, kept_prefix, time_share
 from snugtune.train.probe import HeldOut, start_from_probe
 from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, ON_CPU, Recovery, fingerprint_of
 from snugtune.train.retreats import evaluation_retreats, retreats
@@ -108,10 +109,11 @@ def fit(
         spending = _agree(job, plan, tokens, guard, recovery)
         trainee = _trainee(job, plan, reading, guard)
         _draw_levers(guard, recovery)
+        _forecast(job, spending, trainee)
         check_free_space(folder, _folder_bytes(trainee.parameters))
-        with PeakMeter(job.device) as memory:
+        with PeakMeter(job.device) as memory, _prefix(job, trainee, tokens, folder) as prefix:
             checkpoints = _checkpoints(job, tokens, recovery)
-            services = Services(clock, guard, memory, checkpoints, spending.budget)
+            services = Services(clock, guard, memory, checkpoints, spending.budget, prefix)
             result = _train(job, plan, trainee, tokens, services)
         # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
         beside = 0 if job.on_card else resident_bytes_before
@@ -323,8 +325,10 @@ def _agree(
         train_rows=len(tokens["train"]), validation_rows=len(tokens["validation"]),
         test_rows=len(tokens["test"]), words=sum(len(text.split()) for text in job.data.parts["train"].texts),
         classes=len(job.data.labels.names), epochs=job.config.num_train_epochs,
-        train_s=passes * pass_s * job.config.num_train_epochs, load_s=job.load_s,
-        probe=job.config.probe_start, forward_share=1 / passes, measured=True, audit=job.config.audit,
+        train_s=passes * pass_s * job.config.num_train_epochs
+        * time_share(job.config, job.backbone.model, job.device),
+        load_s=job.load_s, probe=job.config.probe_start, forward_share=1 / passes, measured=True,
+        audit=job.config.audit,
     )  # fmt: skip
     clock, earlier_s = job.clock, recovery.spent_s if recovery else 0.0
     return agree(
@@ -389,6 +393,14 @@ def _frozen_pass(job: Job, head: Head, parts: list[Tokens], guard: Guard) -> Fro
     return found
 
 
+def _forecast(job: Job, spending: Spending, trainee: Trainee) -> None:
+    """How long training takes, now that the frozen model was seen reading."""
+    if trainee.frozen is not None:
+        share = time_share(job.config, trainee.model, job.device)
+        if told := spending.forecast_by_pass(trainee.frozen.tokens_per_s, share):
+            job.clock.say(told)
+
+
 def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
     """After restarts that did not help, everything that keeps the result is given way with at once."""
     if recovery is not None and recovery.caution >= ALL_LEVERS:
@@ -418,6 +430,14 @@ def _checkpoints(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None)
 def _folder_bytes(parameters: ParameterReport) -> int:
     """What the run folder will take: trained tensors in float32, tokenizer, baseline, records."""
     return 4 * parameters.trainable + FOLDER_OVERHEAD_BYTES
+
+
+def _prefix(
+    job: Job, trainee: Trainee, tokens: dict[str, Tokens], folder: Path
+) -> AbstractContextManager[Prefix | None]:
+    """Layers below every adapter compute each training and validation text once; what they give waits."""
+    lengths = np.concatenate([tokens[name].lengths for name in ("train", "validation")])
+    return kept_prefix(trainee.model, job.config, lengths, job.device, folder)
 
 
 def _train(

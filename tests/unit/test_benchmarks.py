@@ -616,7 +616,38 @@ def _every_result():
         screens={"phone": screen},
     )
     speed = [throughput, prediction, ladder, peers, grown, card]
-    return [_time_to_quality("2026-01-02", 40.0), *speed, accuracy, recipe, flipped, report]
+    return [
+        _time_to_quality("2026-01-02", 40.0),
+        *speed,
+        accuracy,
+        recipe,
+        flipped,
+        report,
+        *_computing_less(),
+    ]
+
+
+def _computing_less():
+    prefix_cache = _result(
+        "prefix-cache",
+        settings={"rows": 96, "max_length": 512, "threads": 2, "layers": [4, 5]},
+        dtype="bfloat16",
+        mean_length=226.4,
+        layers=7,
+        lower_layers=4,
+        bytes_kept=17 * 2**20,
+        tokens_per_s={"every layer in every epoch": _spread(5000.0), "lower layers kept": _spread(7500.0)},
+        first_epoch_tokens_per_s=4800.0,
+        ratio=_spread(1.5),
+    )
+    found = {"rows": 2100, "tokens_trained": 126e3, "tokens_to_best": 84e3, "train_s": 30.0}
+    way = {key: _spread(value) for key, value in (found | {"accuracy": 0.9, "validation_score": 0.9}).items()}
+    pruning = _result(
+        "pruning",
+        settings={"share": 0.3, "rows": 3000, "seeds": 2, "epochs": 4.0},
+        ways={"all rows": way, "easiest 30% dropped": way},
+    )
+    return prefix_cache, pruning
 
 
 @pytest.fixture
@@ -655,6 +686,9 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "3.4 at 1, 2.2 at 8 texts at a time" in drawn
     assert "200 classes, 10,000 test rows: 0.35 MB" in drawn
     assert "| phone, 390 x 844 | 0.50 s (0.45 to 0.55) |" in drawn
+    assert "What is kept takes 17.0 MiB" in drawn
+    assert "An epoch is over 1.50 (1.35 to 1.65) times sooner." in drawn
+    assert "| easiest 30% dropped | 2,100 (1,890 to 2,310) | 126 (113 to 139) | 84 (76 to 92) |" in drawn
 
 
 def test_pictures_are_drawn_of_results_of_a_cpu_alone(tmp_path):

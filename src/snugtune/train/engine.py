@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from typing import Any
@@ -33,6 +34,7 @@ from snugtune.train.checkpoints import Checkpoints, TrainState
 from snugtune.train.forward import collate, predict_logits
 from snugtune.train.keeper import BestKeeper
 from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler
+from snugtune.train.prefix import Prefix
 from snugtune.train.readback import Readback, to_device
 from snugtune.train.step import MicroBatch, add_gradients, clip_gradients, drop_gradients
 from snugtune.train.transaction import (
@@ -91,6 +93,7 @@ class Services:
     meter: PeakMeter | None = None
     checkpoints: Checkpoints | None = None
     budget: Budget | None = None
+    prefix: Prefix | None = None
 
 
 def train(
@@ -299,7 +302,7 @@ class _Run:
         losses: list[Tensor] = []
 
         def add(part: NDArray[np.int64]) -> None:
-            with random_state_on_error(self.device):
+            with random_state_on_error(self.device), self._lower_layers_kept(part):
                 losses.append(
                     add_gradients(
                         self.model,
@@ -344,6 +347,11 @@ class _Run:
     def _snapshot(self) -> Callable[[], None]:
         return UpdateSnapshot(self.model, self.plain_optimizer, self.accelerator.scaler).restore
 
+    def _lower_layers_kept(self, rows: NDArray[np.int64]) -> AbstractContextManager[None]:
+        """Inside, these ``rows`` pass through the model; those of validation count on from training's."""
+        prefix = self.services.prefix
+        return nullcontext() if prefix is None else prefix.rows(rows)
+
     def validate(self) -> None:
         """One look at the validation part; the weights are kept if they are the best so far."""
         self.report()
@@ -351,6 +359,7 @@ class _Run:
         logits = predict_logits(
             self.model, self.validation_set.tokens, pad_token_id=self.pad_token_id, device=self.device,
             dtype=self.dtype, max_examples=self.config.per_device_eval_batch_size, guard=self.guard,
+            around=lambda rows: self._lower_layers_kept(self.train_set.tokens.rows + rows),
         )  # fmt: skip
         steps = self.result.steps
         alarm = single_class_alarm(logits.argmax(1), logits.shape[1]) if steps else None

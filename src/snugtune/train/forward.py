@@ -21,6 +21,9 @@ INFERENCE_TOKENS = 8192
 """Padded tokens per micro-batch without gradients: past it, two CPU cores gain nothing more."""
 
 
+Around = Callable[[NDArray[np.int64]], AbstractContextManager[Any]]
+
+
 def collate(
     tokens: Tokens, indices: NDArray[np.int64], pad_token_id: int, device: torch.device
 ) -> dict[str, Tensor]:
@@ -48,11 +51,14 @@ def predict_logits(
     on_rows: Callable[[int], None] | None = None,
     max_examples: int | None = None,
     guard: Guard | None = None,
+    around: Around | None = None,
 ) -> NDArray[np.float32]:
     """Logits (N, K) of the texts of ``tokens`` in their order, at most ``max_examples`` rows at a time.
 
     A text read in windows has the mean of theirs: the logarithmic pool of what each window says, with equal
     weights.
+
+    Each micro-batch passes inside the context that ``around`` makes of its row numbers.
 
     Raises:
         RestartNeededError: not even a single text fits into memory.
@@ -65,7 +71,9 @@ def predict_logits(
     def cut(budget: int) -> list[NDArray[np.int64]]:
         return micro_batches(np.arange(tokens.rows), tokens.lengths, budget, max_examples)
 
-    found = _map_rows(model, logits, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard)
+    found = _map_rows(
+        model, logits, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard, around=around
+    )
     return tokens.pooled(found)
 
 
@@ -126,13 +134,15 @@ def _map_rows(
     on_rows: Callable[[int], None] | None,
     *,
     guard: Guard | None,
+    around: Around | None = None,
 ) -> NDArray[np.float32]:
     guard = guard or Guard(device_memory(device))
     parts = cut(min(INFERENCE_TOKENS, guard.evaluation.tokens))
     found: list[NDArray[np.float32]] = []
 
     def run(indices: NDArray[np.int64]) -> None:
-        values = function(collate(tokens, indices, pad_token_id, device)).float().cpu().numpy()
+        with around(indices) if around else nullcontext():
+            values = function(collate(tokens, indices, pad_token_id, device)).float().cpu().numpy()
         if not found:
             found.append(np.empty((tokens.rows, values.shape[1]), dtype=np.float32))
         found[0][indices] = values

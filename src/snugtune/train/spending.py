@@ -15,14 +15,14 @@ from snugtune.config import FitConfig
 from snugtune.cost.bill import Terms, Usage, bill
 from snugtune.cost.budget import Budget, allowance
 from snugtune.cost.meter import Counter, Energy, card_counters
-from snugtune.cost.quote import Work, budget_warning, quote, quote_sentence
+from snugtune.cost.quote import FORWARD_SHARE, Work, budget_warning, quote, quote_sentence
 from snugtune.cost.rates import rates
 from snugtune.memory.devices import Device, this_device
 from snugtune.memory.plan import Plan
 from snugtune.train.alternatives import Measured, estimated_alternatives
 from snugtune.train.engine import TrainResult
 from snugtune.train.pace import known_pace, record_pace
-from snugtune.units import GIB
+from snugtune.units import GIB, duration
 
 BYTES_PER_GB = 1e9
 """The recipe's author counts decimal GB."""
@@ -80,6 +80,18 @@ class Spending:
             baseline_score=baseline_score,
         )
         return bill(usage, terms, budget_ended_run=result.over_budget, estimated=estimated)
+
+    def forecast_by_pass(self, tokens_per_s: float | None, time_share: float) -> str | None:
+        """A sentence on training's time from the frozen pass's speed; None if earlier runs told it better.
+
+        ``time_share`` is what is left of training's time by ``snugtune.train.prefix.time_share``.
+        """
+        if tokens_per_s is None or self.work.pace is not None:
+            return None
+        forward_s = float(self.lengths.sum()) * self.config.num_train_epochs / tokens_per_s
+        found = quote(replace(self.work, train_s=time_share * forward_s / FORWARD_SHARE))
+        assert found is not None
+        return f"By the speed of the frozen pass, training takes about {duration(found.train_s)}."
 
     def remember(self, result: TrainResult) -> None:
         """Keep how long training took, for later quotes; ``result`` is of training without a mishap."""

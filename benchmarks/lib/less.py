@@ -1,0 +1,52 @@
+"""The sections of the page on computing less: lower layers kept, rows left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from snugtune.units import gib
+
+from .tables import spread_cell, table
+
+
+def prefix_cache(result: dict[str, Any]) -> list[str]:
+    """Training speed with the layers below every adapter computed in every epoch, or read back."""
+    settings, ratio = result["settings"], result["ratio"]
+    rows = [[way, spread_cell(speed, 0)] for way, speed in result["tokens_per_s"].items()]
+    layers = ", ".join(map(str, settings["layers"]))
+    return [
+        f"MiniLM with LoRA in the layers {layers} of {result['layers']} (counted from 0), "
+        f"{result['lower_layers']} below them; {settings['rows']} complaints a turn (mean "
+        f"{result['mean_length']:.0f} tokens, cut at {settings['max_length']}), {result['dtype']}, "
+        f"{settings['threads']} threads. What is kept takes {1024 * gib(result['bytes_kept']):.1f} MiB; the "
+        f"epoch that keeps it ran at {result['first_epoch_tokens_per_s']:,.0f} tokens/s.",
+        "",
+        *table(["from the second epoch on", "real tokens/s"], rows),
+        "",
+        f"An epoch is over {spread_cell(ratio, 2)} times sooner.",
+    ]
+
+
+def pruning(result: dict[str, Any]) -> list[str]:
+    """Accuracy against tokens trained on, by what was left out."""
+    settings = result["settings"]
+    columns = ["trained on", "rows", "thousand tokens", "until the best epoch", "validation", "test accuracy"]
+    rows = [
+        [
+            name,
+            spread_cell(found["rows"], 0),
+            spread_cell(found["tokens_trained"], 0, scale=1e-3),
+            spread_cell(found["tokens_to_best"], 0, scale=1e-3),
+            spread_cell(found["validation_score"], 1, scale=100),
+            spread_cell(found["accuracy"], 1, scale=100),
+        ]
+        for name, found in result["ways"].items()
+    ]
+    return [
+        f"Banking77, {settings['rows']:,} training rows, default settings with {settings['epochs']:g} "
+        f"epochs, {settings['seeds']} seeds; the model by itself. The probe is fitted on all rows; what is "
+        "dropped is left out of training. Easiest are the rows whose label a probe fitted without them "
+        "prefers most.",
+        "",
+        *table(columns, rows),
+    ]
