@@ -35,7 +35,7 @@ def examples(n: int, seed: int) -> Examples:
     return Examples(Tokens(ids, lengths, Truncation(64, n, 0, int(lengths.sum()), 0)), y)
 
 
-def train_on(train_set, validation_set, settings):
+def train_on(train_set, validation_set, settings, **more):
     """The result and the trained model, on examples that are given."""
     config = make_config({"train": "x", **settings})
     plain = tiny_model()
@@ -43,7 +43,7 @@ def train_on(train_set, validation_set, settings):
     model = wrap(plain, config)
     result = train(
         model, train_set, validation_set, config, head_names=head_names, pad_token_id=0, dtype=torch.float32,
-        device=CPU,
+        device=CPU, **more,
     )  # fmt: skip
     return result, model
 

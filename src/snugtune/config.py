@@ -110,7 +110,7 @@ class FitConfig(BaseModel):
     audit: bool = True
     report_texts: bool = True
     mix_with_baseline: bool = True
-    imbalance: Literal["none", "auto"] = "auto"
+    imbalance: Literal["none", "auto", "weights", "logit_adjustment", "sampling"] = "auto"
     precision_target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
     price_per_hour_usd: Annotated[float, Field(ge=0.0)] | None = None
     predictions_per_month: PositiveInt | None = None

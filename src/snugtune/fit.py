@@ -49,11 +49,12 @@ from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, train
 from snugtune.train.features import FrozenPass, frozen_pass
 from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
+from snugtune.train.imbalance import METRICS, Balanced, balance_with_probe, balance_without_probe
 from snugtune.train.journal import Journal
 from snugtune.train.long_texts import Encoder, Reading, RowReader, read_as_asked, read_by_evidence
 from snugtune.train.planning import plan_run, record_run
 from snugtune.train.prefix import Prefix, kept_prefix, time_share
-from snugtune.train.probe import HeldOut, start_from_probe
+from snugtune.train.probe import HeldOut, write_start
 from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, ON_CPU, Recovery, fingerprint_of
 from snugtune.train.retreats import evaluation_retreats, retreats
 from snugtune.train.spending import Spending, agree, card_energy
@@ -112,7 +113,7 @@ def fit(
         _forecast(job, spending, trainee)
         check_free_space(folder, _folder_bytes(trainee.parameters))
         with PeakMeter(job.device) as memory, _prefix(job, trainee, tokens, folder) as prefix:
-            checkpoints = _checkpoints(job, tokens, recovery)
+            checkpoints = _checkpoints(job, tokens, trainee, recovery)
             services = Services(clock, guard, memory, checkpoints, spending.budget, prefix)
             result = _train(job, plan, trainee, tokens, services)
         # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
@@ -126,7 +127,7 @@ def fit(
         logits = _held_out_logits(job, final, tokens, guard)
         audit = _audit(job, tokens, trainee.frozen, folder)
         baselines = _fit_baselines(job)
-        decided = _decide(job, logits["validation"], baselines.chosen_with)
+        decided = _decide(job, logits["validation"], baselines.chosen_with, trainee.balanced)
         decision = decided.model.decision
         scores = _score(job, tokens, logits, baselines, decision)
         judged = _judge(job, decided, scores)
@@ -170,13 +171,15 @@ class Job:
 class Trainee:
     """The model to train, the names of its head's modules, what is trained of it, and from where.
 
-    ``frozen`` is what the frozen model said of training and validation rows, if the probe asked it.
+    ``balanced`` says how rare classes are favoured, ``frozen`` what the frozen model said of training and
+    validation texts, if the probe asked it.
     """
 
     model: torch.nn.Module
     head_names: tuple[str, ...]
     parameters: ParameterReport
     begin_from: dict[str, torch.Tensor]
+    balanced: Balanced
     frozen: FrozenPass | None
 
 
@@ -356,16 +359,10 @@ def _trainee(job: Job, plan: Plan, reading: Reading, guard: Guard) -> Trainee:
     """The model on its device, head started from the probe, adapter attached, the plan's levers set."""
     model = job.backbone.model
     head = find_head(model, job.config.modules_to_save)
-    begin_from: dict[str, torch.Tensor] = {}
     judged = [reading.tokens[name] for name in ("train", "validation")]
     frozen = _frozen_pass(job, head, judged, guard) if job.config.probe_start else None
-    if frozen is not None:
-        part, validation = job.data.parts["train"], job.data.parts["validation"]
-        of_rows = np.split(frozen.features, [judged[0].rows])
-        begin_from = start_from_probe(
-            model, head, of_rows[0], part.y, len(job.data.labels.names),
-            HeldOut(of_rows[1], validation.y, judged[1]), judged[0],
-        )  # fmt: skip
+    balanced = _balanced(job, head, judged, frozen)
+    begin_from = write_start(model, head, *balanced.probes) if balanced.probes else {}
     torch.manual_seed(job.config.seed)
     trained = wrap(model, job.config)
     checkpoint_layers(trained, plan.setup.activation_checkpointing)
@@ -374,11 +371,35 @@ def _trainee(job: Job, plan: Plan, reading: Reading, guard: Guard) -> Trainee:
     job.clock.say(
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
     )
-    if frozen is not None:
-        # In half precision they wait for the audit while the model trains.
-        of_texts = [tokens.pooled(rows) for tokens, rows in zip(judged, of_rows, strict=True)]
-        frozen = replace(frozen, features=np.concatenate(of_texts).astype(np.float16))
-    return Trainee(trained, head.modules_to_save, parameters, on_trained(trained, begin_from), frozen)
+    return Trainee(
+        trained, head.modules_to_save, parameters, on_trained(trained, begin_from), balanced,
+        _of_texts(frozen, judged),
+    )  # fmt: skip
+
+
+def _balanced(job: Job, head: Head, judged: list[Tokens], frozen: FrozenPass | None) -> Balanced:
+    """How rare classes are favoured, with the probe the head starts from if there is a frozen pass."""
+    if frozen is None:
+        return balance_without_probe(job.config.imbalance, _class_rows(job))
+    train, validation = np.split(np.asarray(frozen.features, dtype=np.float32), [judged[0].rows])
+    held_out = HeldOut(validation, job.data.parts["validation"].y, judged[1])
+    balanced = balance_with_probe(
+        job.config.imbalance, train, judged[0], job.data.parts["train"].y, head, held_out,
+        label_names=job.data.labels.names, metric=job.config.metric,
+    )  # fmt: skip
+    if sentence := balanced.sentence():
+        job.clock.say(sentence)
+    return balanced
+
+
+def _of_texts(frozen: FrozenPass | None, judged: list[Tokens]) -> FrozenPass | None:
+    """What the frozen model said of the rows, averaged over each text's."""
+    if frozen is None:
+        return None
+    of_rows = np.split(frozen.features, [judged[0].rows])
+    of_texts = [tokens.pooled(rows) for tokens, rows in zip(judged, of_rows, strict=True)]
+    # In half precision they wait for the audit while the model trains.
+    return replace(frozen, features=np.concatenate(of_texts).astype(np.float16))
 
 
 def _frozen_pass(job: Job, head: Head, parts: list[Tokens], guard: Guard) -> FrozenPass:
@@ -409,7 +430,9 @@ def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
         guard.retreats = []
 
 
-def _checkpoints(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None) -> Checkpoints | None:
+def _checkpoints(
+    job: Job, tokens: dict[str, Tokens], trainee: Trainee, recovery: Recovery | None
+) -> Checkpoints | None:
     """Where training states are committed, under a fingerprint of all that they depend on."""
     if recovery is None:
         return None
@@ -422,7 +445,7 @@ def _checkpoints(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None)
     versions = {name: version(name) for name in ("snugtune", "torch", "transformers", "peft")}
     settings = {
         "config": job.config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS)),
-        "data": digest.hexdigest(), "versions": versions,
+        "data": digest.hexdigest(), "imbalance": trainee.balanced.balance.method, "versions": versions,
     }  # fmt: skip
     return Checkpoints(recovery.states, fingerprint=fingerprint_of(settings))
 
@@ -455,6 +478,7 @@ def _train(
         dtype=job.dtype,
         device=job.device,
         begin_from=trainee.begin_from,
+        balance=trainee.balanced.balance,
         services=services,
     )
     if result.best_step == 0 and result.interrupted and not job.config.probe_start:
@@ -534,14 +558,16 @@ def _fit_baselines(job: Job) -> Baselines:
     return Baselines(chosen_with, final)
 
 
-def _decide(job: Job, logits: NDArray[np.float32], baseline: TfidfBaseline) -> BothDecided:
+def _decide(
+    job: Job, logits: NDArray[np.float32], baseline: TfidfBaseline, balanced: Balanced
+) -> BothDecided:
     validation, config = job.data.parts["validation"], job.config
     scores = baseline.decision(validation.texts)
-    class_rows = _class_rows(job) if config.imbalance == "auto" else None
     model = decide(
         logits, scores if config.mix_with_baseline else None, validation.y,
-        precision=config.precision_target, class_rows=class_rows,
-        adjust_for="macro_f1" if config.metric == "f1_macro" else "accuracy",
+        precision=config.precision_target, class_rows=balanced.class_rows,
+        adjust_for=METRICS[config.metric], trained_tau=balanced.balance.tau,
+        search_tau=balanced.searches_tau,
     )  # fmt: skip
     mixture = model.decision.mixture
     if model.decision.uses_baseline:
@@ -549,7 +575,7 @@ def _decide(job: Job, logits: NDArray[np.float32], baseline: TfidfBaseline) -> B
             "The TF-IDF baseline helps on validation, so it is mixed in with a share of "
             f"{100 * mixture.weight:.0f} % (--no-mix-with-baseline leaves it out)."
         )
-    if mixture.tau:
+    if mixture.tau > mixture.trained_tau:
         job.clock.say(
             f"Rare classes are preferred with tau = {mixture.tau:g}, which raises {config.metric} on "
             "validation (--imbalance none leaves it out)."
@@ -675,7 +701,7 @@ def _write(
     )
     facts = RunFacts(
         config=job.config, data=job.data, truncation=reading.tokens["train"].truncation,
-        long_texts=reading.as_dict(),
+        long_texts=reading.as_dict(), imbalance=trainee.balanced.as_dict(),
         parameters=trainee.parameters, model_folder=saved.name, max_length=job.backbone.max_length,
         device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=peaks.predicted_bytes,
         measured_peak_bytes=peaks.measured_bytes, memory_limit_bytes=peaks.limit_bytes,

@@ -35,6 +35,7 @@ def fitted(tmp_path_factory):
     settings = {
         "train": str(folder / "table.csv"), "model": str(write_model(folder / "model")), "max_length": 16,
         "long_texts": "auto", "num_train_epochs": 1, "mix_with_baseline": False, "validation_fraction": 0.3,
+        "imbalance": "weights", "metric": "f1_macro",
     }  # fmt: skip
     said = Sentences()
     fit(make_config(settings), folder / "run", observer=said)
@@ -56,6 +57,10 @@ def test_windows_are_chosen_told_and_used_again(fitted):
     assert record["long_texts"]["chosen"] == "windows"
     assert record["long_texts"]["candidates"]["windows"]["price"] > 1.5
     assert record["data"]["truncation"]["tokens_cut"] == 0
+    assert record["imbalance"] == {
+        "asked": "weights", "chosen": "weights", "trained_tau": 0.5, "candidates": None
+    }  # fmt: skip
+    assert record["decision"]["mixture"]["tau"] == record["decision"]["mixture"]["trained_tau"] == 0.5
     assert record["metrics"]["test"]["accuracy"] > 0.8
     assert record["metrics"]["test"]["slices"]["by_length"][-1]["to"] > 30
     assert any("read by 'windows'" in sentence for sentence in said)

@@ -13,6 +13,7 @@ OPEN = {
     "reload.without_quantization", "audit", "frozen_pass", "data.corrections", "cost.price",
     "cost.compute_units",
     "cost.per_1000_predictions", "cost.per_year", "cost.quote", "long_texts.candidates",
+    "imbalance.candidates",
 }  # fmt: skip
 OPTIONAL = {"metrics.test", "time.audit_s", "time.probe_s"}
 

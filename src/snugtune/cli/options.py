@@ -169,7 +169,8 @@ Imbalance: TypeAlias = Annotated[
     str | None,
     _option(
         RESULT,
-        "Prefer rare classes where validation says that raises --metric: auto (default), or none.",
+        "Favour rare classes where validation says that raises --metric: auto (default); or none, weights, "
+        "logit_adjustment, sampling.",
     ),
 ]
 PrecisionTarget: TypeAlias = Annotated[

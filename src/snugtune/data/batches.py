@@ -17,14 +17,18 @@ STEPS_PER_POOL = 16
 
 
 def epoch_steps(
-    lengths: NDArray[np.int64], step_examples: int, rng: np.random.Generator
+    lengths: NDArray[np.int64],
+    step_examples: int,
+    rng: np.random.Generator,
+    probabilities: NDArray[np.float64] | None = None,
 ) -> Iterator[NDArray[np.int64]]:
     """One epoch as optimiser steps of ``step_examples`` indices each (the last may hold fewer).
 
-    The examples are shuffled, cut into pools, sorted by length inside each pool and sliced into steps;
-    the steps are then shuffled, so that length does not rise through a pool.
+    The examples are shuffled (or, with ``probabilities`` (N,), as many are drawn by them), cut into pools,
+    sorted by length inside each pool and sliced into steps; the steps are then shuffled, so that length does
+    not rise through a pool.
     """
-    order = rng.permutation(len(lengths))
+    order = rng.permutation(len(lengths)) if probabilities is None else drawn(probabilities, rng)
     pool_size = step_examples * STEPS_PER_POOL
     steps: list[NDArray[np.int64]] = []
     for start in range(0, len(order), pool_size):
@@ -41,6 +45,19 @@ def one_length_batches(lengths: NDArray[np.int64], tokens_per_micro_batch: int) 
     ends = np.flatnonzero(np.diff(lengths[rows])) + 1
     alike = np.split(rows, ends) if len(rows) else []
     return [part for same in alike for part in micro_batches(same, lengths, tokens_per_micro_batch)]
+
+
+def drawn(probabilities: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """N of N examples, some more than once: each with its share ``probabilities`` (N,), in random order.
+
+    Systematic sampling: an example expected ``e`` times comes ``floor(e)`` or ``ceil(e)`` times, so that none
+    is left out by chance that was expected once.
+    """
+    order = rng.permutation(len(probabilities))
+    expected = np.cumsum(probabilities[order]) * len(order)
+    points = np.arange(len(order)) + rng.random()
+    places = np.minimum(np.searchsorted(expected, points, side="right"), len(order) - 1)
+    return rng.permutation(order[places])
 
 
 def steps_per_epoch(n: int, step_examples: int) -> int:

@@ -96,15 +96,21 @@ def decide(
     metric: Metric = "log_loss",
     class_rows: NDArray[np.integer[Any]] | None = None,
     adjust_for: Metric = "macro_f1",
+    trained_tau: float = 0.0,
+    search_tau: bool = True,
 ) -> Decided:
     """Choose mixture, calibration and threshold on validation: ``logits`` (N, K), ``y_true`` (N,).
 
     The baseline gets a share only where that improves ``metric`` beyond noise (see ``fit_mixture``). With
     ``class_rows (K,)``, how many rows each class has in training, rare classes are preferred as far as that
-    improves ``adjust_for`` beyond noise. A mixture so adjusted is calibrated by maps that keep its choice of
+    improves ``adjust_for`` beyond noise; without ``search_tau`` as far as training did (``trained_tau``: see
+    ``Balance.tau``). A mixture so adjusted is calibrated by maps that keep its choice of
     class.
     """
-    mixture = _mixture(logits, baseline_scores, y_true, metric, class_rows, adjust_for)
+    mixture = _mixture(
+        logits, baseline_scores, y_true, metric=metric, adjust_for=adjust_for, class_rows=class_rows,
+        trained_tau=trained_tau, search_tau=search_tau,
+    )  # fmt: skip
     scores = np.zeros_like(logits) if baseline_scores is None else baseline_scores
     calibrated = choose_calibration(
         mixture.log_probabilities(logits, scores), y_true, keep_order=mixture.tau > 0
@@ -126,9 +132,9 @@ def _mixture(
     logits: Floats,
     baseline_scores: Floats | None,
     y_true: NDArray[np.int64],
-    metric: Metric,
+    *,
     class_rows: NDArray[np.integer[Any]] | None,
-    adjust_for: Metric,
+    **choice: Any,
 ) -> Mixture:
     if baseline_scores is None and class_rows is None:
         return Mixture(temperature_a=fit_temperature(logits, y_true))
@@ -136,7 +142,6 @@ def _mixture(
         logits,
         np.zeros_like(logits) if baseline_scores is None else baseline_scores,
         y_true,
-        metric=metric,
         class_prior=None if class_rows is None else class_rows / class_rows.sum(),
-        adjust_for=adjust_for,
+        **choice,
     )

@@ -16,7 +16,8 @@ After training, ``tau log p`` can be taken off the logits instead (Menon et al. 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from snugtune.evaluate.mixing import positive_shares
 
 Counts = NDArray[np.integer[Any]]
 Real = NDArray[np.float64]
+Method = Literal["none", "weights", "logit_adjustment", "sampling"]
+METHODS: tuple[Method, ...] = ("none", "weights", "logit_adjustment", "sampling")
 
 WEIGHT_STRENGTH = 0.5
 """The square root: the inverse itself weighs a class of one row like one of a thousand."""
@@ -67,18 +70,47 @@ def sampling_probabilities(y: NDArray[np.int64], K: int, strength: float = WEIGH
     return np.asarray(factors / factors.sum())
 
 
-def resampled(y: NDArray[np.int64], K: int, *, seed: int, strength: float = WEIGHT_STRENGTH) -> Counts:
-    """Row indices ``(N,)`` of one epoch in which rare classes come up more often.
+@dataclass(frozen=True)
+class Balance:
+    """How training favours rare classes; ``class_rows`` (K,) are the training rows of each class."""
 
-    Systematic sampling: a row expected ``e`` times comes ``floor(e)`` or ``ceil(e)`` times, so that no row is
-    left out by chance that was expected once. The order is shuffled.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(y))
-    expected = np.cumsum(sampling_probabilities(y, K, strength)[order]) * len(y)
-    points = np.arange(len(y)) + rng.random()
-    drawn = order[np.minimum(np.searchsorted(expected, points, side="right"), len(y) - 1)]
-    return np.asarray(rng.permutation(drawn))
+    method: Method
+    class_rows: Counts
+
+    @property
+    def tau(self) -> float:
+        """How much of ``log p`` is missing in logits that were trained so.
+
+        They tell the classes of a world in which class k has a share in proportion to ``p_k ** (1 - tau)``:
+        for a loss weighted by w, ``exp(logit_k)`` is drawn to ``w_k P(k | x)``, scaled. `natural` adds it.
+        """
+        return {"none": 0.0, "logit_adjustment": TAU}.get(self.method, WEIGHT_STRENGTH)
+
+    @property
+    def loss_weights(self) -> Real | None:
+        """Factors (K,) of the rows' losses; None where all count alike."""
+        return class_weights(self.class_rows) if self.method == "weights" else None
+
+    @property
+    def logit_shift(self) -> Real | None:
+        """What the loss adds to the logits, (K,); None for nothing."""
+        return logit_shift(self.class_rows) if self.method == "logit_adjustment" else None
+
+    @property
+    def expected_weights(self) -> Real | None:
+        """How much a row of each class counts in the expected loss of an epoch, (K,), shift or none apart.
+
+        Weights and sampling of one strength have the same: sampling repeats a row where weights scale it.
+        """
+        return class_weights(self.class_rows) if self.method in ("weights", "sampling") else None
+
+    def probabilities(self, y: NDArray[np.int64]) -> Real | None:
+        """By which rows of class ids ``y (N,)`` are drawn, (N,); None where each comes once."""
+        return sampling_probabilities(y, len(self.class_rows)) if self.method == "sampling" else None
+
+    def natural(self, logits: NDArray[np.floating[Any]]) -> Real:
+        """Logits (N, K) for the classes' shares as they are, from those of a model that was trained so."""
+        return np.asarray(logits + logit_shift(self.class_rows, self.tau))
 
 
 def _checked(class_rows: Counts) -> Real:

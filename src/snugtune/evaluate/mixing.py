@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -29,7 +30,10 @@ class Mixture:
     ``p = softmax(((1 - weight) * log p_a + weight * log p_b) / temperature - tau * log class_prior)`` where
     ``log p_a = log_softmax(logits_a / temperature_a)``, likewise b (the logarithmic
     pool of Genest & Zidek 1986; the post-hoc logit adjustment of Menon et al. 2021). ``weight`` is the share
-    of b in 0..1. With ``tau > 0`` the probabilities are those of a world with more even classes.
+    of b in 0..1. With ``tau > 0`` the probabilities are those of a world with more even classes. A model a
+    that was trained in such a world lacks ``trained_tau * log class_prior``, which is added to its logits
+    first, so that both members speak of the classes as they are; with ``tau == trained_tau`` and
+    ``weight == 0`` it predicts what it predicts by itself.
     """
 
     weight: float = 0.0
@@ -38,6 +42,7 @@ class Mixture:
     temperature_a: float = 1.0
     temperature_b: float = 1.0
     class_prior: tuple[float, ...] | None = None
+    trained_tau: float = 0.0
 
     def apply(self, logits_a: Floats, logits_b: Floats) -> NDArray[np.float64]:
         """Probabilities ``(N, K)`` from the logits ``(N, K)`` of both models."""
@@ -45,7 +50,8 @@ class Mixture:
 
     def log_probabilities(self, logits_a: Floats, logits_b: Floats) -> NDArray[np.float64]:
         """The logarithms of `apply`, finite however sure the models are."""
-        log_a, log_b = (_floored(logits_a, self.temperature_a), _floored(logits_b, self.temperature_b))
+        log_a = _floored(self._natural(logits_a), self.temperature_a)
+        log_b = _floored(logits_b, self.temperature_b)
         return self._pool(log_a, log_b)
 
     def as_dict(self) -> dict[str, Any]:
@@ -58,6 +64,11 @@ class Mixture:
         """The mixture that `as_dict` described."""
         prior = fields.get("class_prior")
         return cls(**{**fields, "class_prior": None if prior is None else tuple(prior)})
+
+    def _natural(self, logits_a: Floats) -> Floats:
+        if not self.trained_tau or self.class_prior is None:
+            return logits_a
+        return np.asarray(logits_a + self.trained_tau * np.log(self.class_prior))
 
     def _pool(self, log_a: Floats, log_b: Floats) -> NDArray[np.float64]:
         logits = ((1 - self.weight) * log_a + self.weight * log_b) / self.temperature
@@ -74,37 +85,51 @@ def fit_mixture(
     metric: Metric = "log_loss",
     class_prior: NDArray[np.floating[Any]] | None = None,
     adjust_for: Metric | None = None,
+    trained_tau: float = 0.0,
+    search_tau: bool = True,
     seed: int = 0,
 ) -> Mixture:
     """Choose the share of model b on held-out rows: ``logits (N, K)`` of both, ``y_true (N,)``.
 
     Each model is calibrated by itself, then the weight of b is chosen from a grid, then tau if a
-    ``class_prior (K,)`` is given (class shares in training; zeros count as half of the smallest other).
-    Weight and tau stay 0 unless they improve ``metric`` (tau: ``adjust_for``, if that is another one) beyond
-    the noise of these rows, judged by a paired bootstrap. Rows with ``y_true == -1`` are ignored; without
+    ``class_prior (K,)`` is given (class shares in training; zeros count as half of the smallest other) and
+    it is to be searched. The weight stays 0 and tau what model a was trained with (``trained_tau``) unless
+    another value improves ``metric`` (tau: ``adjust_for``, if that is another one) beyond the noise of these
+    rows, judged by a paired bootstrap. Rows with ``y_true == -1`` are ignored; without
     others the answer is model a as it is.
 
     Raises:
         ValueError: the shapes disagree.
     """
     _check_shapes(logits_a, logits_b, y_true, class_prior)
+    trained = Mixture() if class_prior is None else _as_trained(class_prior, trained_tau)
     known = y_true >= 0
     if not known.any():
-        return Mixture()
+        return replace(trained, tau=trained_tau)
     logits_a, logits_b, y_true = logits_a[known], logits_b[known], y_true[known]
-    alone = Mixture(
-        temperature_a=fit_temperature(logits_a, y_true), temperature_b=fit_temperature(logits_b, y_true)
+    logits_a = trained._natural(logits_a)
+    alone = replace(
+        trained,
+        temperature_a=fit_temperature(logits_a, y_true),
+        temperature_b=fit_temperature(logits_b, y_true),
     )
     judge = _Judge(
         _floored(logits_a, alone.temperature_a), _floored(logits_b, alone.temperature_b), y_true, metric, seed
     )
     chosen = judge.better([judge.recalibrated(replace(alone, weight=float(weight))) for weight in _WEIGHTS])
-    if class_prior is None:
+    chosen = replace(chosen, tau=trained_tau)
+    if class_prior is None or not search_tau:
         return chosen
-    prior = positive_shares(class_prior)
     judge.metric = adjust_for or metric
-    adjusted = judge.better([replace(chosen, tau=float(tau), class_prior=prior) for tau in _TAUS])
-    return adjusted if adjusted.tau else chosen
+    prior = positive_shares(class_prior)
+    others = [float(tau) for tau in _TAUS if tau != trained_tau]
+    return judge.better([chosen, *(replace(chosen, tau=tau, class_prior=prior) for tau in others)])
+
+
+def _as_trained(class_prior: NDArray[np.floating[Any]], trained_tau: float) -> Mixture:
+    if not trained_tau:
+        return Mixture()
+    return Mixture(trained_tau=trained_tau, class_prior=positive_shares(class_prior))
 
 
 class _Judge:
@@ -122,32 +147,55 @@ class _Judge:
 
     def better(self, candidates: list[Mixture]) -> Mixture:
         """The best candidate, if it beats the first one beyond noise; otherwise the first."""
-        once = np.ones((1, len(self.y_true)), np.float32)
-        scores = [float(self._score(candidate, once)[0]) for candidate in candidates]
-        first, best = candidates[0], candidates[int(np.argmax(scores))]
-        if best is first:
-            return first
-        repeats = self._resamples()
-        gains = self._score(best, repeats) - self._score(first, repeats)
-        return best if np.quantile(gains, _LEVEL) > 0 else first
 
-    def _resamples(self) -> NDArray[np.float32]:
-        """How often each row is drawn in each bootstrap sample: ``(B, N)``."""
-        rows = len(self.y_true)
-        draws = np.random.default_rng(self.seed).multinomial(rows, np.full(rows, 1 / rows), size=_RESAMPLES)
-        return draws.astype(np.float32)
+        def probabilities(i: int) -> NDArray[np.float64]:
+            return np.exp(candidates[i]._pool(self.log_a, self.log_b))
 
-    def _score(self, mixture: Mixture, repeats: NDArray[np.float32]) -> NDArray[np.float64]:
-        """The metric, larger is better, of each row-weighted sample ``(B, N)``: ``(B,)``."""
-        probs = np.exp(mixture._pool(self.log_a, self.log_b))
-        if self.metric == "macro_f1":
-            return _macro_f1(self.y_true, probs, repeats)
-        if self.metric == "accuracy":
-            per_row = (probs.argmax(axis=1) == self.y_true).astype(np.float64)
-        else:
-            of_truth = probs[np.arange(len(self.y_true)), self.y_true]
-            per_row = np.log(of_truth.clip(np.finfo(np.float64).eps))
-        return np.asarray(repeats @ per_row / len(self.y_true))
+        best = best_beyond_noise(probabilities, len(candidates), self.y_true, self.metric, seed=self.seed)
+        return candidates[best]
+
+
+def best_beyond_noise(
+    probabilities: Callable[[int], Floats],
+    count: int,
+    y_true: NDArray[np.int64],
+    metric: Metric,
+    *,
+    seed: int = 0,
+) -> int:
+    """Which of ``count`` candidates is best, if it beats the first one beyond noise; otherwise 0.
+
+    ``probabilities(i)`` are those of candidate i, (N, K), for rows of classes ``y_true (N,)``. The gain in
+    ``metric`` is beyond noise if its one-sided 95 % bound in a paired bootstrap is above zero.
+    """
+    once = np.ones((1, len(y_true)), np.float32)
+    scores = [float(_score(metric, y_true, probabilities(i), once)[0]) for i in range(count)]
+    best = int(np.argmax(scores))
+    if best == 0:
+        return 0
+    repeats = _resamples(len(y_true), seed)
+    of_best, of_first = (_score(metric, y_true, probabilities(i), repeats) for i in (best, 0))
+    return best if np.quantile(of_best - of_first, _LEVEL) > 0 else 0
+
+
+def _resamples(rows: int, seed: int) -> NDArray[np.float32]:
+    """How often each row is drawn in each bootstrap sample: ``(B, N)``."""
+    draws = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=_RESAMPLES)
+    return draws.astype(np.float32)
+
+
+def _score(
+    metric: Metric, y_true: NDArray[np.int64], probs: Floats, repeats: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """The metric, larger is better, of each row-weighted sample ``(B, N)``: ``(B,)``."""
+    if metric == "macro_f1":
+        return _macro_f1(y_true, probs, repeats)
+    if metric == "accuracy":
+        per_row = (probs.argmax(axis=1) == y_true).astype(np.float64)
+    else:
+        of_truth = probs[np.arange(len(y_true)), y_true]
+        per_row = np.log(of_truth.clip(np.finfo(np.float64).eps))
+    return np.asarray(repeats @ per_row / len(y_true))
 
 
 def _macro_f1(y_true: NDArray[np.int64], probs: Floats, repeats: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -49,6 +49,7 @@ class RunFacts:
     data: Data
     truncation: Truncation
     long_texts: dict[str, Any]
+    imbalance: dict[str, Any]
     parameters: ParameterReport
     model_folder: str
     max_length: int
@@ -101,6 +102,7 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
         "audit": facts.audit,
         "frozen_pass": facts.frozen_pass,
         "long_texts": facts.long_texts,
+        "imbalance": facts.imbalance,
         "model": {"source": config.model, "folder": facts.model_folder, "max_length": facts.max_length},
         "parameters": facts.parameters.as_dict(),
         "training": _training(facts),

@@ -25,6 +25,7 @@ from snugtune.cost.budget import Budget
 from snugtune.data.batches import epoch_steps, micro_batches, steps_per_epoch
 from snugtune.data.tokens import Tokens
 from snugtune.errors import TrainingError
+from snugtune.evaluate.imbalance import Balance
 from snugtune.evaluate.metrics import single_class_alarm
 from snugtune.memory.guard import Guard, device_memory
 from snugtune.memory.meter import PeakMeter
@@ -107,12 +108,14 @@ def train(
     dtype: torch.dtype,
     device: torch.device,
     begin_from: dict[str, Tensor] | None = None,
+    balance: Balance | None = None,
     services: Services | None = None,
 ) -> TrainResult:
     """Train ``model`` in place and leave it with the weights that scored best on validation.
 
     The untrained state (the probe start) is scored first, so the result is never worse than the probe on
     validation; training itself then begins with the trained tensors ``begin_from``, if given, put in place.
+    ``balance`` says how rare classes are favoured; every step is still divided by its number of examples.
     Ctrl-C ends training and keeps the best so far; so does the end of ``services.budget``, after a last look
     at validation. With ``services.checkpoints``, training goes on from the
     newest committed state as if nothing had happened.
@@ -122,7 +125,7 @@ def train(
         RestartNeededError: memory ran out and this process cannot go on.
     """
     run = _Run(model, train_set, validation_set, config, head_names, pad_token_id, dtype, device,
-               services or Services())  # fmt: skip
+               services or Services(), balance)  # fmt: skip
     try:
         resumed = run.resume()
         run.try_longest()
@@ -168,6 +171,7 @@ class _Run:
     dtype: torch.dtype
     device: torch.device
     services: Services
+    balance: Balance | None = None
 
     def __post_init__(self) -> None:
         config, services = self.config, self.services
@@ -178,6 +182,9 @@ class _Run:
         self.accelerator = Accelerator(
             mixed_precision=MIXED_PRECISION[self.dtype], cpu=self.device.type == "cpu"
         )
+        self.class_weights = None if self.balance is None else self.balance.loss_weights
+        shift = None if self.balance is None else self.balance.logit_shift
+        self.logit_shift = None if shift is None else torch.from_numpy(shift).float().to(self.device)
         self.per_epoch = steps_per_epoch(len(self.train_set.y), config.step_examples)
         self.total = max(1, math.ceil(self.per_epoch * config.num_train_epochs))
         self.plain_optimizer = make_optimizer(self.model, config, self.head_names)
@@ -259,8 +266,9 @@ class _Run:
         if self.keeper.exhausted:
             return iter(())
         rng = np.random.default_rng(self.config.seed)
-        lengths = self.train_set.tokens.text_lengths
-        epochs = (epoch_steps(lengths, self.config.step_examples, rng) for _ in count())
+        lengths, y = self.train_set.tokens.text_lengths, self.train_set.y
+        probabilities = None if self.balance is None else self.balance.probabilities(y)
+        epochs = (epoch_steps(lengths, self.config.step_examples, rng, probabilities) for _ in count())
         return islice(chain.from_iterable(epochs), self.result.steps, self.total)
 
     def try_longest(self) -> None:
@@ -318,12 +326,18 @@ class _Run:
         self.guard.each(parts, lengths, add, self.guard.training, during="training")
         return losses
 
-    def _micro_batch(self, part: NDArray[np.int64]) -> MicroBatch:
+    def _micro_batch(self, rows: NDArray[np.int64]) -> MicroBatch:
         tokens, device = self.train_set.tokens, self.device
-        target = to_device(torch.from_numpy(self.train_set.y[tokens.text_of_row[part]]), device)
-        share = tokens.share_of_text(part)
-        weight = None if share is None else to_device(torch.from_numpy(share), device)
-        return MicroBatch(collate(tokens, part, self.pad_token_id, device), target, weight)
+        y, weight = self.train_set.y[tokens.text_of_row[rows]], tokens.share_of_text(rows)
+        if self.class_weights is not None:
+            of_class = self.class_weights[y].astype(np.float32)
+            weight = of_class if weight is None else weight * of_class
+        return MicroBatch(
+            collate(tokens, rows, self.pad_token_id, device),
+            to_device(torch.from_numpy(y), device),
+            None if weight is None else to_device(torch.from_numpy(weight), device),
+            self.logit_shift,
+        )
 
     def _update(self, losses: list[Tensor]) -> Readback:
         """Clip the gradients and change the weights, all of it or nothing; returns loss and gradient norm."""

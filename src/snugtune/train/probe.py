@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from snugtune.data.tokens import Tokens
 from snugtune.evaluate.calibration import softmax
+from snugtune.evaluate.imbalance import Balance
 from snugtune.evaluate.metrics import log_loss
 from snugtune.model.head import Head, Probe, has_bias, write_probe
 
@@ -39,12 +40,14 @@ Features = NDArray[np.float32]
 class HeldOut:
     """Features (R, H) and class ids (M,) of texts the probe is not fitted on.
 
-    ``tokens`` say which rows are of one text; without them, every row is a text.
+    ``tokens`` say which rows are of one text; without them, every row is a text. ``natural`` makes logits of
+    a probe that favours rare classes those of the classes as they are, by which penalties are compared.
     """
 
     features: Features
     y: NDArray[np.int64]
     tokens: Tokens | None = None
+    natural: Callable[[Features], NDArray[np.floating[Any]]] = lambda logits: logits
 
     def logits(self, probe: Probe, head: Head) -> NDArray[np.float32]:
         """What ``probe`` says of the texts: (M, K)."""
@@ -110,7 +113,7 @@ def _best_and_stronger(probes: Iterator[Probe], head: Head, held_out: HeldOut) -
 
 
 def _held_out_loss(probe: Probe, head: Head, held_out: HeldOut) -> float:
-    return log_loss(held_out.y, softmax(held_out.logits(probe, head)))
+    return log_loss(held_out.y, softmax(held_out.natural(held_out.logits(probe, head))))
 
 
 def _as_probe(
@@ -148,23 +151,27 @@ def _two_sided(regression: LogisticRegression) -> tuple[NDArray[np.float64], NDA
 def start_from_probe(
     model: nn.Module,
     head: Head,
-    features: NDArray[np.float32],
+    features: Features,
     y: NDArray[np.int64],
     n_classes: int,
     held_out: HeldOut | None = None,
-    tokens: Tokens | None = None,
 ) -> dict[str, Tensor]:
-    """The probe on the training rows' frozen ``features`` (R, H), written into the ``head`` of ``model``.
+    """The probe on the training texts' frozen ``features`` (N, H), written into the ``head`` of ``model``.
 
-    ``y`` (N,) are class ids below ``n_classes``; ``held_out`` texts choose the penalty; ``tokens`` say which
-    rows are of one text (None: each is one).
+    ``y`` (N,) are class ids below ``n_classes``; ``held_out`` texts choose the penalty. What is returned is
+    that of `write_start`.
+    """
+    return write_start(model, head, *fit_probes(features, y, n_classes, head, held_out))
+
+
+def write_start(model: nn.Module, head: Head, best: Probe, stronger: Probe) -> dict[str, Tensor]:
+    """The ``best`` probe written into the ``head`` of ``model``.
 
     Returns:
-        What training begins from, by parameter: the head of the next stronger penalty. The best probe knows
-        its training rows so well that their gradients say little that is new (see
+        What training begins from, by parameter: the head of the next ``stronger`` penalty. The best probe
+        knows its training rows so well that their gradients say little that is new (see
         ``decisions/0006-learning-rates.md``).
     """
-    best, stronger = fit_probes_of_texts(features, tokens, y, n_classes, head, held_out)
     write_probe(head, stronger)
     begin = _head_state(model, head)
     write_probe(head, best)
@@ -173,19 +180,39 @@ def start_from_probe(
 
 def fit_probes_of_texts(
     features: Features,
-    tokens: Tokens | None,
+    tokens: Tokens,
     y: NDArray[np.int64],
     n_classes: int,
     head: Head,
     held_out: HeldOut | None = None,
+    balance: Balance | None = None,
 ) -> tuple[Probe, Probe]:
-    """`fit_probes` on the rows of ``tokens``; ``y`` (N,) are the texts' classes, and a text counts once."""
-    if tokens is None:
-        return fit_probes(features, y, n_classes, head, held_out)
-    rows = np.arange(tokens.rows)
-    return fit_probes(
-        features, y[tokens.text_of_row], n_classes, head, held_out, weight=tokens.share_of_text(rows)
-    )
+    """`fit_probes` on the rows of ``tokens``; ``y`` (N,) are the texts' classes, and a text counts once.
+
+    With a ``balance``, rare classes are favoured as the loss of training will favour them.
+    """
+    y_of_row = y[tokens.text_of_row]
+    weight: NDArray[np.floating[Any]] | None = tokens.share_of_text(np.arange(tokens.rows))
+    of_class = None if balance is None else balance.expected_weights
+    if balance is not None and of_class is not None:
+        weight = of_class[y_of_row] if weight is None else weight * of_class[y_of_row]
+        held_out = held_out and replace(held_out, natural=balance.natural)
+    best, stronger = fit_probes(features, y_of_row, n_classes, head, held_out, weight)
+    if balance is None or balance.logit_shift is None:
+        return best, stronger
+    return adjusted(best, features, head, balance), adjusted(stronger, features, head, balance)
+
+
+def adjusted(probe: Probe, features: Features, head: Head, balance: Balance) -> Probe:
+    """``probe`` less what the loss will add to its logits: of each text, or of the average without a bias."""
+    assert balance.logit_shift is not None
+    added = torch.from_numpy(-balance.logit_shift).float()
+    if has_bias(head.final):
+        return replace(probe, bias=probe.bias + added)
+    x = torch.from_numpy(features)
+    centre = torch.from_numpy(Probe.transform(x, probe.mean, probe.std, head.activation).mean(0))
+    along = centre / centre.square().sum().clamp_min(1e-6)
+    return replace(probe, weight=probe.weight + added[:, None] * along)
 
 
 def _head_state(model: nn.Module, head: Head) -> dict[str, Tensor]:

@@ -23,12 +23,14 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 class MicroBatch:
     """What one forward pass takes: the model's ``inputs``, (B, L) each, and class ids ``target`` (B,).
 
-    ``weight`` (B,) is what each row's loss counts; None where that is one for all.
+    ``weight`` (B,) is what each row's loss counts; None where that is one for all. ``logit_shift`` (K,) is
+    added to the logits before the loss is taken; None for nothing.
     """
 
     inputs: dict[str, Tensor]
     target: Tensor
     weight: Tensor | None = None
+    logit_shift: Tensor | None = None
 
 
 def accumulate_gradients(
@@ -79,6 +81,8 @@ def add_gradients(
 
 def _summed_loss(logits: Tensor, batch: MicroBatch, label_smoothing: float) -> Tensor:
     """The weighted sum of the rows' cross-entropies, from logits (B, K)."""
+    if batch.logit_shift is not None:
+        logits = logits + batch.logit_shift
     if batch.weight is None:
         return cross_entropy(logits, batch.target, reduction="sum", label_smoothing=label_smoothing)
     of_rows = cross_entropy(logits, batch.target, reduction="none", label_smoothing=label_smoothing)
