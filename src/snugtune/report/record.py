@@ -5,7 +5,6 @@ Everything shown elsewhere is made from these. ``docs/run-folder.md`` describes 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from snugtune.config import FitConfig
 from snugtune.data.audit import shortened
 from snugtune.data.dataset import Data
+from snugtune.data.identity import text_id
 from snugtune.data.tokens import Truncation
 from snugtune.evaluate.decision import Decision
 from snugtune.files import replacing, write_json, write_text
@@ -159,12 +159,6 @@ def write_predictions(
         frames.append(pl.DataFrame(columns, schema_overrides=schema))
     with replacing(path) as temporary:
         pl.concat(frames, how="diagonal").write_parquet(temporary)
-
-
-def text_id(text: str) -> int:
-    """64 bits of a text's hash: the same text has the same one in every run."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big")
 
 
 def _training(facts: RunFacts) -> dict[str, Any]:
