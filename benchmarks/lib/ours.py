@@ -181,7 +181,7 @@ def write_untrained_run(folder: Path, n_classes: int, model: str = "minilm") -> 
         "label_aliases": {},
         "columns": {"text": ["text"], "label": "label"},
         "model": {"folder": "model", "max_length": backbone.max_length},
-        "decision": {"temperature": 1.0, "confidence_threshold": 0.5},
+        "decision": {"mixture": {}, "confidence_threshold": 0.5, "precision_target": 0.95},
     }
     write_json(folder / "run.json", record)
     return folder

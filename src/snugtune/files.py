@@ -101,7 +101,7 @@ def _check_free(folder: Path, overwrite: bool, marker: str) -> None:
         )
     if not (folder / marker).exists():
         raise UserInputError(
-            f"The folder {folder} holds other files than a run (there is no {marker}), so it is not "
+            f"The folder {folder} was not written by this command (it holds no {marker}), so it is not "
             "overwritten; choose another output."
         )
 
@@ -166,8 +166,8 @@ def system_errors() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def check_free_space(folder: str | Path, needed_bytes: int) -> None:
-    """Before hours of work: is there room for what they will write into ``folder``?
+def check_free_space(folder: str | Path, needed_bytes: int, *, what: str = "the run") -> None:
+    """Before hours of work: is there room for what they, ``what``, will write into ``folder``?
 
     Raises:
         UserInputError: less than ``needed_bytes`` are free there.
@@ -175,7 +175,7 @@ def check_free_space(folder: str | Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise UserInputError(
-            f"The disk of {Path(folder).parent} has {free / 2**20:,.0f} MiB free and the run needs about "
+            f"The disk of {Path(folder).parent} has {free / 2**20:,.0f} MiB free and {what} needs about "
             f"{needed_bytes / 2**20:,.0f} MiB; free some space or choose another output."
         )
 

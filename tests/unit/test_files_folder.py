@@ -51,7 +51,7 @@ def test_a_filled_folder_is_replaced_only_when_told(tmp_path):
 
 def test_files_of_the_user_are_never_overwritten(tmp_path):
     (tmp_path / "thesis.docx").write_text("ten years of work")
-    with pytest.raises(UserInputError, match="other files than a run"):
+    with pytest.raises(UserInputError, match="was not written by this command"):
         write(tmp_path, "new", overwrite=True)
     assert listing(tmp_path) == ["thesis.docx"]
 

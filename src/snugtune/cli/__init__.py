@@ -11,6 +11,7 @@ from snugtune.cli.compare import compare
 from snugtune.cli.data import app as data_app
 from snugtune.cli.demo import demo
 from snugtune.cli.evaluate import evaluate
+from snugtune.cli.export import export
 from snugtune.cli.fit import fit
 from snugtune.cli.plan import plan
 from snugtune.cli.predict import predict
@@ -34,6 +35,7 @@ app.command()(demo)
 app.command()(sample)
 app.add_typer(data_app, name="data")
 app.command()(predict)
+app.command()(export)
 app.command()(compare)
 app.command()(watch)
 app.command()(report)

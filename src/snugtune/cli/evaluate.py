@@ -28,6 +28,9 @@ def evaluate(
     encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV, if it is not found.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Arithmetic: auto (float32, as measured), bfloat16, or int8 on a CPU.")
+    ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON alone.")] = False,
 ) -> None:
     """Score a run on a table, and say how it differs from the run's: snugtune evaluate runs/run may.csv."""
@@ -41,8 +44,8 @@ def evaluate(
     if output is not None:
         check_output(output, overwrite=overwrite)
     quiet_libraries()
-    predictor = Predictor.load(run)
     with readable(source) as path, RichObserver() as observer:
+        predictor = Predictor.load(run, dtype=dtype, observer=observer)  # type: ignore[arg-type]  # checked there
         result = evaluate_table(
             predictor, path, text=tuple(text) if text else None, label=label, output=output,
             overwrite=overwrite, observer=observer, reference=read_reference(run), sheet=sheet,

@@ -26,6 +26,10 @@ PHASES = {
     "survey": "Reading the table",
     "predict": "Classifying",
     "save": "Saving and reloading in a new process",
+    "reference": "Answers of the run on held-out rows",
+    "export": "Writing the export",
+    "compare": "Asking the export in a new process",
+    "push": "Pushing to the Hub",
 }
 
 

@@ -112,6 +112,11 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path, max_length: int) 
         write_quantization(config.quantization_config, folder)
         del config.quantization_config
     config.save_pretrained(folder)
+    write_tokenizer(tokenizer, folder, max_length)
+
+
+def write_tokenizer(tokenizer: Any, folder: Path, max_length: int) -> None:
+    """Save the tokenizer into ``folder``, and beside it the length that texts are cut to."""
     tokenizer.save_pretrained(folder)
     text = json.dumps({"max_seq_length": max_length, "do_lower_case": False}) + "\n"
     (folder / "sentence_bert_config.json").write_text(text, encoding="utf-8")
@@ -213,10 +218,13 @@ def _check_labels(given: Sequence[str], saved: Saved) -> None:
             )
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, attn_implementation: str) -> tuple[nn.Module, Any]:
+def load_model(
+    folder: Path, *, dtype: torch.dtype, attn_implementation: str, as_quantized: bool = True
+) -> tuple[nn.Module, Any]:
     """Load what ``save_model`` wrote, an adapter merged into its model, and the tokenizer.
 
-    An adapter that was trained on 4-bit weights stays beside them, for that is the model that was measured.
+    An adapter that was trained on 4-bit weights stays beside them, for that is the model that was measured;
+    without ``as_quantized`` it is merged into the published weights.
 
     Raises:
         UserInputError: the folder is of such a run and bitsandbytes is missing.
@@ -239,7 +247,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, attn_implementation: str) ->
     peft_config = PeftConfig.from_pretrained(folder)
     options |= {"revision": peft_config.revision, "ignore_mismatched_sizes": True}
     source, quantization = peft_config.base_model_name_or_path, read_quantization(folder)
-    if quantization is not None:
+    if quantization is not None and as_quantized:
         require_bitsandbytes()
         quantized = BitsAndBytesConfig(**quantization | {"bnb_4bit_compute_dtype": dtype})
         base = AutoModelForSequenceClassification.from_pretrained(

@@ -1,8 +1,12 @@
-"""A classifier as an ONNX graph: written by torch's exporter, run by ONNX Runtime on the processor."""
+"""A classifier as an ONNX graph: written by torch's exporter, quantised and run by ONNX Runtime on the CPU.
+
+Why these tools and settings: ``decisions/0019-onnx-and-int8.md``.
+"""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +21,21 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from snugtune.errors import UserInputError
 
-OPSET = 23
-"""The first with operators for attention and GELU: ONNX Runtime computes a graph of those a sixth faster."""
+OPSET = 20
+"""The first with GELU. Since 23 rotary positions are an operator; ONNX Runtime 1.32 refuses it in batches."""
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
 
 LARGEST_FILE_BYTES = 1_500_000_000
 """Graphs with more weights keep them in a file of their own: protocol buffers end at 2 GiB."""
+
+BITS = 8
+BLOCK = 32
+"""Inputs and weights of a product share a scale by so many along the inner dimension."""
+
+INT8_ARITHMETIC = 4
+"""``accuracy_level`` of ONNX Runtime's ``MatMulNBits``: inputs are quantised to 8 bits, too, by blocks."""
 
 
 def require_onnx() -> None:
@@ -75,6 +86,47 @@ def write_onnx(model: PreTrainedModel, path: Path) -> None:
         ) from error
 
 
+def write_int8(model: PreTrainedModel, path: Path) -> None:
+    """Write ``model`` (float32, on the CPU) in 8-bit integers as the graph ``path``.
+
+    Raises:
+        UserInputError: as ``write_onnx``.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        write_onnx(model, whole)
+        quantize(whole, path)
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Write the float32 graph ``source`` as ``target``, products with constant matrices in 8-bit integers.
+
+    The last of them, the head, stays in float32: it is small, and classes are told apart there.
+    ``MatMulNBits`` (github.com/microsoft/onnxruntime, docs/ContribOperators.md) gives each block of ``BLOCK``
+    inputs and weights a scale of its own, so a text's logits depend on nothing but the text.
+    """
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    whole = ONNXModel(onnx.load(source))
+    # Layers that are written as one operation with their bias, as all of GPT-2's, are products as well.
+    whole.replace_gemm_with_matmul()
+    products = [node.name for node in whole.model.graph.node if node.op_type == "MatMul"]
+    settings = DefaultWeightOnlyQuantConfig(
+        block_size=BLOCK, is_symmetric=True, accuracy_level=INT8_ARITHMETIC, bits=BITS
+    )
+    with _quiet_exporter():
+        quantizer = MatMulNBitsQuantizer(whole.model, nodes_to_exclude=products[-1:], algo_config=settings)
+        quantizer.process()
+    proto = quantizer.model.model
+    large = proto.ByteSize() > LARGEST_FILE_BYTES
+    onnx.save(proto, target, save_as_external_data=large, location=f"{target.name}.data")
+
+
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
@@ -103,7 +155,8 @@ class _Logits(nn.Module):
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
     """Keep the exporter's notes to its developers off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime.quantization.matmul_nbits_quantizer")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
@@ -120,24 +173,33 @@ class OnnxModel(nn.Module):
     """A graph of ``write_onnx`` with the interface of the Transformers model it was made from, on the CPU.
 
     It has no parameters: what it computes with is ONNX Runtime's, on as many threads as torch uses.
+
+    Raises:
+        UserInputError: the packages are missing, or the graph is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        require_onnx()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        if not torch.cpu._is_vnni_supported():
-            # Such processors add two 8-bit products in 16 bits, which would overflow.
-            options.add_session_config_entry("session.x64quantprecision", "1")
-        self._session: Any = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            # Its exceptions have no base of their own.
+            raise UserInputError(f"The graph {path} cannot be loaded ({_first_line(error)}).") from error
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
         """Logits (batch, n_classes) of right-padded ids and their mask, (batch, length) both."""
         arrays = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
         (logits,) = self._session.run([OUTPUT], arrays)
         return SequenceClassifierOutput(logits=torch.from_numpy(logits))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -37,12 +37,13 @@ ADDED_COLUMNS = ("predicted_label", "confidence", "needs_review", "second_label"
 
 ROWS_PER_BATCH = 10_000
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 _DTYPES = {
     "auto": torch.float32,  # what was calibrated and measured: decision 3
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.int8,
 }
 
 
@@ -77,7 +78,7 @@ class Predictor:
         return self.decision.confidence_threshold
 
     @classmethod
-    def load(cls, run: str | Path, *, dtype: Dtype = "auto") -> Predictor:
+    def load(cls, run: str | Path, *, dtype: Dtype = "auto", observer: Observer | None = None) -> Predictor:
         """Load a run folder.
 
         Args:
@@ -85,16 +86,19 @@ class Predictor:
             dtype: of the weights and activations. ``auto`` is float32, in which the run was calibrated
                 and measured. ``bfloat16`` is several times faster where the processor multiplies in it,
                 ``float16`` on GPUs; both move probabilities in the second or third digit and so may
-                change the labels of rows that were in doubt. The last layer stays in float32.
+                change the labels of rows that were in doubt. ``int8`` is for CPUs, through ONNX Runtime; what
+                it does to the run's held-out rows is measured at the first call (``predict/int8.py``). The
+                last layer stays in float32.
+            observer: is told whether ``int8`` keeps the run's accuracy.
 
         Raises:
             UserInputError: ``run`` is not the folder of a finished run, its model cannot be loaded, or
-                ``dtype`` is not one of those, or float16 on a CPU.
+                ``dtype`` is not one of those, or float16 on a CPU; or what int8 needs is missing.
         """
         bound_primitive_caches()
-        run, device = Path(run), pick_device()
+        run, device = Path(run), torch.device("cpu") if dtype == "int8" else pick_device()
         number = _number_format(dtype, device)
-        record = _read_record(run)
+        record = read_record(run)
         try:
             settings: dict[str, Any] = {
                 "labels": LabelSet(tuple(record["labels"]), record["label_aliases"]),
@@ -110,7 +114,10 @@ class Predictor:
             raise UserInputError(
                 f"{run / 'run.json'} is not of a finished fit: {error} is missing."
             ) from None
-        model, tokenizer = _load(folder, number)
+        if number == torch.int8:
+            model, tokenizer = _load_int8(run, record, observer or Observer())
+        else:
+            model, tokenizer = _load(folder, number)
         baseline = TfidfBaseline.load(run / "baseline") if settings["decision"].uses_baseline else None
         return cls(
             model=model.to(device).eval(), tokenizer=tokenizer, device=device, baseline=baseline, **settings
@@ -227,7 +234,12 @@ def replace_columns(frame: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
     return frame.drop(added.columns, strict=False).hstack(added)
 
 
-def _read_record(run: Path) -> dict[str, Any]:
+def read_record(run: Path) -> dict[str, Any]:
+    """What ``run.json`` in the folder ``run`` holds.
+
+    Raises:
+        UserInputError: it is not there or cannot be read.
+    """
     try:
         record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -245,7 +257,17 @@ def _number_format(dtype: str, device: torch.device) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+def _load_int8(run: Path, record: dict[str, Any], observer: Observer) -> tuple[nn.Module, Any]:
+    """The run's model in 8-bit integers, and the tokenizer."""
+    from transformers import AutoTokenizer
+
+    from snugtune.predict.int8 import int8_model
+
+    model = int8_model(run, record, observer.say)
+    return model, AutoTokenizer.from_pretrained(run / record["model"]["folder"], trust_remote_code=False)
+
+
+def _load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
     """The merged model in ``dtype``, but for its last layer, and the tokenizer."""
     try:
         model, tokenizer = load_model(folder, dtype=dtype, attn_implementation=attention.register())

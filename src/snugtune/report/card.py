@@ -30,11 +30,25 @@ def card(record: dict[str, Any]) -> str:
 
     The metadata keys are those of https://huggingface.co/docs/hub/model-cards.
     """
-    metadata = yaml.safe_dump(_metadata(record), sort_keys=False, allow_unicode=True)
-    sections = [
-        _title(record), _verdict(record), _figures(record), _decision(record), _use(record), _labels(record),
-    ]  # fmt: skip
-    return f"---\n{metadata}---\n\n" + "\n\n".join(sections) + "\n"
+    return _card(record, _metadata(record), _use(record))
+
+
+def export_card(record: dict[str, Any], to: str, name: str = "FOLDER") -> str:
+    """The card of an export ``to`` merged, adapter, onnx or onnx-int8, which users find under ``name``."""
+    metadata = _metadata(record)
+    if to == "adapter":
+        loader = _adapter_loader(name, quantized=_in_4bit(record))
+    else:
+        onnx = to.startswith("onnx")
+        metadata |= {"library_name": "onnx" if onnx else "transformers"}
+        loader = _onnx_loader(name) if onnx else _pipeline_loader(name)
+    return _card(record, metadata, "\n\n".join([_python(loader), *_stock_difference(record)]))
+
+
+def _card(record: dict[str, Any], metadata: dict[str, Any], use: str) -> str:
+    head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    sections = [_title(record), _verdict(record), _figures(record), _decision(record), use, _labels(record)]
+    return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _metadata(record: dict[str, Any]) -> dict[str, Any]:
@@ -130,12 +144,12 @@ def _decision(record: dict[str, Any]) -> str:
 def _use(record: dict[str, Any]) -> str:
     folder = record["model"]["folder"]
     loader = (
-        _adapter_loader(folder, quantized=record["config"].get("load_in_4bit", False))
+        _adapter_loader(folder, quantized=_in_4bit(record))
         if folder == "adapter"
         else "from transformers import AutoModelForSequenceClassification\n\n"
         f'model = AutoModelForSequenceClassification.from_pretrained("{folder}")'
     )
-    shown = f"```\nsnugtune predict RUN new.xlsx -o done.xlsx\n```\n\n```python\n{loader}\n```"
+    shown = f"```\nsnugtune predict RUN new.xlsx -o done.xlsx\n```\n\n{_python(loader)}"
     return "\n\n".join([shown, *_stock_difference(record)])
 
 
@@ -155,6 +169,34 @@ def _stock_difference(record: dict[str, Any]) -> list[str]:
         f"{record['model']['max_length']} tokens. A stock `pipeline` with the model folder reads only their "
         "beginning, and will do worse where the end matters."
     ]
+
+
+def _python(lines: str) -> str:
+    return f"```python\n{lines}\n```"
+
+
+def _in_4bit(record: dict[str, Any]) -> bool:
+    return bool(record["config"].get("load_in_4bit", False))
+
+
+def _pipeline_loader(name: str) -> str:
+    return (
+        "from transformers import pipeline\n\n"
+        f'classify = pipeline("text-classification", model="{name}")\n'
+        "classify(texts, truncation=True)"
+    )
+
+
+def _onnx_loader(name: str) -> str:
+    """Python that computes the logits of one text, without torch."""
+    return (
+        "import numpy as np\nimport onnxruntime\nfrom tokenizers import Tokenizer\n\n"
+        f'session = onnxruntime.InferenceSession("{name}/model.onnx")\n'
+        f'encoding = Tokenizer.from_file("{name}/tokenizer.json").encode(text)\n'
+        'arrays = {"input_ids": np.array([encoding.ids], dtype=np.int64)}\n'
+        'arrays["attention_mask"] = np.ones_like(arrays["input_ids"])\n'
+        '(logits,) = session.run(["logits"], arrays)'
+    )
 
 
 def _adapter_loader(folder: str, *, quantized: bool) -> str:
