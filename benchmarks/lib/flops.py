@@ -9,7 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Shape:
-    """A BERT-like encoder, K classes, LoRA of rank ``r`` on query and value from layer ``lowest`` up."""
+    """A BERT-like encoder, K classes, LoRA of rank ``r`` on query and value from layer ``lowest`` up.
+
+    With ``first_token`` the head reads that one alone, and all that the last layer makes of others but their
+    keys and values need not be computed.
+    """
 
     layers: int
     hidden: int
@@ -17,12 +21,13 @@ class Shape:
     r: int
     classes: int
     lowest: int = 0
+    first_token: bool = True
 
     @classmethod
-    def of(cls, config: Any, r: int, classes: int, lowest: int = 0) -> Shape:
+    def of(cls, config: Any, r: int, classes: int, lowest: int = 0, *, first_token: bool = True) -> Shape:
         """From a Transformers configuration."""
         sizes = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-        return cls(*sizes, r, classes, lowest)
+        return cls(*sizes, r, classes, lowest, first_token)
 
 
 def training_flops(shape: Shape, lengths: Sequence[int]) -> float:
@@ -35,27 +40,33 @@ def training_flops(shape: Shape, lengths: Sequence[int]) -> float:
     need none at all. Attention's two products cost twice as much again backward.
     Recomputation is an implementation's own cost and does not count (Chowdhery et al. 2022, PaLM, app. B).
     """
-    h, tokens, square = shape.hidden, float(sum(lengths)), float(sum(n * n for n in lengths))
-    factor, above = h * shape.r, shape.layers - shape.lowest
-    per_token = shape.lowest * 2 * _layer(shape) + above * (4 * _layer(shape) + 2 * 6 * 2 * factor)
-    per_token -= 2 * 3 * h * h + 2 * 2 * factor
-    attention = (shape.lowest * 2 * 2 + above * 3 * 2 * 2 - 2) * h * square
-    return per_token * tokens + attention + len(lengths) * 3 * _head(shape)
+    layers = sum(_layer(shape, i, lengths, backward=True, merged=False) for i in range(shape.layers))
+    return 2 * (layers + 3 * len(lengths) * _head(shape))
 
 
 def forward_flops(shape: Shape, lengths: Sequence[int], *, merged: bool) -> float:
     """Floating-point operations of a forward pass, with the adapters as they train or ``merged``."""
-    h, adapted = shape.hidden, 0 if merged else shape.layers - shape.lowest
-    per_token = shape.layers * 2 * _layer(shape) + adapted * 2 * 2 * 2 * h * shape.r
-    attention = shape.layers * 2 * 2 * h * float(sum(n * n for n in lengths))
-    return per_token * float(sum(lengths)) + attention + len(lengths) * _head(shape)
+    layers = sum(_layer(shape, i, lengths, backward=False, merged=merged) for i in range(shape.layers))
+    return 2 * (layers + len(lengths) * _head(shape))
 
 
-def _layer(shape: Shape) -> int:
-    """Weights of a layer that every token is multiplied with."""
-    return 4 * shape.hidden**2 + 2 * shape.hidden * shape.intermediate
+def _layer(shape: Shape, i: int, lengths: Sequence[int], *, backward: bool, merged: bool) -> float:
+    """Multiplications of layer ``i``: each product once forward, and once for each gradient it gives."""
+    h, tokens = shape.hidden, float(sum(lengths))
+    if shape.first_token and i == shape.layers - 1:
+        positions, pairs = float(len(lengths)), tokens
+    else:
+        positions, pairs = tokens, float(sum(n * n for n in lengths))
+    trained = backward and i >= shape.lowest
+    to_input = backward and i > shape.lowest
+    read = (positions + 2 * tokens) * h * h * (1 + to_input)  # query, and key and value of every token
+    made = positions * (h * h + 2 * h * shape.intermediate) * (1 + trained)
+    first, second = 1 + trained + to_input, 1 + 2 * trained
+    adapters = (positions + tokens) * h * shape.r * (first + second)
+    attention = pairs * h * ((1 + trained + to_input) + (1 + 2 * trained))
+    return read + made + attention + (0 if merged or i < shape.lowest else adapters)
 
 
 def _head(shape: Shape) -> int:
-    """FLOPs of dense layer and classifier on one text, forward."""
-    return 2 * (shape.hidden**2 + shape.hidden * shape.classes)
+    """Multiplications of dense layer and classifier on one text, forward."""
+    return shape.hidden**2 + shape.hidden * shape.classes

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.profiler import ProfilerActivity, profile
+from transformers import AttentionInterface
 
+from snugtune.model import attention
 from snugtune.train.forward import predict_logits
 
 from .common import best_time_s, synchronize
@@ -26,11 +28,11 @@ class Products:
     """The matrix products of a forward pass, in their order.
 
     ``linear`` are weight and bias with the rows they are multiplied with; ``attention`` are texts x heads,
-    length and size of a head of each layer's two products.
+    queries, keys and the size of a head of each layer's two products.
     """
 
     linear: list[tuple[Tensor, Tensor | None, int]] = field(default_factory=list)
-    attention: list[tuple[int, int, int]] = field(default_factory=list)
+    attention: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 def forward_shares(data: TokenData) -> dict[str, float]:
@@ -64,24 +66,27 @@ def forward_shares(data: TokenData) -> dict[str, float]:
 
 
 def observe(model: nn.Module, forward: Callable[[], None]) -> Products:
-    """The products of one call of ``forward``, seen by hooks on the layers' linear modules."""
-    found, heads = Products(), model.config.num_attention_heads
-    layers = model.config.num_hidden_layers
+    """The products of one call of ``forward``, seen at the layers' linear modules and at our attention."""
+    found, plain = Products(), attention.attention
 
     def on_linear(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.linear.append((module.weight, module.bias, inputs[0].numel() // module.in_features))
 
-    def on_model(_module: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
-        texts, length = inputs["attention_mask"].shape
-        found.attention += [(texts * heads, length, model.config.hidden_size // heads)] * layers
+    def noted(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
+        texts, heads, queries, size = query.shape
+        found.attention.append((texts * heads, queries, key.shape[2], size))
+        return plain(module, query, key, *args, **options)
 
-    hooks = [model.register_forward_pre_hook(on_model, with_kwargs=True)]
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and ".layer." in name:
-            hooks.append(module.register_forward_pre_hook(on_linear))
+    hooks = [
+        module.register_forward_pre_hook(on_linear)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layer." in name
+    ]
+    AttentionInterface.register(attention.NAME, noted)
     try:
         forward()
     finally:
+        attention.register()
         for hook in hooks:
             hook.remove()
     if not found.linear:
@@ -90,7 +95,7 @@ def observe(model: nn.Module, forward: Callable[[], None]) -> Products:
 
 
 def bare_loop(
-    linears: list[tuple[Tensor, Tensor | None, int]], attention: list[tuple[int, int, int]], device: Any
+    linears: list[tuple[Tensor, Tensor | None, int]], attended: list[tuple[int, int, int, int]], device: Any
 ) -> Callable[[], None]:
     """The products and nothing else, on inputs made beforehand."""
     dtype = linears[0][0].dtype
@@ -103,15 +108,15 @@ def bare_loop(
 
     first = [(random(rows, weight.shape[1]), weight, bias) for weight, bias, rows in linears]
     second = [
-        (random(n, length, size), random(n, size, length), random(n, length, length))
-        for n, length, size in attention
+        (random(n, queries, size), random(n, size, keys), random(n, queries, keys), random(n, keys, size))
+        for n, queries, keys, size in attended
     ]
 
     def run() -> None:
         for x, weight, bias in first:
             linear(x, weight, bias)
-        for values, keys, weights in second:
-            torch.bmm(values, keys)
+        for queries, keys, weights, values in second:
+            torch.bmm(queries, keys)
             torch.bmm(weights, values)
         synchronize(device)
 

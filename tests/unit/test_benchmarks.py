@@ -182,7 +182,7 @@ def test_contestants_alternate_and_one_that_fails_does_not_stop_the_others(tmp_p
 # Model FLOPs
 
 
-def _adapted(lowest=0):
+def _adapted(lowest=0, attention="eager"):
     from peft import LoraConfig, get_peft_model
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -190,7 +190,7 @@ def _adapted(lowest=0):
         vocab_size=30, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=40,
         max_position_embeddings=32, num_labels=5,
     )  # fmt: skip
-    config._attn_implementation = "eager"
+    config._attn_implementation = attention
     adapter = LoraConfig(
         task_type="SEQ_CLS",
         r=4,
@@ -211,7 +211,23 @@ def test_model_flops_agree_with_torchs_counter_on_unpadded_texts(lengths, lowest
     with FlopCounterMode(display=False) as counter:
         for n in lengths:
             model(input_ids=torch.randint(1, 30, (1, n)), labels=torch.tensor([1])).loss.backward()
-    assert flops.training_flops(flops.Shape.of(config, 4, 5, lowest), lengths) == counter.get_total_flops()
+    shape = flops.Shape.of(config, 4, 5, lowest, first_token=False)
+    assert flops.training_flops(shape, lengths) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("lowest", [0, 2])
+def test_of_the_last_layer_only_what_the_head_reads_must_be_computed(lowest):
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from snugtune.model.first_token import read_first_token_only
+
+    model, config = _adapted(lowest, attention="sdpa")
+    assert read_first_token_only(model.base_model.model)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(input_ids=torch.randint(1, 30, (1, 9)), labels=torch.tensor([1])).loss.backward()
+    assert flops.training_flops(flops.Shape.of(config, 4, 5, lowest), (9,)) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("merged", [False, True])
@@ -224,8 +240,8 @@ def test_forward_flops_agree_with_torchs_counter_too(merged):
         model = model.merge_and_unload()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.randint(1, 30, (2, 9)))
-    found = flops.forward_flops(flops.Shape.of(config, 4, 5), (9, 9), merged=merged)
-    assert found == counter.get_total_flops()
+    shape = flops.Shape.of(config, 4, 5, first_token=False)
+    assert flops.forward_flops(shape, (9, 9), merged=merged) == counter.get_total_flops()
 
 
 # Lengths
@@ -273,7 +289,7 @@ def test_the_generated_table_grows_without_changing_and_has_copies(tmp_path):
         made_table.write_table(tmp_path / f"{rows}.csv", rows, 10)
     small, large = (pl.read_csv(tmp_path / f"{rows}.csv") for rows in (300, 900))
     assert (small.height, large.height) == (300, 900)
-    assert small["label"].n_unique() == made_table.CLASSES
+    assert large["label"].n_unique() == made_table.CLASSES
     assert 5 <= large.height - large["text"].n_unique() <= 60
     assert 8 < large["text"].str.split(" ").list.len().mean() < 12
 
@@ -383,9 +399,9 @@ def test_the_bare_loop_has_every_product_of_the_encoder_and_nothing_else(tiny_da
 
     data_ids = torch.ones(3, 7, dtype=torch.long)
     found = kernels.observe(model, forward)
-    # query, key, value, attention's output, and the two of the feed-forward part
-    assert [rows for _, _, rows in found.linear] == [21] * 6 * model.config.num_hidden_layers
-    assert found.attention == [(3 * 2, 7, 32)] * model.config.num_hidden_layers
+    # key and value of every token; query, output and feed-forward part of the one that is read
+    assert sorted(rows for _, _, rows in found.linear) == [3] * 4 + [21] * 2
+    assert found.attention == [(3 * 2, 1, 7, 32)]
 
 
 @pytest.mark.parametrize(
@@ -399,6 +415,42 @@ def test_the_bare_loop_has_every_product_of_the_encoder_and_nothing_else(tiny_da
 def test_operators_are_told_from_what_calls_them(name, is_one):
     kernels = importlib.import_module("benchmark_lib.kernels")
     assert kernels.is_operator(name) == is_one
+
+
+def test_predictor_and_pipeline_give_the_same_labels_of_the_same_tokens(tmp_path):
+    from tiny import write_model
+
+    contestants, ours = (importlib.import_module(f"benchmark_lib.{name}") for name in ("contestants", "ours"))
+    run = ours.write_untrained_run(tmp_path, 9, str(write_model(tmp_path / "tiny")))
+    texts, kind = contestants.texts_like_complaints(None, run, 12)
+    assert kind == "texts as long as complaints"
+    mine, default = contestants.Labels(run, texts), contestants.Pipeline(run, texts, 1)
+    taken = {
+        "ours": [mine.turn("prediction")],
+        "ours, bfloat16": [contestants.Labels(run, texts, "bfloat16").turn("prediction")],
+        "pipeline, batch size 1": [default.turn("prediction")],
+        "pipeline, batch size 4": [contestants.Pipeline(run, texts, 4).turn("prediction")],
+    }
+    assert len({turn.tokens for (turn,) in taken.values()}) == 1
+    for name in ("pipeline, batch size 1", "pipeline, batch size 4"):
+        assert contestants.same_labels(taken[name][0].labels, taken["ours"][0].labels) == 1.0
+    best = contestants.best_batch_size(taken)
+    assert best in {1, 4}
+    half = f"pipeline, batch size {best}, bfloat16"
+    taken |= {half: taken["ours"], "ours, bfloat16, beside": taken["ours"]}
+    found = contestants.ratios(taken)
+    assert set(found["ours"]) == {"pipeline, batch size 1", "pipeline, batch size 4"}
+    assert found["ours, bfloat16"][half]["median"] == 1.0
+    assert contestants.best_batch_size(taken) == best
+
+
+def test_few_shots_are_at_most_so_many_of_each_label_and_always_the_same():
+    peers = importlib.import_module("benchmark_lib.peers")
+    labels = ["a"] * 9 + ["b"] * 2 + ["c"] * 5
+    rows = peers.few_shots(labels, 3, seed=0)
+    assert [labels[i] for i in rows] == ["a"] * 3 + ["b"] * 2 + ["c"] * 3
+    assert rows == peers.few_shots(labels, 3, seed=0) != peers.few_shots(labels, 3, seed=1)
+    assert peers.few_shots(labels, 0, seed=0) == list(range(16))
 
 
 def test_both_are_looked_at_from_start_to_end_and_stop_when_told(tiny_data, own_precision):
