@@ -15,6 +15,7 @@ from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
 from snugtune.model.artifact import load_model, save_model
 from snugtune.model.backbone import load_backbone
+from snugtune.model.first_token import read_first_token_only
 from snugtune.predict import onnx as subject
 from snugtune.predict.onnx import OnnxModel, quantize, write_onnx
 from snugtune.train.forward import collate, predict_logits
@@ -30,6 +31,7 @@ def model_and_tokens(folder, family):
     backbone = load_backbone(str(write_family(folder / "base", family)), LabelSet(LABELS, {}))
     save_model(backbone.model, backbone.tokenizer, folder / "model", backbone.max_length)
     model, tokenizer = load_model(folder / "model", dtype=torch.float32, attn_implementation="sdpa")
+    read_first_token_only(model)
     tokens = tokenize(texts_and_labels(24)[0], tokenizer, 64)
     return model.eval(), tokens, tokenizer.pad_token_id
 

@@ -17,6 +17,7 @@ from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
 from snugtune.files import check_free_space, file_digest, write_json
 from snugtune.model.artifact import load_model
+from snugtune.model.first_token import read_first_token_only
 from snugtune.model.pooling import cache_folder
 from snugtune.predict.agreement import ROUNDED, Logits, agreement
 from snugtune.predict.held_out import HeldOut, read_held_out
@@ -63,6 +64,7 @@ def reference_model(run: Path, record: dict[str, Any], *, as_quantized: bool = T
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserInputError(f"The model in {folder} cannot be loaded: {reason}") from error
+    read_first_token_only(model)
     return model.eval(), tokenizer
 
 
