@@ -201,7 +201,7 @@ def test_the_last_layer_is_not_rounded(run):
     assert np.abs(gaps - gaps.round()).max() > 0.05
 
 
-@pytest.mark.parametrize(("dtype", "words"), [("int8", "must be one of"), ("float16", "needs a GPU")])
+@pytest.mark.parametrize(("dtype", "words"), [("int4", "must be one of"), ("float16", "needs a GPU")])
 def test_other_dtypes_are_refused(run, dtype, words):
     import torch
 

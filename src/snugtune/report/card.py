@@ -47,7 +47,9 @@ def export_card(record: dict[str, Any], to: str, name: str = "FOLDER") -> str:
 
 def _card(record: dict[str, Any], metadata: dict[str, Any], use: str) -> str:
     head = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
-    sections = [_title(record), _verdict(record), _figures(record), _decision(record), use, _labels(record)]
+    # Runs made before there were verdicts have none.
+    verdict = [_verdict(record)] if "verdict" in record else []
+    sections = [_title(record), *verdict, _figures(record), _decision(record), use, _labels(record)]
     return f"---\n{head}---\n\n" + "\n\n".join(sections) + "\n"
 
 
