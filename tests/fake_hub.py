@@ -16,7 +16,8 @@ TOKEN = "hf_of_the_tests"
 
 
 class Hub(ThreadingHTTPServer):
-    """``repositories``: files by path, by name; ``visibility`` by name; ``refused``: a status by path."""
+    """``repositories``: files by path, by name; ``visibility`` by name; ``refused``: a status by path, 0 to
+    say nothing and hang up."""
 
     daemon_threads = True
 
@@ -62,7 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         status = next((s for part, s in self.server.refused.items() if part in path), None)
-        if status is not None:
+        if status == 0:
+            self.close_connection = True
+        elif status is not None:
             self._answer(status, {"error": "You may not do that."})
         elif not known and not path.startswith("/objects/"):
             self._answer(401, {"error": "Invalid credentials."})
@@ -83,8 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.endswith(".git/info/lfs/objects/batch"):
             self._batch(json.loads(body))
         else:
-            _, _, _, owner, name, verb, *_ = path.split("/")
-            self._of_repository(f"{owner}/{name}", verb, body)
+            _, _, _, owner, name, *verb = path.split("/")
+            self._of_repository(f"{owner}/{name}", verb[0] if verb else "", body)
 
     def _create(self, wanted):
         hub, name = self.server, f"{wanted['organization']}/{wanted['name']}"

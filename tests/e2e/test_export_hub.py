@@ -81,6 +81,12 @@ def test_a_token_that_may_only_read(run, hub, tmp_path):
     assert f"may not write to {REPO}" in push(run, hub, tmp_path, code=2).stderr
 
 
+@pytest.mark.slow
+def test_a_connection_that_breaks(run, hub, tmp_path):
+    hub.refused["/api/repos/create"] = 0
+    assert "The Hub cannot be reached" in push(run, hub, tmp_path, code=1).stderr
+
+
 def with_base(tmp_path, base):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))

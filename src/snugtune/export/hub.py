@@ -19,6 +19,9 @@ from snugtune.report.card import export_card
 
 What = Literal["auto", "adapter", "merged"]
 
+HTTP_CLIENTS = {"httpx", "httpx2", "httpcore", "httpcore2"}
+"""What ``huggingface_hub`` asks through, by release; their errors are no ``OSError``."""
+
 OF_THE_HUB = {".gitattributes", "README.md"}
 """Files that the Hub or its web page puts into a new repository."""
 
@@ -162,7 +165,9 @@ def _one_sentence(repo_id: str) -> Iterator[None]:
         raise UserInputError("HF_HUB_OFFLINE forbids to reach the Hub; unset it.") from None
     except HfHubHTTPError as error:
         raise _refusal(error, repo_id) from None
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in HTTP_CLIENTS:
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise HubError(f"The Hub cannot be reached: {reason}") from None
 
