@@ -15,7 +15,7 @@ from snugtune.config import FitConfig
 from snugtune.cost.bill import Terms, Usage, bill
 from snugtune.cost.budget import Budget, allowance
 from snugtune.cost.meter import Counter, Energy, card_counters
-from snugtune.cost.quote import FORWARD_SHARE, Work, budget_warning, quote, quote_sentence
+from snugtune.cost.quote import Work, budget_warning, quote, quote_sentence
 from snugtune.cost.rates import rates
 from snugtune.memory.devices import Device, this_device
 from snugtune.memory.plan import Plan
@@ -89,7 +89,7 @@ class Spending:
         if tokens_per_s is None or self.work.pace is not None:
             return None
         forward_s = float(self.lengths.sum()) * self.config.num_train_epochs / tokens_per_s
-        found = quote(replace(self.work, train_s=time_share * forward_s / FORWARD_SHARE))
+        found = quote(replace(self.work, train_s=time_share * forward_s / self.work.forward_share))
         assert found is not None
         return f"By the speed of the frozen pass, training takes about {duration(found.train_s)}."
 

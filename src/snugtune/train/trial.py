@@ -18,8 +18,9 @@ from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
 TRIAL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """Of the texts that are read: a second's work on two cores, and enough to keep a card busy."""
 
-PASSES_OF_METHOD = {"lora": 2.6, "full": 3.0, "head": 1.1}
-"""What training on a text takes, in frozen forward passes."""
+PASSES_OF_METHOD = {"lora": 2.0, "full": 3.0, "head": 1.0}
+"""What training on a text takes, in frozen forward passes: a pass backward for what flows back, and another
+for the gradients of weights, where these are trained. Adapters and heads are small beside them."""
 
 WARM_UP = 8
 """Share of them, as a divisor, read beforehand: what is set up at the first call is no part of the pace."""
