@@ -38,9 +38,9 @@ def test_the_verdict_and_the_promise_come_first(record):
 
 @pytest.mark.parametrize("tested", [None, {"coverage": 0.0, "precision": None, "interval": [0.0, 1.0]}])
 def test_where_nothing_is_left_to_the_model_nothing_is_said_of_the_test(record, tested):
-    verdict = {**record["verdict"], "level": "not_ready", "reasons": ["<b>`odd`</b>\nlabel"]}
+    verdict = {**record["verdict"], "level": "not_ready", "reasons": ["<b>`odd`</b>\nbaseline's"]}
     automation = {**record["automation"], "test": tested}
     text = card({**record, "verdict": verdict, "automation": automation})
     assert "**Not ready.**" in text
     assert "of these were right" not in text
-    assert "- &lt;b&gt;&#96;odd&#96;&lt;/b&gt; label" in text
+    assert "- &lt;b&gt;&#96;odd&#96;&lt;/b&gt; baseline's" in text

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import yaml
-from markupsafe import escape
 
 from snugtune.files import write_text
 from snugtune.units import duration
@@ -111,7 +111,7 @@ def _verdict(record: dict[str, Any]) -> str:
 
 def _one_line(sentence: str) -> str:
     """A sentence that may hold the user's labels, as text: no markup and no line of its own."""
-    return str(escape(" ".join(sentence.split()))).replace("`", "&#96;")
+    return escape(" ".join(sentence.split()), quote=False).replace("`", "&#96;")
 
 
 def _figures(record: dict[str, Any]) -> str:
