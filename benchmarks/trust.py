@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lib import common
+from lib import common, page
 
 TARGETS = (0.8, 0.9, 0.95)
 RESPLIT_TARGETS = (0.9, 0.95)
@@ -36,12 +36,16 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: held-out rows by part, labels, training rows by class, training texts."""
+    """A finished run: held-out rows by part, labels, training rows by class, training texts.
+
+    ``trained_with`` are the settings of the fit that are not the default, but for where its data lie.
+    """
 
     parts: dict[str, HeldOut]
     labels: tuple[str, ...]
     class_rows: Any
     train_texts: list[str]
+    trained_with: dict[str, Any]
 
 
 def main() -> None:
@@ -65,8 +69,9 @@ def main() -> None:
         results[folder.name] = measure(run, options.resplits)
         _tell(folder.name, results[folder.name])
     settings = {"resplits": options.resplits, "targets": TARGETS}
-    name = f"trust-{'-'.join(results)}"
-    common.save_result(name, {"settings": settings, "runs": results}, options.out, machine=common.hardware())
+    name, record = f"trust-{'-'.join(results)}", {"benchmark": "trust", "settings": settings, "runs": results}
+    common.save_result(name, record, options.out, machine=common.hardware())
+    page.refresh(options.out)
 
 
 def held_out(folder: Path) -> Run:
@@ -81,6 +86,8 @@ def held_out(folder: Path) -> Run:
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     settings = {name: value for name, value in record["config"].items() if name in FitConfig.model_fields}
     data = load_data(make_config(settings))
+    if record.get("imbalance", {}).get("trained_tau"):
+        raise SystemExit(f"{folder}: made for runs that do not favour rare classes in training.")
     if list(data.labels.names) != record["labels"]:
         raise SystemExit(f"{folder}: its data has other labels by now.")
     predictor = Predictor.load(folder)
@@ -91,14 +98,26 @@ def held_out(folder: Path) -> Run:
     parts = {}
     for name, baseline in (("validation", chosen_with), ("test", final)):
         part = data.parts[name]
-        tokens = tokenize(part.texts, predictor.tokenizer, predictor.max_length)
+        tokens = tokenize(part.texts, predictor.tokenizer, predictor.max_length, predictor.long_texts)
         logits = predict_logits(
             predictor.model, tokens, pad_token_id=predictor.tokenizer.pad_token_id, device=predictor.device
         )
         scores = baseline.decision(part.texts)
-        parts[name] = HeldOut(logits, scores, part.y, part.rows, tokens.lengths, part.texts)
+        parts[name] = HeldOut(logits, scores, part.y, part.rows, tokens.text_lengths, part.texts)
     class_rows = np.bincount(train.y, minlength=K)
-    return Run(parts, tuple(data.labels.names), class_rows, train.texts)
+    return Run(parts, tuple(data.labels.names), class_rows, train.texts, _trained_with(settings))
+
+
+def _trained_with(settings: dict[str, Any]) -> dict[str, Any]:
+    from snugtune.classifier import TABLE_SETTINGS
+    from snugtune.config import make_config
+
+    usual = make_config({"train": "table"}).model_dump(mode="json")
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in {*TABLE_SETTINGS, "audit"} and value != usual[name]
+    }
 
 
 def measure(run: Run, resplits: int) -> dict[str, Any]:
@@ -107,6 +126,7 @@ def measure(run: Run, resplits: int) -> dict[str, Any]:
     return {
         "rows": {name: len(part.y) for name, part in run.parts.items()},
         "classes": len(run.labels),
+        "trained_with": run.trained_with,
         **quality(run),
         "targets": targets,
         "resplits": {f"{target:g}": resplit(run, target, resplits) for target in RESPLIT_TARGETS},

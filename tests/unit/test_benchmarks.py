@@ -675,6 +675,7 @@ def _every_result():
         recipe,
         flipped,
         report,
+        _result("trust", settings={"resplits": 100}, runs={"banking77": _trusted_run()}),
         *_computing_less(),
     ]
 
@@ -700,6 +701,26 @@ def _computing_less():
         ways={"all rows": way, "easiest 30% dropped": way},
     )
     return prefix_cache, pruning
+
+
+_VERDICT = {"level": "ready_with_review", "against_baseline": "better"}
+
+
+def _trusted_run():
+    """What `trust.py` says of a run, as far as the page shows it."""
+    kept, nothing = {"coverage": 0.8, "precision": 0.961}, {"coverage": 0.0, "precision": None}
+    return {
+        "rows": {"validation": 1000, "test": 3080}, "trained_with": {"num_train_epochs": 2.0},
+        "test": {"accuracy": 0.9321, "f1_macro": 0.9311}, "ece": {"model": 0.04, "calibrated": 0.012},
+        "targets": {
+            target: {"test": kept, "baseline": {"test": nothing}, "verdict": _VERDICT}
+            for target in ("0.9", "0.95")
+        },
+        "resplits": {
+            target: {who: {"kept": 0.97, "mean_coverage": 0.75} for who in ("model", "baseline")}
+            for target in ("0.9", "0.95")
+        },
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -736,6 +757,7 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "not finished after 9 s" in drawn
     assert "| the recipe | 11.95 GiB | 3 h 28 min |" in drawn
     assert "3.4 at 1, 2.2 at 8 texts at a time" in drawn
+    assert "| banking77 | 95 % | 80.0 % | 96.1 % | 0.0 % |  | 97.0 % | 75.0 % |" in drawn
     assert "200 classes, 10,000 test rows: 0.35 MB" in drawn
     assert "| phone, 390 x 844 | 0.50 s (0.45 to 0.55) |" in drawn
     assert "What is kept takes 17.0 MiB" in drawn
