@@ -53,7 +53,7 @@ def audit(
         leaked = None
         if config.test is not None:
             leaked = overlapping_rows(table.texts, read_test(config, table, clock).texts)
-        lengths, seen = _read_by_model(config, table, clock, asked=frozen_pass)
+        lengths, seen = _read_by_model(config, table, clock, asked=frozen_pass and not config.is_multi_label)
         found = examine(
             table, lengths, np.arange(len(table.y)), None if seen is None else seen.features,
             leaked_rows=leaked, seed=config.seed, folder=folder, observer=clock, texts=config.report_texts,
@@ -61,11 +61,17 @@ def audit(
         record = {
             "source": config.train, "test": config.test, "columns": _columns(table),
             "cleaning": table.cleaning, "corrections": table.corrections,
-            "judged_by": "TF-IDF + linear" + (f" and frozen {config.model}" if seen else ""),
+            "judged_by": _judges(config, seen),
             "frozen_pass": seen and seen.as_dict(), "audit": found, "time": clock.seconds(),
         }  # fmt: skip
         write_json(folder / "audit.json", record)
     return record
+
+
+def _judges(config: FitConfig, seen: FrozenPass | None) -> str | None:
+    if config.is_multi_label:
+        return None
+    return "TF-IDF + linear" + (f" and frozen {config.model}" if seen else "")
 
 
 def examine(
@@ -82,12 +88,18 @@ def examine(
 ) -> dict[str, Any]:
     """The block ``audit`` of N usable rows, and ``label_issues.xlsx`` in ``folder``.
 
+    Labels are not judged where a text may have several.
+
     ``lengths`` are those of the table's texts in any order, ``judged`` (R,) the indices of the rows whose
     labels may be looked at (all but test rows), ``features`` (R, H) the frozen model's of those, None where
     it was not run. With ``texts=False`` the block holds no word of a text; the spreadsheet needs them.
     """
     observer.phase("audit")
     found = audit_table(table, lengths.whole, lengths.truncation, leaked_rows=leaked_rows, seed=seed)
+    if table.y.ndim == 2:  # what follows is for one label a text
+        for sentence in sentences(found):
+            observer.say(sentence)
+        return found | {"label_issues": None, "learning_curve": None}
     y, groups, K = table.y[judged], table.groups[judged], len(table.labels.names)
     words = TfidfBaseline().fit_features([table.texts[i] for i in judged.tolist()], K)
     quality = judge_labels(y, groups, K, words=words, features=features, seed=seed)
@@ -178,4 +190,5 @@ def _write_issues(
 
 
 def _columns(table: Usable) -> dict[str, Any]:
-    return {"text": list(table.columns.text), "label": table.columns.label}
+    label = table.columns.label
+    return {"text": list(table.columns.text), "label": list(label) if isinstance(label, tuple) else label}

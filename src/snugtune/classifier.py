@@ -25,8 +25,11 @@ from snugtune.predict.predictor import Predictor
 from snugtune.progress import Observer
 from snugtune.supervise import fit
 
-TABLE_SETTINGS = {"train", "test", "text", "label", "sheet", "test_sheet", "encoding", "delimiter"}
-"""Settings of ``FitConfig`` that say where a table lies; here texts and labels are handed over."""
+TABLE_SETTINGS = {
+    "train", "test", "text", "label", "label_levels", "label_separator", "problem_type", "sheet",
+    "test_sheet", "encoding", "delimiter",
+}  # fmt: skip
+"""Settings of ``FitConfig`` that say what a table holds and where; here texts and labels are handed over."""
 
 OWN_DEFAULTS = {"test_fraction": 0.0, "merge_label_variants": False}
 """Whoever calls ``fit`` and ``score`` splits the data, and classes are what they are given as."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +14,10 @@ from snugtune.files import write_text
 from snugtune.units import parse_duration
 
 DEFAULT_EFFECTIVE_BATCH_SIZE = 32
+
+SINGLE_LABEL: Final = "single_label_classification"
+MULTI_LABEL: Final = "multi_label_classification"
+"""Values of ``problem_type``, which are Transformers' own."""
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -51,7 +55,9 @@ class FitConfig(BaseModel):
     train: str
     test: str | None = None
     text: tuple[str, ...] | None = None
-    label: str | None = None
+    label: str | tuple[str, ...] | None = None
+    label_levels: tuple[str, ...] | None = None
+    label_separator: Annotated[str, Field(min_length=1)] | None = None
     sheet: str | None = None
     test_sheet: str | None = None
     encoding: str | None = None
@@ -74,6 +80,7 @@ class FitConfig(BaseModel):
     method: Literal["lora", "full", "head"] = "lora"
     load_in_4bit: bool = False
     task_type: Literal["SEQ_CLS"] = "SEQ_CLS"
+    problem_type: Literal["single_label_classification", "multi_label_classification"] = SINGLE_LABEL
     r: PositiveInt = 16
     lora_alpha: PositiveFloat = 32
     target_modules: tuple[str, ...] | str | None = None
@@ -101,7 +108,7 @@ class FitConfig(BaseModel):
     label_smoothing: Fraction = 0.0
     hidden_dropout: Fraction = 0.0
     probe_start: bool = True
-    metric: Literal["accuracy", "f1_macro"] = "accuracy"
+    metric: Literal["accuracy", "f1_macro", "f1_micro"] = "accuracy"
     early_stopping_patience: PositiveInt | None = 3
     fp16: bool = False
     bf16: bool | None = None
@@ -118,6 +125,46 @@ class FitConfig(BaseModel):
     max_time_s: Annotated[PositiveFloat, BeforeValidator(_seconds)] | None = None
     max_units: PositiveFloat | None = None
     track: Literal["tensorboard", "mlflow", "wandb", "trackio"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_several_labels(cls, given: Any) -> Any:
+        """Defaults that depend on others: a separator says that a cell holds several labels, and so on."""
+        if not isinstance(given, Mapping):
+            return given
+        values = dict(given)
+        if values.get("label_separator") is not None:
+            values.setdefault("problem_type", MULTI_LABEL)
+        if values.get("problem_type") == MULTI_LABEL:
+            values.setdefault("metric", "f1_micro")
+        return values
+
+    @model_validator(mode="after")
+    def _one_label_or_several(self) -> FitConfig:
+        if self.is_multi_label:
+            if self.imbalance not in ("auto", "none"):
+                raise ValueError(
+                    f"imbalance={self.imbalance!r} is for one label a text; thresholds by label do that for "
+                    "several, so leave it out"
+                )
+            if self.label_levels:
+                raise ValueError(
+                    f"label_levels are for one label a text; leave them out with problem_type={MULTI_LABEL}"
+                )
+            if self.corrections is not None:
+                raise ValueError(
+                    "corrections hold one label for each row; correct the labels in the table itself where "
+                    f"problem_type is {MULTI_LABEL}"
+                )
+            return self
+        if self.label_separator is not None:
+            raise ValueError(f"label_separator needs problem_type={MULTI_LABEL}; leave one of the two out")
+        if not (self.label is None or isinstance(self.label, str)):
+            raise ValueError(
+                f"label names {len(self.label)} columns; name one, or say with problem_type={MULTI_LABEL} "
+                "(--multi-label) that each of them is a label which may apply to a text or not"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> FitConfig:
@@ -143,6 +190,11 @@ class FitConfig(BaseModel):
                 f"bias={self.bias!r} trains biases of layers that load_in_4bit freezes; leave one of them out"
             )
         return self
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a text may carry several labels, or none."""
+        return self.problem_type == MULTI_LABEL
 
     def _batch_size_product(self) -> int | None:
         if self.per_device_train_batch_size is None and self.gradient_accumulation_steps is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from snugtune.config import WITHOUT_EFFECT_ON_WEIGHTS, FitConfig, write_config
 from snugtune.cost.meter import EnergyMeter, processor_counters
 from snugtune.cost.quote import Work
 from snugtune.data.dataset import Data, load_data
+from snugtune.data.labels import LabelSet
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import RunInterruptedError
 from snugtune.evaluate.assessment import Candidate, Rows, automation, part_metrics
@@ -25,7 +26,10 @@ from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.calibration import softmax
 from snugtune.evaluate.decision import Decided, Decision, decide
 from snugtune.evaluate.drift import reference
+from snugtune.evaluate.levels import Level, all_level_scores, levels_of
 from snugtune.evaluate.metrics import classification_metrics, single_class_alarm
+from snugtune.evaluate.multilabel.assessment import ScoredSets, judge_sets, score_sets
+from snugtune.evaluate.multilabel.decision import DecidedSets, LabelSetDecision, decide_label_sets
 from snugtune.evaluate.verdict import compare, verdict
 from snugtune.files import check_free_space, staged_folder, write_json
 from snugtune.memory.guard import Guard, Limit, device_memory
@@ -44,7 +48,7 @@ from snugtune.model.precision import compute_dtype, pick_device
 from snugtune.progress import Observer, PhaseClock, Together
 from snugtune.report.card import write_card
 from snugtune.report.page import write_report
-from snugtune.report.record import RunFacts, write_lines, write_predictions, write_record
+from snugtune.report.record import RunFacts, Told, write_lines, write_predictions, write_record
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, train
 from snugtune.train.features import FrozenPass, frozen_pass
@@ -69,6 +73,7 @@ FOLDER_OVERHEAD_BYTES = 64 * 2**20
 """Room for the tokenizer (up to 17 MB), the baseline (up to 50 MB) and the records."""
 
 Logits = dict[str, NDArray[np.float32]]
+AnyDecision = Decision | LabelSetDecision
 
 
 def fit(
@@ -127,9 +132,10 @@ def fit(
         logits = _held_out_logits(job, final, tokens, guard)
         audit = _audit(job, tokens, trainee.frozen, folder)
         baselines = _fit_baselines(job)
+        # Where a text may have several labels, each of these three has a counterpart for label sets.
         decided = _decide(job, logits["validation"], baselines.chosen_with, trainee.balanced)
         decision = decided.model.decision
-        scores = _score(job, tokens, logits, baselines, decision)
+        scores = _score(job, tokens, logits, baselines, decided)
         judged = _judge(job, decided, scores)
         saved = _save(job, final, baselines.final, decision, folder)
         checked = _stock_logits(job, final, logits["validation"])
@@ -199,8 +205,8 @@ class Baselines:
 class BothDecided:
     """How the run decides, and how its baseline would by itself."""
 
-    model: Decided
-    baseline: Decided
+    model: Decided | DecidedSets
+    baseline: Decided | DecidedSets
 
 
 @dataclass(frozen=True)
@@ -224,7 +230,8 @@ class Reload:
 class Scores:
     """By part (validation, test): probabilities (N, K), the metrics they give, and the baseline's.
 
-    ``alarms`` has a sentence for each part on which the model has collapsed.
+    ``alarms`` has a sentence for each part on which the model has collapsed. ``sets`` are what is said of
+    label sets, where a text may have several labels.
     """
 
     probabilities: dict[str, NDArray[np.float64]]
@@ -232,6 +239,13 @@ class Scores:
     baseline_scores: dict[str, NDArray[np.float32]]
     baseline_metrics: dict[str, dict[str, Any]]
     alarms: dict[str, str]
+    sets: dict[str, ScoredSets] = field(default_factory=dict)
+
+    def told(self, labels: LabelSet) -> dict[str, Told]:
+        """What is said of each row, as it is written."""
+        if self.sets:
+            return {name: Told.of_sets(labels, part.model) for name, part in self.sets.items()}
+        return {name: Told.of(labels, rows) for name, rows in self.probabilities.items()}
 
 
 @dataclass(frozen=True)
@@ -552,7 +566,8 @@ def _fit_baselines(job: Job) -> Baselines:
     part, validation = job.data.parts["train"], job.data.parts["validation"]
     K = len(job.data.labels.names)
     chosen_with = TfidfBaseline().fit(part.texts, part.y, K)
-    chosen_with.calibrate(validation.texts, validation.y)
+    if not job.config.is_multi_label:
+        chosen_with.calibrate(validation.texts, validation.y)
     final = TfidfBaseline().fit([*part.texts, *validation.texts], np.r_[part.y, validation.y], K)
     final.temperature = chosen_with.temperature
     return Baselines(chosen_with, final)
@@ -563,6 +578,8 @@ def _decide(
 ) -> BothDecided:
     validation, config = job.data.parts["validation"], job.config
     scores = baseline.decision(validation.texts)
+    if config.is_multi_label:
+        return _decide_sets(job, logits, scores)
     model = decide(
         logits, scores if config.mix_with_baseline else None, validation.y,
         precision=config.precision_target, class_rows=balanced.class_rows,
@@ -571,10 +588,7 @@ def _decide(
     )  # fmt: skip
     mixture = model.decision.mixture
     if model.decision.uses_baseline:
-        job.clock.say(
-            "The TF-IDF baseline helps on validation, so it is mixed in with a share of "
-            f"{100 * mixture.weight:.0f} % (--no-mix-with-baseline leaves it out)."
-        )
+        _say_mixed(job, mixture.weight)
     if mixture.tau > mixture.trained_tau:
         job.clock.say(
             f"Rare classes are preferred with tau = {mixture.tau:g}, which raises {config.metric} on "
@@ -583,14 +597,58 @@ def _decide(
     return BothDecided(model, decide(scores, None, validation.y, precision=config.precision_target))
 
 
+def _decide_sets(job: Job, logits: NDArray[np.float32], baseline_scores: NDArray[np.float32]) -> BothDecided:
+    y, config = job.data.parts["validation"].y, job.config
+    settings: dict[str, Any] = {
+        "precision": config.precision_target, "objective": config.metric, "seed": config.seed,
+        # Where every training row has a label, none at all cannot be right.
+        "at_least_one": bool(job.data.parts["train"].y.any(axis=1).all()),
+    }  # fmt: skip
+    mixed = baseline_scores if config.mix_with_baseline else None
+    model = decide_label_sets(logits, mixed, y, **settings)
+    if model.decision.uses_baseline:
+        _say_mixed(job, model.decision.weight)
+    return BothDecided(model, decide_label_sets(baseline_scores, None, y, **settings))
+
+
+def _say_mixed(job: Job, share: float) -> None:
+    job.clock.say(
+        f"The TF-IDF baseline helps on validation, so it is mixed in with a share of {100 * share:.0f} % "
+        "(--no-mix-with-baseline leaves it out)."
+    )
+
+
 def _class_rows(job: Job) -> NDArray[np.int64]:
     """Training rows of each class, (K,)."""
-    return np.bincount(job.data.parts["train"].y, minlength=len(job.data.labels.names))
+    y = job.data.parts["train"].y
+    return y.sum(axis=0) if y.ndim == 2 else np.bincount(y, minlength=len(job.data.labels.names))
+
+
+def _score_sets(
+    job: Job, tokens: dict[str, Tokens], logits: Logits, baselines: Baselines, decided: BothDecided
+) -> Scores:
+    scores = Scores({}, {}, {}, {}, {})
+    decisions: Any = (decided.model.decision, decided.baseline.decision)
+    for name, values in logits.items():
+        part = job.data.parts[name]
+        baseline = baselines.chosen_with if name == "validation" else baselines.final
+        found = score_sets(
+            part.y, tokens[name].text_lengths, values, baseline.decision(part.texts), decisions,
+            job.data.labels.names, _class_rows(job),
+        )  # fmt: skip
+        scores.sets[name] = found
+        scores.metrics[name], scores.baseline_metrics[name] = found.metrics, found.baseline_metrics
+        if found.alarm:
+            job.clock.say(f"Alarm on {name}: {found.alarm}")
+    return scores
 
 
 def _score(
-    job: Job, tokens: dict[str, Tokens], logits: Logits, baselines: Baselines, decision: Decision
+    job: Job, tokens: dict[str, Tokens], logits: Logits, baselines: Baselines, decided: BothDecided
 ) -> Scores:
+    decision = decided.model.decision
+    if isinstance(decision, LabelSetDecision):
+        return _score_sets(job, tokens, logits, baselines, decided)
     scores = Scores({}, {}, {}, {}, {})
     names, class_rows = job.data.labels.names, _class_rows(job)
     for name, values in logits.items():
@@ -604,14 +662,33 @@ def _score(
         scores.baseline_metrics[name] = classification_metrics(
             part.y, baseline.calibrated(baseline_scores), names
         )
+        _score_levels(job, scores, name)
         if alarm := single_class_alarm(probabilities.argmax(1), len(names)):
             scores.alarms[name] = alarm
             job.clock.say(f"Alarm on {name}: {alarm}")
     return scores
 
 
+def _score_levels(job: Job, scores: Scores, name: str) -> None:
+    """What the predicted labels of a part say of the levels above them, if the user names some."""
+    if not job.config.label_levels:
+        return
+    part, levels = job.data.parts[name], _levels(job)
+    for metrics, values in (
+        (scores.metrics, scores.probabilities[name]), (scores.baseline_metrics, scores.baseline_scores[name])
+    ):  # fmt: skip
+        metrics[name]["levels"] = all_level_scores(levels, part.y, values.argmax(1), part.levels)
+
+
+def _levels(job: Job) -> list[Level]:
+    train = job.data.parts["train"]
+    return levels_of(train.y, train.levels, len(job.data.labels.names))
+
+
 def _judge(job: Job, decided: BothDecided, scores: Scores) -> Judged:
     """What the held-out rows say: on the test rows, or on validation where there are none."""
+    if isinstance(decided.model, DecidedSets) or isinstance(decided.baseline, DecidedSets):
+        return _judge_sets(job, decided, scores)
     names, parts = np.array(job.data.labels.names, dtype=object), job.data.parts
     tested = "test" in scores.probabilities
     part = "test" if tested else "validation"
@@ -637,8 +714,20 @@ def _judge(job: Job, decided: BothDecided, scores: Scores) -> Judged:
     return Judged(found, told, seen)
 
 
+def _judge_sets(job: Job, decided: BothDecided, scores: Scores) -> Judged:
+    model, baseline, parts = decided.model, decided.baseline, job.data.parts
+    assert isinstance(model, DecidedSets)
+    assert isinstance(baseline, DecidedSets)
+    found, told = judge_sets(model, baseline, scores.sets, _class_rows(job))
+    held_out = model.held_out
+    given = [name for labels in job.data.labels.decode_sets(held_out.labels) for name in labels]
+    seen = reference(parts["train"].texts, parts["validation"].texts, held_out.confidence, given)
+    job.clock.say(found["sentence"])
+    return Judged(found, told, seen)
+
+
 def _save(
-    job: Job, model: torch.nn.Module, baseline: TfidfBaseline, decision: Decision, folder: Path
+    job: Job, model: torch.nn.Module, baseline: TfidfBaseline, decision: AnyDecision, folder: Path
 ) -> Path:
     job.clock.phase("save")
     saved = folder / ("adapter" if is_peft(model) else "model")
@@ -684,7 +773,7 @@ def _write(
     result: TrainResult,
     recovery: Recovery | None,
     peaks: Peaks,
-    decision: Decision,
+    decision: AnyDecision,
     scores: Scores,
     judged: Judged,
     saved: Path,
@@ -697,8 +786,9 @@ def _write(
     write_lines(result.metrics, folder / "metrics.jsonl")
     write_lines(result.memory, folder / "memory.jsonl")
     write_predictions(
-        job.data, scores.probabilities, folder / "predictions.parquet", texts=job.config.report_texts
-    )
+        job.data, scores.told(job.data.labels), folder / "predictions.parquet",
+        texts=job.config.report_texts,
+    )  # fmt: skip
     facts = RunFacts(
         config=job.config, data=job.data, truncation=reading.tokens["train"].truncation,
         long_texts=reading.as_dict(), imbalance=trainee.balanced.as_dict(),
@@ -706,7 +796,8 @@ def _write(
         device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=peaks.predicted_bytes,
         measured_peak_bytes=peaks.measured_bytes, memory_limit_bytes=peaks.limit_bytes,
         restarts=recovery.history if recovery else (),
-        decision=decision, metrics=scores.metrics, baseline_metrics=scores.baseline_metrics,
+        decision=decision, levels=_levels(job), metrics=scores.metrics,
+        baseline_metrics=scores.baseline_metrics,
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=reload.largest_logit_difference,
         without_quantization=reload.without_quantization, seconds=job.clock.seconds(), cost=cost,

@@ -5,12 +5,12 @@ import inspect
 import pytest
 
 from snugtune.cli.fit import NOT_SETTINGS, fit
-from snugtune.cli.options import settings
+from snugtune.cli.options import SHORTHANDS, settings
 from snugtune.config import FitConfig, make_config
 
 
 def test_fit_offers_every_setting_under_its_name():
-    offered = set(inspect.signature(fit).parameters) - NOT_SETTINGS - {"context"}
+    offered = set(inspect.signature(fit).parameters) - NOT_SETTINGS - SHORTHANDS - {"context"}
     assert offered == set(FitConfig.model_fields)
 
 
@@ -27,6 +27,13 @@ def test_what_is_left_out_keeps_its_default():
         ({"init_lora_weights": "True"}, {"init_lora_weights": True}),
         ({"init_lora_weights": "pissa"}, {"init_lora_weights": "pissa"}),
         ({"text": ["a", "b"]}, {"text": ("a", "b")}),
+        ({"label": ["a"]}, {"label": "a"}),
+        ({"label_levels": "Product, Issue"}, {"label_levels": ("Product", "Issue")}),
+        (
+            {"label": ["a", "b"], "multi_label": True},
+            {"label": ("a", "b"), "problem_type": "multi_label_classification", "metric": "f1_micro"},
+        ),
+        ({"label_separator": ";"}, {"problem_type": "multi_label_classification"}),
     ],
 )
 def test_lists_and_words_become_settings(given, expected):

@@ -27,7 +27,7 @@ def show_audit(record: dict[str, Any], out: Path) -> None:
         console.print(_variants(found["label_variants"]))
     if found["near_duplicates"]["largest"]:
         console.print(_templates(found["near_duplicates"]["largest"]))
-    if found["label_issues"]["top"]:
+    if found["label_issues"] and found["label_issues"]["top"]:
         console.print(_issues(found["label_issues"]["top"]))
     if found["learning_curve"]:
         console.print(_curve(found["learning_curve"]))
@@ -42,6 +42,7 @@ def _facts(found: dict[str, Any]) -> Table:
     rows = [
         ("usable rows", f"{found['rows']:,}"),
         ("labels", f"{found['labels']:,}"),
+        *_per_row(found["labels_per_row"]),
         ("largest class", f"{classes['largest']['label']} ({classes['largest']['rows']:,} rows)"),
         ("smallest class", f"{classes['smallest']['label']} ({classes['smallest']['rows']:,} rows)"),
         ("classes below 10 rows", f"{classes['below_10']:,}"),
@@ -60,6 +61,13 @@ def _facts(found: dict[str, Any]) -> Table:
     for name, value in rows:
         table.add_row(name, escape(value))
     return table
+
+
+def _per_row(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    bare = f", none on {found['rows_with_none']:,} rows" if found["rows_with_none"] else ""
+    return [("labels a row", f"{found['mean']:.2f} on average, at most {found['most']:,}{bare}")]
 
 
 def _languages(found: list[dict[str, Any]] | None) -> str:
@@ -117,6 +125,9 @@ def _curve(curve: dict[str, Any]) -> Table:
 
 def _say_next(found: dict[str, Any], record: dict[str, Any], out: Path, say: Callable[[str], None]) -> None:
     issues = found["label_issues"]
+    if issues is None:
+        say("Labels are not judged where a text may carry several.")
+        return
     say(
         f"{issues['suspected_rows']:,} labels look wrong ({100 * issues['share']:.1f} % of the rows), "
         f"judged by {record['judged_by']}."

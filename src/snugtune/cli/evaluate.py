@@ -17,7 +17,10 @@ def evaluate(
     text: Annotated[
         list[str] | None, typer.Option(help="Text column, if named otherwise than in training.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Label column, likewise; none at all is fine.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Label column, likewise; repeat for several. None at all is fine."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -47,8 +50,8 @@ def evaluate(
     with readable(source) as path, RichObserver() as observer:
         predictor = Predictor.load(run, dtype=dtype, observer=observer)  # type: ignore[arg-type]  # checked there
         result = evaluate_table(
-            predictor, path, text=tuple(text) if text else None, label=label, output=output,
-            overwrite=overwrite, observer=observer, reference=read_reference(run), sheet=sheet,
+            predictor, path, text=tuple(text) if text else None, label=tuple(label) if label else None,
+            output=output, overwrite=overwrite, observer=observer, reference=read_reference(run), sheet=sheet,
             encoding=encoding, delimiter=delimiter,
         )  # fmt: skip
     if json:

@@ -13,13 +13,30 @@ DATA, MODEL, ADAPTER = "Data", "Model", "Adapter (PEFT's names)"
 TRAINING, PRECISION, RESULT = "Training", "Batches and number formats", "Result"
 BUDGET = "Budget"
 
+SHORTHANDS = {"multi_label"}
+"""Options that stand for a value of a setting of another name."""
+
 
 def _option(panel: str, help_text: str, *names: str) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
 
 
 Text: TypeAlias = Annotated[list[str] | None, _option(DATA, "Text column; repeat for several.")]
-Label: TypeAlias = Annotated[str | None, _option(DATA, "Label column.")]
+Label: TypeAlias = Annotated[
+    list[str] | None,
+    _option(DATA, "Label column; with --multi-label repeat it, one for each label (or a,b,c)."),
+]
+LabelLevels: TypeAlias = Annotated[
+    str | None,
+    _option(DATA, "Columns above the label, such as Product,Issue: the scores at each.", "--label-levels"),
+]
+LabelSeparator: TypeAlias = Annotated[
+    str | None, _option(DATA, "What parts the labels in a cell that holds several, such as ';'.")
+]
+MultiLabel: TypeAlias = Annotated[
+    bool,
+    _option(DATA, "A text may carry several labels or none: --problem-type multi_label_classification."),
+]
 Sheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a workbook.")]
 TestSheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a test workbook.")]
 Encoding: TypeAlias = Annotated[str | None, _option(DATA, "Encoding of a CSV that is not UTF-8.")]
@@ -66,6 +83,10 @@ Pooling: TypeAlias = Annotated[
 ]
 HiddenDropout: TypeAlias = Annotated[float | None, _option(MODEL, "Dropout inside the model (0).")]
 
+ProblemType: TypeAlias = Annotated[
+    str | None,
+    _option(MODEL, "single_label_classification (default) or multi_label_classification."),
+]
 TaskType: TypeAlias = Annotated[str | None, _option(ADAPTER, "SEQ_CLS, the only one here.")]
 R: TypeAlias = Annotated[int | None, _option(ADAPTER, "LoRA rank (16).", "--r")]
 LoraAlpha: TypeAlias = Annotated[float | None, _option(ADAPTER, "LoRA scaling: alpha / r (32).")]
@@ -108,7 +129,9 @@ ProbeStart: TypeAlias = Annotated[
 ]
 Metric: TypeAlias = Annotated[
     str | None,
-    _option(TRAINING, "Validation score that chooses the weights: accuracy (default) or f1_macro."),
+    _option(
+        TRAINING, "Validation score that chooses the weights: accuracy (default), f1_macro, or f1_micro."
+    ),
 ]
 Patience: TypeAlias = Annotated[
     int | None,
@@ -205,7 +228,12 @@ def settings(parameters: dict[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in parameters.items() if value is not None}
     if "text" in given:
         given["text"] = tuple(given["text"])
-    for key in ("target_modules", "modules_to_save", "layers_to_transform"):
+    if "label" in given:
+        labels = tuple(given["label"])
+        given["label"] = labels[0] if len(labels) == 1 else labels
+    if given.pop("multi_label", False):
+        given["problem_type"] = "multi_label_classification"
+    for key in ("label_levels", "target_modules", "modules_to_save", "layers_to_transform"):
         if key in given and given[key] != "all-linear":
             given[key] = tuple(part.strip() for part in given[key].split(",") if part.strip())
     if str(given.get("init_lora_weights")).lower() in ("true", "false"):

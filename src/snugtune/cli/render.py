@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 
 from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.report.headline import headline
 from snugtune.units import duration
 
 PHASES = {
@@ -105,13 +106,17 @@ def show_run(record: dict[str, Any], run: Path) -> None:
     """The result of a fit as a table, and where everything lies."""
     console = Console()
     table = Table("", *record["metrics"])
-    for key in ("accuracy", "f1_macro", "f1_weighted", "ece"):
+    shown = [key for key, _ in headline(record)]
+    for key in shown:
         table.add_row(key, *(f"{part[key]:.4f}" for part in record["metrics"].values()))
     baseline = record["baseline"]
-    for key in ("accuracy", "f1_macro"):
+    for key in shown[:2]:
         figures = (f"{part[key]:.4f}" for part in baseline["metrics"].values())
         table.add_row(f"{baseline['name']}: {key}", *figures, style="dim")
     console.print(table)
+    part = "test" if "test" in record["metrics"] else "validation"
+    if levels := record["metrics"][part].get("levels"):
+        console.print(_levels(levels, part))
     report = run / "report.html"
     where = f"Everything lies in {run}" + (f"; for a browser: {report}." if report.exists() else ".")
     for sentence in (*cost_sentences(record), where):
@@ -183,6 +188,8 @@ def show_evaluation(result: dict[str, Any]) -> None:
         )
     console.print(_overall(metrics))
     console.print(_averages(metrics))
+    if metrics.get("levels"):
+        console.print(_levels(metrics["levels"], "this table"))
     console.print(_classes(metrics))
     if result["confusions"]:
         console.print(_confusions(result["confusions"]))
@@ -213,19 +220,36 @@ def _say_unscored(result: dict[str, Any], say: Callable[[str], None]) -> None:
         )
 
 
+def _levels(levels: list[dict[str, Any]], where: str) -> Table:
+    names = ("rows", "accuracy", "F1 macro", "if the label is right")
+    table = Table(f"level, on {where}", *map(_right, names))
+    for one in levels:
+        ceiling = "" if one["ceiling"] is None else f"{one['ceiling']:.4f}"
+        figures = (f"{one['rows']:,}", f"{one['accuracy']:.4f}", f"{one['f1_macro']:.4f}", ceiling)
+        table.add_row(escape(one["column"]), *figures)
+    return table
+
+
 def _right(name: str) -> Column:
     return Column(name, justify="right")
 
 
 def _overall(metrics: dict[str, Any]) -> Table:
     table = Table("overall", _right("value"), _right("95 % interval"))
+    several = "hamming_loss" in metrics
     names = {
-        "accuracy": "accuracy",
+        "accuracy": "exactly right" if several else "accuracy",
+        **({"f1_micro": "F1 micro"} if several else {}),
         "f1_macro": "F1 macro",
+        "hamming_loss": "Hamming loss",
+        "lrap": "ranking precision",
+        "average_precision_macro": "average precision macro",
         "log_loss": "log loss",
         "ece": "calibration error",
     }
     for key, name in names.items():
+        if metrics.get(key) is None:
+            continue
         interval = metrics["intervals"].get(key)
         table.add_row(
             name, f"{metrics[key]:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
@@ -235,7 +259,8 @@ def _overall(metrics: dict[str, Any]) -> Table:
 
 def _averages(metrics: dict[str, Any]) -> Table:
     table = Table("average over classes", *map(_right, ("precision", "recall", "F1")))
-    for kind in ("macro", "weighted", "micro"):
+    kinds = ("macro", "weighted", "micro", "samples")
+    for kind in (kind for kind in kinds if f"f1_{kind}" in metrics):
         table.add_row(kind, *(f"{metrics[f'{key}_{kind}']:.4f}" for key in ("precision", "recall", "f1")))
     return table
 

@@ -46,10 +46,12 @@ def audit_table(
     ``leaked_rows`` how many rows of a test file are near-duplicates of these (None without such a file).
     """
     cleaning, names = table.cleaning, table.labels.names
-    counts = np.bincount(table.y, minlength=len(names))
+    several = table.y.ndim == 2
+    counts = table.y.sum(axis=0) if several else np.bincount(table.y, minlength=len(names))
     return {
         "rows": len(table.y),
         "labels": len(names),
+        "labels_per_row": _labels_per_row(table.y) if several else None,
         "classes": _balance(names, counts),
         "lengths": _lengths(lengths, truncation),
         "languages": languages(table.texts, seed=seed),
@@ -169,6 +171,12 @@ def _balance(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, Any]:
         "smallest": of(int(counts.argmin())),
         "below_10": int((counts < RARE_ROWS).sum()),
     }
+
+
+def _labels_per_row(y: NDArray[np.int8]) -> dict[str, Any]:
+    per_row = y.sum(axis=1)
+    bare = int((per_row == 0).sum())
+    return {"mean": float(per_row.mean()), "most": int(per_row.max()), "rows_with_none": bare}
 
 
 def _lengths(lengths: NDArray[np.int64], truncation: Truncation) -> dict[str, Any]:

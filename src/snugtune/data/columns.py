@@ -27,10 +27,18 @@ _LISTED = 40  # columns named in an error
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns a model reads (``text``, in order) and learns (``label``; None where none is needed)."""
+    """The columns a model reads (``text``, in order) and learns (``label``; None where none is needed).
+
+    ``label`` is a tuple where each label has a column of its own, which says whether it applies.
+    """
 
     text: tuple[str, ...]
-    label: str | None
+    label: str | tuple[str, ...] | None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label columns, none, one or several."""
+        return (self.label,) if isinstance(self.label, str) else self.label or ()
 
 
 def choose_columns(
@@ -38,26 +46,63 @@ def choose_columns(
     *,
     source: str,
     text: Sequence[str] | None,
-    label: str | None,
+    label: str | Sequence[str] | None,
     need_label: bool = True,
+    several: bool = False,
 ) -> Columns:
     """The columns named by the user, and those left out where they are unambiguous.
 
     The text column is found by a known name, else as the string column with by far the longest cells; the
-    label by a known name, else as the single other string column whose values repeat.
+    label by a known name, else as the single other string column whose values repeat. Where a text may carry
+    ``several`` labels, ``label`` may name several columns, also in one string with commas between, and a
+    column of lists.
 
     Raises:
         UserInputError: a named column is missing, or what was left out has no or several candidates.
     """
-    named = [*dict.fromkeys(text or ()), *([label] if label is not None else [])]
-    for name in named:
+    labels = _named_labels(label, frame, source, several=several)
+    for name in dict.fromkeys(text or ()):
         _check_exists(name, frame, source)
-    if text and label in text:
-        raise UserInputError(f"Column {label!r} of {source} is both text and label; name another --label.")
-    texts = tuple(dict.fromkeys(text)) if text else (_find_text(frame, source, label),)
-    if label is None and need_label:
-        label = _find_label(frame, source, texts)
-    return Columns(texts, label)
+    for name in labels:
+        _check_exists(name, frame, source, lists=several)
+        if text and name in text:
+            raise UserInputError(f"Column {name!r} of {source} is both text and label; name another --label.")
+    texts = tuple(dict.fromkeys(text)) if text else (_find_text(frame, source, labels),)
+    if not labels and need_label:
+        labels = (_find_label(frame, source, texts, lists=several),)
+    return Columns(texts, labels if len(labels) > 1 else next(iter(labels), None))
+
+
+def _named_labels(
+    label: str | Sequence[str] | None, frame: pl.DataFrame, source: str, *, several: bool
+) -> tuple[str, ...]:
+    """The label columns that ``label`` names; commas part them only where no column has that very name."""
+    names: list[str] = []
+    for given in [label] if isinstance(label, str) else label or ():
+        parts = [part.strip() for part in given.split(",") if part.strip()]
+        if given in frame.columns or len(parts) < 2:
+            names.append(given)
+        elif several:
+            names.extend(parts)
+        elif all(part in frame.columns for part in parts):
+            raise UserInputError(
+                f"--label {given} names {len(parts)} columns of {source}; name one, or add --multi-label if "
+                "each is a label of its own that may apply to a text or not."
+            )
+        else:
+            names.append(given)
+    return tuple(dict.fromkeys(names))
+
+
+def level_cells(frame: pl.DataFrame, columns: Sequence[str], *, source: str) -> dict[str, list[str]]:
+    """The cells of the label's levels, stripped, blank where they are null.
+
+    Raises:
+        UserInputError: a column is missing.
+    """
+    for name in columns:
+        _check_exists(name, frame, source)
+    return {name: [cell.strip() for cell in _as_strings(frame, name)] for name in columns}
 
 
 def join_texts(frame: pl.DataFrame, text: Sequence[str]) -> list[str]:
@@ -75,12 +120,12 @@ def _as_strings(frame: pl.DataFrame, name: str) -> list[str]:
     return frame[name].cast(pl.String).fill_null("").to_list()
 
 
-def _check_exists(name: str, frame: pl.DataFrame, source: str) -> None:
+def _check_exists(name: str, frame: pl.DataFrame, source: str, *, lists: bool = False) -> None:
     if name not in frame.columns:
         close = _closest(name, frame.columns)
         meant = f"; did you mean {close!r}?" if close else "."
         raise UserInputError(f"{source} has no column {name!r}{meant} It has {_listing(frame.columns)}.")
-    if frame.schema[name].is_nested():
+    if frame.schema[name].is_nested() and not (lists and frame.schema[name] == pl.List):
         raise UserInputError(f"Column {name!r} of {source} holds lists or structures, not plain values.")
 
 
@@ -91,9 +136,9 @@ def _closest(name: str, names: Sequence[str]) -> str | None:
     return folded[found[0]] if found else None
 
 
-def _find_text(frame: pl.DataFrame, source: str, label: str | None) -> str:
-    taken = label or _only(_strings(frame), _LABEL_NAMES)
-    strings = [name for name in _strings(frame) if name != taken]
+def _find_text(frame: pl.DataFrame, source: str, labels: Sequence[str]) -> str:
+    taken = labels or (_only(_strings(frame), _LABEL_NAMES),)
+    strings = [name for name in _strings(frame) if name not in taken]
     if not strings:
         raise UserInputError(f"{source} has no column of texts; it has {_listing(frame.columns)}.")
     known = _only(strings, _CFPB_TEXT) or _only(strings, _TEXT_NAMES)
@@ -108,9 +153,13 @@ def _find_text(frame: pl.DataFrame, source: str, label: str | None) -> str:
     return first
 
 
-def _find_label(frame: pl.DataFrame, source: str, texts: Sequence[str]) -> str:
-    flat = [n for n in frame.columns if n not in texts and not frame.schema[n].is_nested()]
-    known = _only(flat, _LABEL_NAMES)
+def _find_label(frame: pl.DataFrame, source: str, texts: Sequence[str], *, lists: bool) -> str:
+    usable = [
+        name
+        for name, dtype in frame.schema.items()
+        if name not in texts and (not dtype.is_nested() or (lists and dtype == pl.List))
+    ]
+    known = _only(usable, _LABEL_NAMES)
     if known is not None:
         return known
     candidates = [name for name in _strings(frame) if name not in texts and _repeats(frame[name])]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,21 @@ import polars as pl
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
-from snugtune.data.columns import Columns, choose_columns, join_texts
+from snugtune.data.columns import Columns, choose_columns, join_texts, level_cells
 from snugtune.data.corrections import apply_corrections
 from snugtune.data.duplicates import near_duplicate_groups
-from snugtune.data.labels import CleaningPolicy, LabelSet, clean
+from snugtune.data.label_sets import (
+    CleanSets,
+    LabelNames,
+    clean_label_sets,
+    read_label_sets,
+    separator_for,
+    separator_hint,
+)
+from snugtune.data.labels import CleaningPolicy, CleanResult, LabelSet, clean
 from snugtune.data.split import PARTS, Split, split_rows
-from snugtune.data.table import read_table
+from snugtune.data.stratify import split_label_sets
+from snugtune.data.table import Table, read_table
 from snugtune.errors import UserInputError
 from snugtune.progress import Observer
 
@@ -26,14 +35,17 @@ MAX_VALIDATION_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one part: where they stand in their file (0-based data rows), their texts and class ids (N,).
+    """Rows of one part: where they stand in their file (0-based data rows), their texts and labels ``y``.
 
-    A class id of -1 marks a label unseen in training.
+    Where each text has one label, ``y`` (N,) are class ids, and -1 marks a label unseen in training. Where it
+    may have several, ``y`` (N, K) is 1 for each that applies and else 0; a row of -1 has unseen labels only.
+    ``levels`` are the cells of columns above the label, blank where they are empty.
     """
 
     rows: NDArray[np.int64]
     texts: list[str]
-    y: NDArray[np.int64]
+    y: NDArray[Any]
+    levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -43,20 +55,22 @@ class Part:
 class Usable:
     """What cleaning leaves of the training table, before any split: N rows.
 
-    ``rows`` (N,) are where they stand in the file (0-based data rows, ascending), ``y`` (N,) class ids,
-    ``groups`` (N,) near-duplicate groups. ``first_row`` is the row, as a spreadsheet counts, of data row 0;
-    ``corrections`` says what a file of corrected labels changed, None without one.
+    ``rows`` (N,) are where they stand in the file (0-based data rows, ascending), ``y`` the labels as in
+    `Part`, ``groups`` (N,) near-duplicate groups. ``first_row`` is the row, as a spreadsheet counts, of data
+    row 0; ``corrections`` says what a file of corrected labels changed, None without one. ``levels``
+    are as in `Part`.
     """
 
     rows: NDArray[np.int64]
     texts: list[str]
-    y: NDArray[np.int64]
+    y: NDArray[Any]
     groups: NDArray[np.int64]
     labels: LabelSet
     columns: Columns
     cleaning: dict[str, Any]
     first_row: int
     corrections: dict[str, Any] | None = None
+    levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def file_rows(self, indices: NDArray[np.int64]) -> list[int]:
         """The rows at ``indices`` as the user's spreadsheet program numbers them."""
@@ -108,7 +122,7 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
     """
     observer = observer or Observer()
     table = load_usable(config, observer)
-    split = split_rows(
+    split = (split_label_sets if config.is_multi_label else split_rows)(
         table.y, table.groups, seed=config.seed,
         validation=config.validation_fraction, max_validation=MAX_VALIDATION_ROWS,
         test=0.0 if config.test else config.test_fraction,
@@ -128,20 +142,60 @@ def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
     observer = observer or Observer()
     observer.phase("data")
     read = read_table(config.train, sheet=config.sheet, encoding=config.encoding, delimiter=config.delimiter)
-    columns = choose_columns(read.frame, source=read.source, text=config.text, label=config.label)
+    columns = choose_columns(
+        read.frame, source=read.source, text=config.text, label=config.label, several=config.is_multi_label
+    )
+    return (_usable_sets if config.is_multi_label else _usable)(config, read, columns, observer)
+
+
+def _usable(config: FitConfig, read: Table, columns: Columns, observer: Observer) -> Usable:
+    """Rows of one label each."""
     texts, given = join_texts(read.frame, columns.text), _label_texts(read.frame, columns)
     corrections = None
     if config.corrections is not None:
         given, corrections = apply_corrections(config.corrections, texts, given, read)
         observer.say(corrections.sentence())
+    if hint := separator_hint(given, columns.labels[0]):
+        observer.say(hint)
     cleaned = clean(texts, given, _policy(config), source=read.source)
+    labels = LabelSet(tuple(sorted(set(cleaned.labels))), cleaned.report.aliases)
+    usable = _cleaned(cleaned, labels, labels.encode(cleaned.labels), read, columns, observer)
+    levels = level_cells(read.frame, config.label_levels or (), source=read.source)
+    return replace(
+        usable, corrections=None if corrections is None else corrections.as_dict(),
+        levels=_cells_of(levels, usable.rows),
+    )  # fmt: skip
+
+
+def _usable_sets(config: FitConfig, read: Table, columns: Columns, observer: Observer) -> Usable:
+    """Rows of any number of labels."""
+    texts = join_texts(read.frame, columns.text)
+    given = read_label_sets(
+        read.frame, columns, config.label_separator, source=read.source, first_row=read.first_row
+    )
+    cleaned = clean_label_sets(texts, given, _policy(config), source=read.source)
+    names = tuple(sorted({name for labels in cleaned.label_sets for name in labels}))
+    labels = LabelSet(names, cleaned.report.aliases, separator_for(names, config.label_separator))
+    y = labels.encode_sets(cleaned.label_sets)
+    usable = _cleaned(cleaned, labels, y, read, columns, observer)
+    observer.say(
+        f"{y.sum() / len(y):.2f} labels a text on average, at most {y.sum(1).max():,}"
+        + (f"; {bare:,} texts carry none." if (bare := int((y.sum(1) == 0).sum())) else ".")
+    )
+    if never := [name for name in columns.labels if len(columns.labels) > 1 and name not in names]:
+        observer.say(f"No row says yes in {', '.join(map(repr, never))}: left out.")
+    return usable
+
+
+def _cleaned(
+    cleaned: CleanResult | CleanSets, labels: LabelSet, y: NDArray[Any], read: Table, columns: Columns,
+    observer: Observer,
+) -> Usable:  # fmt: skip
     for sentence in cleaned.report.sentences():
         observer.say(sentence)
-    labels = LabelSet(tuple(sorted(set(cleaned.labels))), cleaned.report.aliases)
     return Usable(
-        cleaned.row, cleaned.texts, labels.encode(cleaned.labels), near_duplicate_groups(cleaned.texts),
-        labels, columns, cleaned.report.as_dict(), read.first_row,
-        None if corrections is None else corrections.as_dict(),
+        cleaned.row, cleaned.texts, y, near_duplicate_groups(cleaned.texts), labels, columns,
+        cleaned.report.as_dict(), read.first_row,
     )  # fmt: skip
 
 
@@ -155,16 +209,22 @@ def _policy(config: FitConfig) -> CleaningPolicy:
 
 
 def _label_texts(frame: pl.DataFrame, columns: Columns) -> list[str]:
-    assert columns.label is not None
-    return ["" if value is None else str(value).strip() for value in frame[columns.label].to_list()]
+    (name,) = columns.labels
+    return ["" if value is None else str(value).strip() for value in frame[name].to_list()]
 
 
 def _parts(split: Split, table: Usable) -> dict[str, Part]:
     chosen = {name: split.indices(name) for name in PARTS}
     return {
-        name: Part(table.rows[rows], [table.texts[i] for i in rows], table.y[rows])
+        name: Part(
+            table.rows[rows], [table.texts[i] for i in rows], table.y[rows], _cells_of(table.levels, rows)
+        )
         for name, rows in chosen.items()
     }
+
+
+def _cells_of(levels: Mapping[str, Sequence[str]], rows: NDArray[np.int64]) -> dict[str, list[str]]:
+    return {name: [cells[i] for i in rows.tolist()] for name, cells in levels.items()}
 
 
 def _check_validation(data: Data) -> None:
@@ -200,26 +260,38 @@ def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
     read = read_table(
         config.test, sheet=config.test_sheet, encoding=config.encoding, delimiter=config.delimiter
     )
+    several = table.labels.separator is not None
     columns = choose_columns(
-        read.frame, source=read.source, text=table.columns.text, label=table.columns.label
+        read.frame, source=read.source, text=table.columns.text, label=table.columns.label, several=several
     )
-    texts, given = join_texts(read.frame, columns.text), _label_texts(read.frame, columns)
-    rows = np.array([i for i, text in enumerate(texts) if text.strip() and given[i]], dtype=np.int64)
+    texts = join_texts(read.frame, columns.text)
+    given: Sequence[str | LabelNames | None] = (
+        read_label_sets(
+            read.frame, columns, config.label_separator, source=read.source, first_row=read.first_row
+        )
+        if several
+        else [label or None for label in _label_texts(read.frame, columns)]
+    )
+    rows = np.array(
+        [i for i, text in enumerate(texts) if text.strip() and given[i] is not None], dtype=np.int64
+    )
     if not len(rows):
         raise UserInputError(
             f"The test file {config.test} has no row with both a text and a label; check it."
         )
-    labels = [given[i] for i in rows]
     if len(rows) < len(texts):
         observer.say(
             f"{len(texts) - len(rows):,} rows of {config.test} without a text or a label are left out."
         )
-    if unseen := table.labels.unseen(labels):
+    y, unseen = table.labels.encode_given([given[i] for i in rows])
+    if unseen:
         observer.say(
             f"{sum(unseen.values()):,} rows of {config.test} carry {len(unseen):,} labels unseen in "
             "training; they are predicted but not scored."
         )
-    return Part(rows, [texts[i].strip() for i in rows], table.labels.encode(labels))
+    there = [name for name in table.levels if name in read.frame.columns]
+    levels = _cells_of(level_cells(read.frame, there, source=read.source), rows)
+    return Part(rows, [texts[i].strip() for i in rows], y, levels)
 
 
 def overlapping_rows(train_texts: Sequence[str], test_texts: Sequence[str]) -> int:

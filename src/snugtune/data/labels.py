@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from snugtune.config import MULTI_LABEL, SINGLE_LABEL
 from snugtune.errors import UserInputError
 
 
@@ -89,11 +90,18 @@ class CleanResult:
 class LabelSet:
     """The classes of a model: ``names[i]`` is the user's text of class ``i``.
 
-    ``aliases`` maps spellings that were merged in training to the name that was kept.
+    ``aliases`` maps spellings that were merged in training to the name that was kept. ``separator`` parts the
+    labels of a text that are written into one cell; None where each text has exactly one.
     """
 
     names: tuple[str, ...]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    separator: str | None = None
+
+    @property
+    def problem_type(self) -> str:
+        """Transformers' name for one label a text, or any number."""
+        return SINGLE_LABEL if self.separator is None else MULTI_LABEL
 
     @cached_property
     def label2id(self) -> dict[str, int]:
@@ -108,6 +116,26 @@ class LabelSet:
     def encode(self, labels: Sequence[str]) -> NDArray[np.int64]:
         """Class ids (N,); -1 marks a label that is not in the set."""
         return np.array([self._id(label) for label in labels], dtype=np.int64)
+
+    def encode_sets(self, label_sets: Sequence[Sequence[str]]) -> NDArray[np.int8]:
+        """1 where a label applies, else 0: (N, K). A row that has only labels outside the set is all -1."""
+        y = np.zeros((len(label_sets), len(self.names)), dtype=np.int8)
+        for i, labels in enumerate(label_sets):
+            ids = [k for k in map(self._id, labels) if k >= 0]
+            y[i, ids] = 1
+            if labels and not ids:
+                y[i] = -1
+        return y
+
+    def encode_given(self, given: Sequence[Any]) -> tuple[NDArray[Any], dict[str, int]]:
+        """``y`` of labels, or of sets of them where there is a ``separator``; the unseen ones, counted."""
+        if self.separator is None:
+            return self.encode(given), self.unseen(given)
+        return self.encode_sets(given), self.unseen([label for labels in given for label in labels])
+
+    def decode_sets(self, y: NDArray[Any]) -> list[tuple[str, ...]]:
+        """The labels of each row of ``y`` (N, K), in the order of ``names``."""
+        return [tuple(self.names[k] for k in np.flatnonzero(row > 0).tolist()) for row in y]
 
     def unseen(self, labels: Sequence[str]) -> dict[str, int]:
         """How often each label outside the set occurs."""
@@ -130,11 +158,11 @@ def clean(
     given = [shared.setdefault(label, label) for label in ((label or "").strip() for label in labels)]
     filled = [i for i, text in enumerate(stripped) if text]
     rows = [i for i in filled if given[i]]
-    merged = _merge_variants(given, rows) if policy.merge_label_variants else {}
+    merged = merge_variants(Counter(given[i] for i in rows)) if policy.merge_label_variants else {}
     spelling = {other: kept for kept, others in merged.items() for other in others}
     final = [spelling.get(label, label) for label in given]
 
-    duplicates, conflicts = _repeats(rows, stripped, final)
+    duplicates, conflicts = repeats(rows, stripped, final)
     left_out = set(duplicates if policy.duplicates == "drop" else ())
     left_out |= set(conflicts if policy.conflicts == "drop" else ())
     rows = [i for i in rows if i not in left_out]
@@ -159,8 +187,8 @@ def clean(
     )
 
 
-def _merge_variants(given: Sequence[str], rows: Sequence[int]) -> dict[str, list[str]]:
-    counts = Counter(given[i] for i in rows)
+def merge_variants(counts: Counter[str]) -> dict[str, list[str]]:
+    """The spellings to merge into each kept one: those that differ from it by case or spacing only."""
     variants: dict[str, list[str]] = defaultdict(list)
     for label in counts:  # in the order first seen
         variants[" ".join(label.split()).casefold()].append(label)
@@ -172,13 +200,15 @@ def _merge_variants(given: Sequence[str], rows: Sequence[int]) -> dict[str, list
     return merged
 
 
-def _repeats(rows: Sequence[int], texts: Sequence[str], labels: Sequence[str]) -> tuple[list[int], list[int]]:
+def repeats(
+    rows: Sequence[int], texts: Sequence[str], labels: Sequence[Hashable]
+) -> tuple[list[int], list[int]]:
     """Rows that repeat an earlier one's text and label, and rows whose text occurs with another label, too.
 
     Most texts occur once, so the labels of a text become a set only with its second label.
     """
-    first: dict[str, str] = {}
-    more: dict[str, set[str]] = {}
+    first: dict[str, Hashable] = {}
+    more: dict[str, set[Hashable]] = {}
     repeated = []
     for i in rows:
         text, label = texts[i], labels[i]

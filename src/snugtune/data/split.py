@@ -56,7 +56,7 @@ def split_rows(
         UserInputError: a fraction is negative, the two leave nothing to train on, or ``fixed`` holds an
             unknown name or leaves a class without a row in training.
     """
-    _check_fractions(validation, test)
+    check_fractions(validation, test)
     if max_validation is not None:
         validation = min(validation, max_validation / max(1, len(y)))
     rng = np.random.default_rng(seed)
@@ -159,7 +159,8 @@ def _wanted(counts: NDArray[np.int64], fraction: float, rng: np.random.Generator
     return np.diff(edges).astype(np.int64)
 
 
-def _check_fractions(validation: float, test: float) -> None:
+def check_fractions(validation: float, test: float) -> None:
+    """Raises UserInputError if the shares are negative or leave nothing to train on."""
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise UserInputError(
             f"validation_fraction={validation} and test_fraction={test} leave nothing to train on; "

@@ -14,6 +14,8 @@ from snugtune.evaluate.metrics import classification_metrics
 from snugtune.evaluate.selective import (
     GUARANTEE,
     Held,
+    Outcomes,
+    Promise,
     automation_sentence,
     by_class,
     expected_coverage,
@@ -86,16 +88,38 @@ def automation(
     The baseline's threshold comes from the same validation rows by the same test.
     """
     decision = model.decided.decision
-    kept, threshold = decision.promise, decision.confidence_threshold
-    assert kept is not None
-    proof = Held.of(y_validation, model.decided.held_out)
-    test = _tested(model, y_test)
-    outcome = None if test is None else test.outcome(threshold)
-    expected = expected_coverage(proof.confidence, decision.precision_target)
+    proof, test = Held.of(y_validation, model.decided.held_out), _tested(model, y_test)
+    return automation_block(
+        _judged(model, y_validation, y_test),
+        _judged(baseline, y_validation, y_test),
+        precision_target=decision.precision_target,
+        delta=decision.delta,
+        classes=by_class(
+            test or proof, decision.confidence_threshold, label_names, proof, decision.precision_target
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A promise, what was said of validation rows by a decision fitted without them, and of test rows."""
+
+    promise: Promise
+    validation: Outcomes
+    test: Outcomes | None
+
+
+def automation_block(
+    model: Judged, baseline: Judged, *, precision_target: float, delta: float, classes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """``automation`` of ``run.json``, with ``classes`` as its ``by_class``."""
+    kept, threshold = model.promise, model.promise.threshold
+    outcome = None if model.test is None else model.test.outcome(threshold)
+    expected = expected_coverage(model.validation.confidence, precision_target)
     coverage = kept.coverage if outcome is None else outcome["coverage"]
     return {
-        "precision_target": decision.precision_target,
-        "delta": decision.delta,
+        "precision_target": precision_target,
+        "delta": delta,
         "guarantee": GUARANTEE,
         "threshold": threshold,
         "validation": {
@@ -105,21 +129,29 @@ def automation(
         },
         "test": outcome,
         "expected_coverage": expected,
-        "baseline": _of_baseline(baseline, y_test),
-        "by_class": by_class(test or proof, threshold, label_names, proof, decision.precision_target),
-        "sentence": automation_sentence(coverage, kept, decision.precision_target, expected),
+        "baseline": _of_baseline(baseline),
+        "by_class": classes,
+        "sentence": automation_sentence(coverage, kept, precision_target, expected),
     }
 
 
-def _of_baseline(baseline: Candidate, y_test: Ids | None) -> dict[str, Any]:
-    decision = baseline.decided.decision
-    assert decision.promise is not None
-    test = _tested(baseline, y_test)
+def _of_baseline(baseline: Judged) -> dict[str, Any]:
+    kept = baseline.promise
     return {
-        "threshold": decision.confidence_threshold,
-        "validation": {"coverage": decision.promise.coverage, "precision": decision.promise.precision},
-        "test": None if test is None else test.outcome(decision.confidence_threshold),
+        "threshold": kept.threshold,
+        "validation": {"coverage": kept.coverage, "precision": kept.precision},
+        "test": None if baseline.test is None else baseline.test.outcome(kept.threshold),
     }
+
+
+def _judged(candidate: Candidate, y_validation: Ids, y_test: Ids | None) -> Judged:
+    decided, test = candidate.decided, _tested(candidate, y_test)
+    assert decided.decision.promise is not None
+    return Judged(
+        decided.decision.promise,
+        Held.of(y_validation, decided.held_out).outcomes,
+        None if test is None else test.outcomes,
+    )
 
 
 def _tested(candidate: Candidate, y_test: Ids | None) -> Held | None:

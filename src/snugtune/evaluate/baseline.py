@@ -67,11 +67,14 @@ class TfidfBaseline:
     def fit(self, texts: Sequence[str], y: NDArray[np.int64], K: int) -> TfidfBaseline:
         """Learn from ``texts`` (N of them) of classes ``y (N,)`` out of ``K``; rows of class -1 are left out.
 
+        Where a text may carry several labels, ``y (N, K)`` is 1 for each that applies and else 0, and each
+        label is told from the rest by itself.
+
         Raises:
             ValueError: a class id is out of range.
             UserInputError: no row has a label, or the texts hold no word at all.
         """
-        texts, y = _labelled(texts, np.asarray(y, np.int64), K)
+        texts, y = _labelled(texts, np.asarray(y), K)
         self.temperature = 1.0
         self._seen, weights, bias = fit_linear(self.classifier, self.C, self.fit_features(texts, K), y)
         self._weights, self._bias = weights.astype(np.float16).astype(np.float32), bias.astype(np.float32)
@@ -202,9 +205,11 @@ _NAMES: dict[Classifier, str] = {"svc": "TF-IDF + linear SVM", "logistic": "TF-I
 def _labelled(texts: Sequence[str], y: NDArray[np.int64], K: int) -> tuple[list[str], NDArray[np.int64]]:
     if len(texts) != len(y):
         raise ValueError(f"texts and y must be of one length, got {len(texts)} and {len(y)}.")
-    if len(y) and not -1 <= y.min() <= y.max() < K:
+    if y.ndim == 1 and len(y) and not -1 <= y.min() <= y.max() < K:
         raise ValueError(f"y must lie in -1..{K - 1}, got {y.min()}..{y.max()}.")
-    kept = np.flatnonzero(y >= 0)
+    if y.ndim == 2 and y.shape[1] != K:
+        raise ValueError(f"y must have shape (N, {K}), got {y.shape}.")
+    kept = np.flatnonzero(y.reshape(len(y), -1).min(axis=1, initial=0) >= 0)
     if not len(kept):
         raise UserInputError("The baseline has no labelled row to learn from; check the label column.")
     return [texts[i] for i in kept.tolist()], y[kept]
@@ -213,11 +218,16 @@ def _labelled(texts: Sequence[str], y: NDArray[np.int64], K: int) -> tuple[list[
 def fit_linear(
     classifier: Classifier, C: float, X: Any, y: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Class ids ``(S,)`` seen in ``y (N,)``, their weights ``(S, F)``, biases ``(S,)``; ``X`` is (N, F)."""
+    """Class ids ``(S,)`` seen in ``y (N,)``, their weights ``(S, F)``, biases ``(S,)``; ``X`` is (N, F).
+
+    Of label sets ``y (N, K)``, each label that occurs is told from the rest by itself.
+    """
+    if y.ndim == 2:
+        return _fit_each_label(classifier, C, X, y)
     seen = np.unique(y)
     if len(seen) == 1:  # nothing to separate, which scikit-learn refuses
         return seen, np.zeros((1, X.shape[1])), np.zeros(1)
-    model = LinearSVC(C=C, random_state=0) if classifier == "svc" else LogisticRegression(C=C, max_iter=1000)
+    model = _linear(classifier, C)
     with warnings.catch_warnings():
         # That classes are many for so few rows; a table is checked for it when it is read.
         warnings.simplefilter("ignore", UserWarning)
@@ -226,6 +236,23 @@ def fit_linear(
     if len(seen) == 2:  # one row for two classes; halves, so that the softmax is the sigmoid of the margin
         weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
     return seen, np.ascontiguousarray(weights), bias  # liblinear's are in Fortran order, safetensors wants C
+
+
+def _linear(classifier: Classifier, C: float) -> Any:
+    return LinearSVC(C=C, random_state=0) if classifier == "svc" else LogisticRegression(C=C, max_iter=1000)
+
+
+def _fit_each_label(
+    classifier: Classifier, C: float, X: Any, y: NDArray[Any]
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    rows = (y > 0).sum(axis=0)
+    seen = np.flatnonzero(rows)
+    weights, bias = np.zeros((len(seen), X.shape[1])), np.ones(len(seen))
+    for i, k in enumerate(seen.tolist()):
+        if rows[k] < len(y):  # else nothing to separate: a margin of 1 says that it applies
+            model = _linear(classifier, C).fit(X, y[:, k] > 0)
+            weights[i], bias[i] = model.coef_[0], model.intercept_[0]
+    return seen, weights, bias
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -119,7 +119,7 @@ def row_metrics(
         "log_loss": _log_loss(rows.of_truth),
         "ece": expected_calibration_error(rows.confidence, truth == y_pred),
         "intervals": _intervals(truth, y_pred, len(label_names), bootstrap_samples, seed),
-        "per_class": _per_class(counts, label_names),
+        "per_class": per_class(counts, label_names),
         "confusion": [cell for cell in confusion_matrix_sparse(truth, y_pred) if cell[0] != cell[1]],
     }
 
@@ -206,7 +206,8 @@ def _averages(counts: ClassCounts) -> dict[str, float]:
     return averages
 
 
-def _per_class(counts: ClassCounts, label_names: Sequence[str]) -> list[dict[str, Any]]:
+def per_class(counts: ClassCounts, label_names: Sequence[str]) -> list[dict[str, Any]]:
+    """``per_class`` of a part's metrics: scores of each class with their intervals."""
     scores = {name: score.tolist() for name, score in counts.scores().items()}
     hits, support, predicted = (array.tolist() for array in (counts.hits, counts.support, counts.predicted))
     return [

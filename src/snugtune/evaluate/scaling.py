@@ -188,10 +188,10 @@ def fit_calibration(
     if not (with_confidence and len(y)):
         return map_alone
     probs = np.exp(map_alone.apply(x))
-    return replace(map_alone, confidence=_fit_beta(probs.max(axis=1), probs.argmax(axis=1) == y))
+    return replace(map_alone, confidence=fit_beta(probs.max(axis=1), probs.argmax(axis=1) == y))
 
 
-def _fit_beta(confidence: Real, correct: NDArray[np.bool_]) -> tuple[float, ...]:
+def fit_beta(confidence: Real, correct: NDArray[np.bool_]) -> tuple[float, ...]:
     """(a, b, c) of the beta map, by maximum a posteriori; a and b stay above zero, so it keeps the order.
 
     The prior is normal around the identity (1, 1, 0) with standard deviation 1, so that no run of right
@@ -211,6 +211,11 @@ def _fit_beta(confidence: Real, correct: NDArray[np.bool_]) -> tuple[float, ...]
     return tuple(found.x.tolist())
 
 
+def beta_confidence(confidence: Real, parameters: tuple[float, ...]) -> Real:
+    """What the beta map of `fit_beta` makes of each confidence: ``(N,)``."""
+    return np.asarray(expit(_beta_features(confidence) @ np.array(parameters)))
+
+
 def _beta_features(confidence: Real) -> Real:
     """``log s, -log(1 - s), 1`` of each confidence s: ``(N, 3)`` (Kull, Silva Filho & Flach 2017, sec. 3)."""
     clipped = confidence.clip(1e-12, 1 - 1e-12)
@@ -227,7 +232,7 @@ def _with_confidence(log_probs: Real, parameters: tuple[float, ...]) -> Real:
     rows, K, top = np.arange(len(probs)), probs.shape[1], probs.argmax(axis=1)
     before = probs[rows, top]
     # Just above even, so that the label stays the most probable class.
-    after = np.maximum(expit(_beta_features(before) @ np.array(parameters)), (1 + 1e-6) / K)
+    after = np.maximum(beta_confidence(before, parameters), (1 + 1e-6) / K)
     shared = probs.copy()
     shared[rows, top] = 0
     shared *= ((1 - after) / np.maximum(shared.sum(axis=1), _TINY))[:, None]

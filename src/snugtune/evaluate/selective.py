@@ -126,6 +126,18 @@ def outcome(confidence: Floats, correct: Bools, threshold: float) -> dict[str, A
 
 
 @dataclass(frozen=True)
+class Outcomes:
+    """Of held-out rows: how sure the model is of each ``(N,)``, and whether it is right ``(N,)``."""
+
+    confidence: Floats
+    correct: Bools
+
+    def outcome(self, threshold: float) -> dict[str, Any]:
+        """`outcome` of these rows."""
+        return outcome(self.confidence, self.correct, threshold)
+
+
+@dataclass(frozen=True)
 class Held:
     """Held-out rows with a known label: class ids ``y_true (N,)``, ``y_pred (N,)``, ``confidence (N,)``."""
 
@@ -147,7 +159,12 @@ class Held:
 
     def outcome(self, threshold: float) -> dict[str, Any]:
         """`outcome` of these rows."""
-        return outcome(self.confidence, self.correct, threshold)
+        return self.outcomes.outcome(threshold)
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """Confidence and whether it is right, without the classes."""
+        return Outcomes(self.confidence, self.correct)
 
 
 def by_class(

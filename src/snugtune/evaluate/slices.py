@@ -55,7 +55,11 @@ def confused_pairs(
 def by_length(y_true: Ids, y_pred: Ids, lengths: Ids) -> list[dict[str, Any]]:
     """Accuracy in groups of about equally many rows, from short to long texts (``lengths`` in tokens)."""
     scored = y_true >= 0
-    correct, lengths = (y_true == y_pred)[scored], lengths[scored]
+    return length_groups((y_true == y_pred)[scored], lengths[scored])
+
+
+def length_groups(correct: NDArray[np.bool_], lengths: Ids) -> list[dict[str, Any]]:
+    """`by_length` of scored rows, from whether each is right ``(N,)``."""
     if not len(lengths):
         return []
     # Rows of one length stay together, so groups may be fewer and unequal.
@@ -81,6 +85,14 @@ def by_class_size(y_true: Ids, y_pred: Ids, class_rows: Ids) -> list[dict[str, A
     """
     scored = y_true >= 0
     counts = ClassCounts.of(y_true[scored], y_pred[scored], len(class_rows))
+    return size_groups(counts, class_rows)
+
+
+def size_groups(counts: ClassCounts, class_rows: Ids) -> list[dict[str, Any]]:
+    """`by_class_size` from counts by class.
+
+    Where texts carry several labels, ``accuracy`` is the share of a group's labels that are given.
+    """
     which = np.searchsorted(_SIZE_EDGES, class_rows, side="right")
     found = []
     for group in np.unique(which):
@@ -105,7 +117,11 @@ def by_class_size(y_true: Ids, y_pred: Ids, class_rows: Ids) -> list[dict[str, A
 def reliability(y_true: Ids, pred_probs: Floats, *, bins: int = 15) -> dict[str, Any]:
     """Expected calibration error, and mean confidence and accuracy of each non-empty bin of it."""
     held = Held.of(y_true, pred_probs)
-    confidence, correct = held.confidence, held.correct
+    return reliability_of(held.confidence, held.correct, bins=bins)
+
+
+def reliability_of(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 15) -> dict[str, Any]:
+    """`reliability` of scored rows, from the confidence of each and whether it is right: ``(N,)`` both."""
     which = bin_of(confidence, bins)
     members = [np.flatnonzero(which == i) for i in np.unique(which)]
     return {
@@ -127,7 +143,11 @@ def risk_coverage(y_true: Ids, pred_probs: Floats) -> list[dict[str, float]]:
     The risk-coverage curve of El-Yaniv & Wiener (2010), with precision as one minus the selective risk.
     """
     held = Held.of(y_true, pred_probs)
-    confidence, correct = held.confidence, held.correct
+    return risk_coverage_of(held.confidence, held.correct)
+
+
+def risk_coverage_of(confidence: Floats, correct: NDArray[np.bool_]) -> list[dict[str, float]]:
+    """`risk_coverage` of scored rows, from the confidence of each and whether it is right: ``(N,)`` both."""
     if not len(correct):
         return []
     order = np.argsort(-confidence, kind="stable")

@@ -87,9 +87,9 @@ def compare(y_true: Ids, y_model: Ids, y_baseline: Ids, *, seed: int = 0) -> Com
     accuracy, f1, accuracies, f1s = _differences(y, model, baseline, seed)
     return Comparison(
         accuracy=accuracy,
-        accuracy_interval=_interval(accuracies),
+        accuracy_interval=interval_of(accuracies),
         f1_macro=f1,
-        f1_macro_interval=_interval(f1s),
+        f1_macro_interval=interval_of(f1s),
         p_value=p_value,
         only_model_right=only_model,
         only_baseline_right=only_baseline,
@@ -112,19 +112,21 @@ def verdict(
     """
     review_share = 1 - _outcome(automation)["coverage"]
     faults = _faults(comparison, automation, metrics, alarm)
-    level: Level = "ready_with_review"
-    if faults:
-        level = "not_ready"
-    elif review_share <= 1 - READY_COVERAGE + 1e-9:
-        level = "ready"
     return {
-        "level": level,
+        "level": level_of(review_share, faults),
         "against_baseline": comparison.against,
         "difference": comparison.as_dict(),
         "review_share": review_share,
         "reasons": [*faults, *_findings(comparison, automation, metrics, part)],
         "advice": _advice(comparison, automation, metrics, class_rows),
     }
+
+
+def level_of(review_share: float, faults: Sequence[str]) -> Level:
+    """The level, from the share that needs review and what speaks against any use."""
+    if faults:
+        return "not_ready"
+    return "ready" if review_share <= 1 - READY_COVERAGE + 1e-9 else "ready_with_review"
 
 
 def _outcome(automation: dict[str, Any]) -> dict[str, Any]:
@@ -138,15 +140,26 @@ def _faults(
 ) -> list[str]:
     """Why the model is not ready, each in a sentence; empty if it is."""
     faults = [alarm] if alarm else []
-    if metrics["rows"] < FEWEST_ROWS:
-        faults.append(
-            f"Only {metrics['rows']:,} held-out rows could be scored; below {FEWEST_ROWS} they prove nothing."
-        )
+    if few := too_few_rows(metrics):
+        faults.append(few)
     if comparison.against == "worse":
         faults.append(
             f"The TF-IDF baseline is more accurate by {_points(-comparison.accuracy)} points "
             f"(p = {comparison.p_value:.2g})."
         )
+    return faults + automation_faults(automation)
+
+
+def too_few_rows(metrics: dict[str, Any]) -> str | None:
+    """A sentence if so few rows were scored that they prove nothing."""
+    if metrics["rows"] >= FEWEST_ROWS:
+        return None
+    return f"Only {metrics['rows']:,} held-out rows could be scored; below {FEWEST_ROWS} they prove nothing."
+
+
+def automation_faults(automation: dict[str, Any]) -> list[str]:
+    """What speaks against leaving texts to the model, each in a sentence."""
+    faults = []
     coverage = _outcome(automation)["coverage"]
     if coverage < WORTHWHILE_COVERAGE:
         faults.append(
@@ -182,25 +195,43 @@ def _findings(
             f"Its accuracy differs from the TF-IDF baseline's by {100 * comparison.accuracy:+.1f} points, "
             f"which may be chance ({interval})."
         )
-    if metrics["ece"] > WELL_CALIBRATED:
-        reasons.append(
-            f"Confidences are off by {_points(metrics['ece'])} points on average (calibration error)."
-        )
-    return reasons
+    return reasons + doubtful_confidence(metrics)
+
+
+def doubtful_confidence(metrics: dict[str, Any]) -> list[str]:
+    """A sentence if confidences are far from the share of right predictions."""
+    if metrics["ece"] <= WELL_CALIBRATED:
+        return []
+    return [f"Confidences are off by {_points(metrics['ece'])} points on average (calibration error)."]
 
 
 def _advice(
     comparison: Comparison, automation: dict[str, Any], metrics: dict[str, Any], class_rows: Ids
 ) -> list[str]:
+    advice = against_advice(comparison.against) + automation_advice(automation)
+    if metrics["ece"] > WELL_CALIBRATED:
+        advice.append("Compare confidences with one another, but do not take them for probabilities.")
+    advice.extend(_where_to_look(metrics, class_rows))
+    return advice
+
+
+def against_advice(against: Against) -> list[str]:
+    """What to do where the model does not beat the baseline."""
     advice = []
-    coverage = _outcome(automation)["coverage"]
-    if comparison.against == "worse":
+    if against == "worse":
         advice.append("Use the baseline, or train longer, with more rows or a larger --model.")
-    elif comparison.against == "same":
+    elif against == "same":
         advice.append(
             "The baseline does as well and costs next to nothing; more rows, more epochs or a larger --model "
             "may tell the two apart."
         )
+    return advice
+
+
+def automation_advice(automation: dict[str, Any], aid: str = "the second and third label") -> list[str]:
+    """Who should look at what; ``aid`` is what saves searching where every prediction is looked at."""
+    advice = []
+    coverage = _outcome(automation)["coverage"]
     if 0 < coverage < READY_COVERAGE:
         advice.append(
             f"Leave predictions at or above a confidence of {automation['threshold']:.3f} to the model and "
@@ -208,12 +239,8 @@ def _advice(
         )
     elif not coverage:
         advice.append(
-            "Let a person confirm every prediction, a lower --precision-target aside; the second and third "
-            "label save searching."
+            f"Let a person confirm every prediction, a lower --precision-target aside; {aid} save searching."
         )
-    if metrics["ece"] > WELL_CALIBRATED:
-        advice.append("Compare confidences with one another, but do not take them for probabilities.")
-    advice.extend(_where_to_look(metrics, class_rows))
     return advice
 
 
@@ -228,19 +255,25 @@ def _where_to_look(metrics: dict[str, Any], class_rows: Ids) -> list[str]:
             f"{pairs[0]['rows']:,} of {mistakes:,} mistakes are between {a!r} and {b!r}: check that the two "
             "are told apart the same way in all rows, or merge them."
         )
+    advice.extend(small_classes(metrics, class_rows))
+    if unseen := metrics["rows_unseen_label"]:
+        advice.append(f"{unseen:,} rows carry labels unseen in training, which it can never predict.")
+    return advice
+
+
+def small_classes(metrics: dict[str, Any], class_rows: Ids) -> list[str]:
+    """A sentence if labels of few training rows are not told well."""
     weak = [
         row["label"]
         for row, rows in zip(metrics["per_class"], class_rows.tolist(), strict=True)
         if row["support"] and row["f1"] < _WEAK_F1 and rows < _FEW_ROWS
     ]
     if weak:
-        advice.append(
+        return [
             f"{len(weak):,} labels with fewer than {_FEW_ROWS} training rows have an F1 below {_WEAK_F1:g} "
             f"({_listed(weak)}): add rows of them, or merge them into others."
-        )
-    if unseen := metrics["rows_unseen_label"]:
-        advice.append(f"{unseen:,} rows carry labels unseen in training, which it can never predict.")
-    return advice
+        ]
+    return []
 
 
 def _listed(labels: Sequence[str]) -> str:
@@ -266,7 +299,8 @@ def _differences(
     return accuracy, f1, accuracies, f1s
 
 
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+def interval_of(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % percentile interval of bootstrap values."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 

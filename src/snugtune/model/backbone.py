@@ -109,7 +109,7 @@ def load_backbone(
     options = {"revision": revision, **hub_options(source)}
     config = _load(AutoConfig, source, name, num_labels=len(labels.names), **options)
     config.id2label, config.label2id = dict(labels.id2label), dict(labels.label2id)
-    config.problem_type = "single_label_classification"
+    config.problem_type = labels.problem_type
     set_dropout(config, dropout)
     without_cache(config)
     _check_not_quantized(config, name)

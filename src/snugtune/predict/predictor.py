@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from snugtune.data.columns import Columns, choose_columns, join_texts
+from snugtune.data.label_sets import join_label_sets
 from snugtune.data.labels import LabelSet
 from snugtune.data.long_texts import LongTexts
 from snugtune.data.table import iter_tables
@@ -23,6 +24,9 @@ from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import UserInputError
 from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.decision import Decision
+from snugtune.evaluate.levels import Level
+from snugtune.evaluate.multilabel.decision import LabelSetDecision
+from snugtune.evaluate.multilabel.metrics import PredictedSets
 from snugtune.memory.host import bound_primitive_caches
 from snugtune.model import attention
 from snugtune.model.artifact import load_model
@@ -34,6 +38,13 @@ from snugtune.train.forward import predict_logits
 
 ADDED_COLUMNS = ("predicted_label", "confidence", "needs_review", "second_label", "third_label")
 """The columns that ``predict`` adds to a table, in this order; ones of the same name are replaced."""
+
+ADDED_SET_COLUMNS = ("predicted_label", "confidence", "needs_review", "label_confidences", "next_label")
+"""The same where a text may carry several labels, which ``predicted_label`` holds in one cell.
+
+``confidence`` is that of all of them being right and no other applying, ``label_confidences`` are those of
+each, in the same order, ``next_label`` is the most probable one that was not given.
+"""
 
 ROWS_PER_BATCH = 10_000
 
@@ -65,17 +76,28 @@ class Predictor:
     tokenizer: Any
     labels: LabelSet
     text_columns: tuple[str, ...]
-    label_column: str
+    label_column: str | tuple[str, ...]
     max_length: int
     long_texts: LongTexts
-    decision: Decision
+    decision: Decision | LabelSetDecision
     baseline: TfidfBaseline | None
     device: torch.device
+    levels: tuple[Level, ...] = ()
 
     @property
     def confidence_threshold(self) -> float:
         """At or above it a prediction needs no review."""
         return self.decision.confidence_threshold
+
+    @property
+    def several(self) -> bool:
+        """Whether a text may carry several labels, or none."""
+        return self.labels.separator is not None
+
+    @property
+    def added_names(self) -> tuple[str, ...]:
+        """The columns that ``predict`` adds."""
+        return ADDED_SET_COLUMNS if self.several else ADDED_COLUMNS
 
     @classmethod
     def load(cls, run: str | Path, *, dtype: Dtype = "auto", observer: Observer | None = None) -> Predictor:
@@ -100,14 +122,21 @@ class Predictor:
         number = _number_format(dtype, device)
         record = read_record(run)
         try:
+            # Runs of version 0.1 have one label for each text, and no separator.
+            separator = record.get("label_separator")
+            made = Decision if separator is None else LabelSetDecision
             settings: dict[str, Any] = {
-                "labels": LabelSet(tuple(record["labels"]), record["label_aliases"]),
+                "labels": LabelSet(tuple(record["labels"]), record["label_aliases"], separator),
                 "text_columns": tuple(record["columns"]["text"]),
-                "label_column": record["columns"]["label"],
+                "label_column": _one_or_several(record["columns"]["label"]),
+                "levels": tuple(
+                    Level(column, tuple(implied))
+                    for column, implied in record.get("label_levels", {}).items()
+                ),
                 "max_length": record["model"]["max_length"],
                 # Runs of version 0.1 do not tell it.
                 "long_texts": record.get("long_texts", {}).get("chosen", "truncate"),
-                "decision": Decision.from_dict(record["decision"]),
+                "decision": made.from_dict(record["decision"]),
             }
             folder = run / record["model"]["folder"]
         except (KeyError, TypeError) as error:
@@ -147,12 +176,26 @@ class Predictor:
         """The columns ``predict`` adds to a table, one row per text; an empty text always needs review."""
         return self.added_columns(texts, self.probabilities(texts))
 
+    def label_sets(self, probabilities: NDArray[np.float64]) -> PredictedSets:
+        """The labels given to each row of ``probabilities`` (N, K), where a text may carry several.
+
+        Raises:
+            TypeError: each text of this run carries one label.
+        """
+        if not isinstance(self.decision, LabelSetDecision):
+            raise TypeError("This run gives one label to each text; take the most probable one.")
+        return self.decision.predict(probabilities)
+
     def added_columns(self, texts: Sequence[str], probabilities: NDArray[np.float64]) -> pl.DataFrame:
         """``columns``, from probabilities (N, K) that are already known."""
+        empty = np.array([not text.strip() for text in texts], dtype=bool)
+        if self.several:
+            predicted = self.label_sets(probabilities)
+            review = (predicted.confidence < self.confidence_threshold) | empty
+            return set_columns(self.labels, predicted, review)
         names = np.array(self.labels.names, dtype=object)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :3]
         confidence = probabilities.max(1, initial=0.0)
-        empty = np.array([not text.strip() for text in texts], dtype=bool)
 
         def choice(k: int) -> list[str | None]:
             return names[order[:, k]].tolist() if k < order.shape[1] else [None] * len(texts)
@@ -175,7 +218,7 @@ class Predictor:
         source: str | Path,
         *,
         text: Sequence[str] | None = None,
-        label: str | None = None,
+        label: str | Sequence[str] | None = None,
         rows_per_batch: int = ROWS_PER_BATCH,
         observer: Observer | None = None,
         **reading: Any,
@@ -192,7 +235,12 @@ class Predictor:
         columns: Columns | None = None
         for frame in iter_tables(source, rows_per_batch=rows_per_batch, **reading):
             columns = columns or choose_columns(
-                frame, source=str(source), text=text or self.text_columns, label=label, need_label=False
+                frame,
+                source=str(source),
+                text=text or self.text_columns,
+                label=label,
+                need_label=False,
+                several=self.several,
             )
             texts = join_texts(frame, columns.text)
             yield Batch(frame, columns, texts, self.probabilities(texts, on_rows=observer.advance))
@@ -229,9 +277,40 @@ def _by_texts(on_texts: Callable[[int], None], tokens: Tokens) -> Callable[[int]
     return on_rows
 
 
+def set_columns(labels: LabelSet, predicted: PredictedSets, review: NDArray[np.bool_]) -> pl.DataFrame:
+    """`ADDED_SET_COLUMNS` of N rows; ``review`` (N,) says whether a person must look."""
+    assert labels.separator is not None
+    sets = labels.decode_sets(predicted.labels)
+    each = [
+        [f"{p:.3f}" for p in row[given]]
+        for row, given in zip(predicted.probabilities, predicted.labels, strict=True)
+    ]
+    left_out = np.where(predicted.labels, -1.0, predicted.probabilities)
+    following = [
+        labels.names[k] if row[k] >= 0 else None
+        for row, k in zip(left_out, left_out.argmax(axis=1).tolist(), strict=True)
+    ]
+    values = (
+        join_label_sets(sets, labels.separator),
+        np.asarray(predicted.confidence, np.float64),
+        review,
+        join_label_sets(each, labels.separator),
+        following,
+    )
+    types = (pl.String, pl.Float64, pl.Boolean, pl.String, pl.String)
+    return pl.DataFrame(
+        dict(zip(ADDED_SET_COLUMNS, values, strict=True)),
+        schema=dict(zip(ADDED_SET_COLUMNS, types, strict=True)),
+    )
+
+
 def replace_columns(frame: pl.DataFrame, added: pl.DataFrame) -> pl.DataFrame:
     """``added`` at the right of ``frame``, whose columns of the same names go."""
     return frame.drop(added.columns, strict=False).hstack(added)
+
+
+def _one_or_several(label: str | list[str]) -> str | tuple[str, ...]:
+    return tuple(label) if isinstance(label, list) else label
 
 
 def read_record(run: Path) -> dict[str, Any]:

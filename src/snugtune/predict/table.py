@@ -49,7 +49,10 @@ def predict_table(
     observer = observer or Observer()
     if isinstance(output, (str, Path)):
         check_output(output, overwrite=overwrite)
-    found = survey(source, text=text or predictor.text_columns, output=output, observer=observer, **reading)
+    found = survey(
+        source, text=text or predictor.text_columns, output=output, more_columns=predictor.added_names,
+        observer=observer, **reading,
+    )  # fmt: skip
     observer.phase("predict", found.rows)
     tables = predictor.tables(source, text=text, rows_per_batch=rows_per_batch, observer=observer, **reading)
     return write_tables(tables, output, csv_safe=csv_safe)

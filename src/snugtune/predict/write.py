@@ -24,7 +24,7 @@ EXCEL_CHARACTERS = 32_767  # per cell, in UTF-16 code units
 EXCEL_DIGITS = 15  # numbers of more digits would be rounded, so they are written as text
 EXCEL_FIRST_DAY = dt.date(1900, 1, 1)
 
-LABEL_COLUMNS = ("predicted_label", "second_label", "third_label")
+LABEL_COLUMNS = ("predicted_label", "second_label", "third_label", "next_label")
 _FORMULA_STARTS = ["=", "+", "-", "@", "\t", "\r"]  # OWASP, "CSV Injection"
 _ROW_GROUP = 1 << 17  # rows per Parquet row group: what the writer holds at a time
 

@@ -9,14 +9,9 @@ from typing import Any
 import yaml
 
 from snugtune.files import write_text
+from snugtune.report.headline import has_several_labels, headline
 from snugtune.units import duration
 
-_SHOWN_METRICS = (
-    ("accuracy", "Accuracy"),
-    ("f1_macro", "F1, macro"),
-    ("f1_weighted", "F1, weighted"),
-    ("ece", "Calibration error"),
-)
 _MOST_LABELS = 300  # listed by name; past it their number says more
 
 
@@ -55,9 +50,12 @@ def _card(record: dict[str, Any], metadata: dict[str, Any], use: str) -> str:
 
 def _metadata(record: dict[str, Any]) -> dict[str, Any]:
     part, metrics = _shown_part(record)
+    first = (
+        ("f1_micro", "f1", "Micro F1") if has_several_labels(record) else ("accuracy", "accuracy", "Accuracy")
+    )
     results = [
         {"type": kind, "value": round(metrics[key], 4), "name": name}
-        for key, kind, name in (("accuracy", "accuracy", "Accuracy"), ("f1_macro", "f1", "Macro F1"))
+        for key, kind, name in (first, ("f1_macro", "f1", "Macro F1"))
     ]
     task = {"type": "text-classification", "name": "Text classification"}
     dataset = {"type": "private", "name": "The user's own table", "split": part}
@@ -72,8 +70,9 @@ def _metadata(record: dict[str, Any]) -> dict[str, Any]:
 
 def _title(record: dict[str, Any]) -> str:
     rows = record["data"]["rows"]
+    kind = "labels, any number of which a text may carry" if has_several_labels(record) else "classes"
     return (
-        f"# Text classifier, {len(record['labels'])} classes\n\n"
+        f"# Text classifier, {len(record['labels'])} {kind}\n\n"
         f"Trained with snugtune {record['versions']['snugtune']} on {record['created_at'][:10]} from "
         f"`{record['model']['source']}`, on {rows['train']:,} texts ({rows['validation']:,} held back for "
         f"validation, {rows['test']:,} for the test). Training took {duration(record['time']['train_s'])}; "
@@ -118,7 +117,7 @@ def _figures(record: dict[str, Any]) -> str:
     part, metrics = _shown_part(record)
     baseline = record["baseline"]["metrics"][part]
     lines = [f"| on {part} | this model | {record['baseline']['name']} |", "|---|---|---|"]
-    lines += [f"| {name} | {metrics[key]:.4f} | {baseline[key]:.4f} |" for key, name in _SHOWN_METRICS]
+    lines += [f"| {name} | {metrics[key]:.4f} | {baseline[key]:.4f} |" for key, name in headline(record)]
     return "\n".join(lines)
 
 
@@ -126,8 +125,10 @@ def _decision(record: dict[str, Any]) -> str:
     decision = record["decision"]
     share = decision["mixture"]["weight"]
     threshold, target = decision["confidence_threshold"], decision["precision_target"]
+    several = has_several_labels(record)
+    right = "exactly right" if several else "right"
     sentence = (
-        f"Predictions with a confidence of {threshold:.3f} or more are right in {100 * target:.0f} % of "
+        f"Predictions with a confidence of {threshold:.3f} or more are {right} in {100 * target:.0f} % of "
         "cases or more, as far as the validation rows can promise (at 90 % confidence); the others are "
         "marked `needs_review`."
         if threshold <= 1
@@ -140,7 +141,13 @@ def _decision(record: dict[str, Any]) -> str:
         if share
         else ""
     )
-    return sentence + mixed
+    given = (
+        " A label is given if its calibrated probability reaches its own threshold (`decision.thresholds` in "
+        "`run.json`)."
+        if several
+        else ""
+    )
+    return sentence + given + mixed
 
 
 def _use(record: dict[str, Any]) -> str:

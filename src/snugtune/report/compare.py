@@ -13,8 +13,11 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
+from snugtune.data.label_sets import split_cell
+from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError
 from snugtune.evaluate.metrics import wilson_interval
+from snugtune.evaluate.multilabel.verdict import compare_sets
 from snugtune.evaluate.verdict import SIGNIFICANCE, compare
 
 SHARED_SHARE = 0.5
@@ -144,7 +147,7 @@ def _difference(first: FinishedRun, other: FinishedRun, part: str) -> dict[str, 
     smaller = min(run.record["metrics"][part]["rows"] for run in (first, other))
     if shared is None or len(shared) < max(1, SHARED_SHARE * smaller):
         return {**told, **_unpaired(first.record["metrics"][part], other.record["metrics"][part])}
-    return {**told, **_paired(shared)}
+    return {**told, **_paired(shared, first.record.get("label_separator"))}
 
 
 def _shared(first: FinishedRun, other: FinishedRun, part: str) -> pl.DataFrame | None:
@@ -172,7 +175,8 @@ def _shared(first: FinishedRun, other: FinishedRun, part: str) -> pl.DataFrame |
     return a.join(b, on=[key, "label", "nth"], how="inner")
 
 
-def _paired(shared: pl.DataFrame) -> dict[str, Any]:
+def _paired(shared: pl.DataFrame, separator: str | None) -> dict[str, Any]:
+    """Differences on the rows that both were scored on; ``separator`` parts labels, if a text has several."""
     y, a, b = _ids(shared["label"], shared["predicted_label"], shared["predicted_label_right"])
     found = compare(y, b, a)
     return {
@@ -184,8 +188,20 @@ def _paired(shared: pl.DataFrame) -> dict[str, Any]:
             "difference": found.accuracy, "interval": list(found.accuracy_interval),
             "p_value": found.p_value, "test": "mcnemar_exact",
         },
-        "f1_macro": {"difference": found.f1_macro, "interval": list(found.f1_macro_interval)},
+        "f1_macro": {"difference": found.f1_macro, "interval": list(found.f1_macro_interval)}
+        if separator is None else _macro_f1_of_sets(shared, separator),
     }  # fmt: skip
+
+
+def _macro_f1_of_sets(shared: pl.DataFrame, separator: str) -> dict[str, Any]:
+    columns = [
+        [split_cell(cell, separator) for cell in shared[name]]
+        for name in ("label", "predicted_label", "predicted_label_right")
+    ]
+    labels = LabelSet(tuple({name: None for sets in columns for names in sets for name in names}))
+    y, a, b = (labels.encode_sets(sets) for sets in columns)
+    found = compare_sets(y, b > 0, a > 0)
+    return {"difference": found.f1_macro, "interval": list(found.f1_macro_interval)}
 
 
 def _unpaired(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from snugtune.data.audit import without_texts
 from snugtune.errors import UserInputError
 from snugtune.files import write_text
 from snugtune.report import formats, views
+from snugtune.report.headline import has_several_labels
 
 NAME = "report.html"
+SCORE_NAMES = {"accuracy": "accuracy", "f1_macro": "macro F1", "f1_micro": "micro F1"}
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,16 @@ def data_block(value: Any) -> Markup:
 def _views(run: RunFiles) -> dict[str, Any]:
     record, part = run.record, views.shown_part(run.record)
     best_step = record.get("training", {}).get("best_step")
-    score_name = "macro F1" if record.get("config", {}).get("metric") == "f1_macro" else "accuracy"
-    trained = views.trained_rows(run.predictions)
+    metric = record.get("config", {}).get("metric", "accuracy")
+    score_name = SCORE_NAMES.get(metric, metric)
+    trained = views.trained_rows(run.predictions, record.get("label_separator"))
     rows = views.comparison_rows(record, part)
     confusion = views.confusion_view(record, part)
     examples = [row for pair in (confusion or {}).get("pairs", []) for row in pair.get("examples") or []]
     curve = views.automation_curve(record, part)
     return {
         "part": part,
+        "several": has_several_labels(record),
         "metrics": record["metrics"][part],
         "comparison": rows,
         "comparison_chart": views.comparison_chart(rows),

@@ -21,10 +21,15 @@ from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
 from snugtune.data.audit import shortened
-from snugtune.data.dataset import Data
+from snugtune.data.dataset import Data, Part
 from snugtune.data.identity import text_id
+from snugtune.data.label_sets import join_label_sets
+from snugtune.data.labels import LabelSet
 from snugtune.data.tokens import Truncation
 from snugtune.evaluate.decision import Decision
+from snugtune.evaluate.levels import Level
+from snugtune.evaluate.multilabel.decision import LabelSetDecision
+from snugtune.evaluate.multilabel.metrics import PredictedSets, scored_rows
 from snugtune.files import replacing, write_json, write_text
 from snugtune.model.artifact import FullPrecision
 from snugtune.model.parameters import ParameterReport
@@ -60,7 +65,8 @@ class RunFacts:
     measured_peak_bytes: int
     memory_limit_bytes: int
     restarts: Sequence[str]
-    decision: Decision
+    decision: Decision | LabelSetDecision
+    levels: Sequence[Level]
     metrics: dict[str, dict[str, Any]]
     baseline_metrics: dict[str, dict[str, Any]]
     rows_checked: int
@@ -90,7 +96,9 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "labels": list(data.labels.names),
         "label_aliases": dict(data.labels.aliases),
-        "columns": {"text": list(data.columns.text), "label": data.columns.label},
+        "label_separator": data.labels.separator,
+        "label_levels": {level.column: list(level.implied) for level in facts.levels},
+        "columns": {"text": list(data.columns.text), "label": _listed(data.columns.label)},
         "data": {
             "rows": {name: len(part) for name, part in data.parts.items()},
             "cleaning": data.cleaning,
@@ -128,37 +136,70 @@ def write_lines(rows: Sequence[dict[str, Any]], path: Path) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_predictions(
-    data: Data, probabilities: dict[str, NDArray[np.float64]], path: Path, *, texts: bool = True
-) -> None:
+@dataclass(frozen=True)
+class Told:
+    """What is said of N rows: the predicted label, or labels in one cell, and how sure that is, (N,)."""
+
+    labels: list[str]
+    confidence: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, labels: LabelSet, probabilities: NDArray[np.float64]) -> Told:
+        """The most probable class of each row of ``probabilities`` (N, K)."""
+        names = np.array(labels.names, dtype=object)
+        return cls(names[probabilities.argmax(1)].tolist(), probabilities.max(1))
+
+    @classmethod
+    def of_sets(cls, labels: LabelSet, predicted: PredictedSets) -> Told:
+        """The label sets that were ``predicted``."""
+        return cls(_joined(labels, predicted.labels), np.asarray(predicted.confidence, np.float64))
+
+
+def write_predictions(data: Data, told: dict[str, Told], path: Path, *, texts: bool = True) -> None:
     """Row by row: the part it fell in and, where scored, what was predicted.
 
     ``row`` counts the data rows of its file from 0; test rows of a separate file count in that file.
     ``text_id`` is the same for the same text in every run. ``text`` is the beginning of the texts that were
     classified wrongly, the examples of a report; with ``texts=False`` there is no such column.
     """
-    names = np.array([*data.labels.names, None], dtype=object)
     frames = []
     for name, part in data.parts.items():
         columns: dict[str, Any] = {
             "row": part.rows,
             "part": [name] * len(part),
             "text_id": list(map(text_id, part.texts)),
-            "label": names[part.y].tolist(),
+            "label": _given(data.labels, part),
         }
-        if name in probabilities:
-            columns["predicted_label"] = names[probabilities[name].argmax(1)].tolist()
-            columns["confidence"] = probabilities[name].max(1)
-            wrong = (part.y >= 0) & (probabilities[name].argmax(1) != part.y)
+        if name in told:
+            predicted = told[name].labels
+            columns["predicted_label"], columns["confidence"] = predicted, told[name].confidence
             if texts:
+                rows = zip(part.texts, columns["label"], predicted, strict=True)
                 columns["text"] = [
-                    shortened(text, TEXT_CHARACTERS) if is_wrong else None
-                    for text, is_wrong in zip(part.texts, wrong.tolist(), strict=True)
+                    shortened(text, TEXT_CHARACTERS) if given not in (None, label) else None
+                    for text, given, label in rows
                 ]
         schema = {"label": pl.String, "text_id": pl.UInt64, "text": pl.String}
         frames.append(pl.DataFrame(columns, schema_overrides=schema))
     with replacing(path) as temporary:
         pl.concat(frames, how="diagonal").write_parquet(temporary)
+
+
+def _given(labels: LabelSet, part: Part) -> list[str | None]:
+    """The label of each row, or its labels in one cell; None where training saw none of them."""
+    if part.y.ndim == 1:
+        return list(np.array([*labels.names, None], dtype=object)[part.y])
+    scored = scored_rows(part.y)
+    return [cell if known else None for cell, known in zip(_joined(labels, part.y), scored, strict=True)]
+
+
+def _joined(labels: LabelSet, y: NDArray[Any]) -> list[str]:
+    assert labels.separator is not None
+    return join_label_sets(labels.decode_sets(y), labels.separator)
+
+
+def _listed(label: str | tuple[str, ...] | None) -> str | list[str] | None:
+    return list(label) if isinstance(label, tuple) else label
 
 
 def _training(facts: RunFacts) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import polars as pl
 from markupsafe import Markup
 
 from snugtune.config import FitConfig
+from snugtune.data.label_sets import split_cell
 from snugtune.evaluate.metrics import wilson_interval
 from snugtune.report.charts import (
     WIDTH,
@@ -31,6 +33,7 @@ from snugtune.report.confusion import (
     shade,
 )
 from snugtune.report.formats import interval, number, percent
+from snugtune.report.headline import has_several_labels
 
 CONFIDENT_ERRORS = 20
 FAR_LIMIT = 2.5
@@ -50,10 +53,16 @@ def shown_part(record: Record) -> str:
 
 def comparison_rows(record: Record, part: str) -> list[Record]:
     """The averages of model and baseline side by side, with intervals where they were measured."""
+    several = has_several_labels(record)
     names = {
-        "accuracy": ("Accuracy", "share of texts with the right label"),
+        **({"f1_micro": ("Micro F1", "every label given or missed counts the same")} if several else {}),
+        "accuracy": ("Exactly right", "share of texts whose labels are all right")
+        if several
+        else ("Accuracy", "share of texts with the right label"),
         "f1_macro": ("Macro F1", "every class counts the same, however rare"),
         "f1_weighted": ("Weighted F1", "every text counts the same"),
+        "hamming_loss": ("Hamming loss", "share of labels wrongly given or missed; lower is better"),
+        "lrap": ("Ranking precision", "how far true labels rank above others (LRAP)"),
         "ece": ("Calibration error", "how far confidence is from being right, on average; lower is better"),
         "log_loss": ("Log loss", "nats; lower is better"),
     }
@@ -72,7 +81,7 @@ def comparison_rows(record: Record, part: str) -> list[Record]:
 
 def comparison_chart(rows: list[Record]) -> Markup | None:
     """Accuracy and F1 of model and baseline as dots with their 95 % intervals."""
-    shown = [row for row in rows if row["key"] in ("accuracy", "f1_macro", "f1_weighted")]
+    shown = [row for row in rows if row["key"] in ("f1_micro", "accuracy", "f1_macro", "f1_weighted")]
     values = [row[who] for row in shown for who in ("ours", "theirs") if row[who] is not None]
     values += [end for row in shown for who in ("interval", "their_interval") for end in row[who] or ()]
     if not values:
@@ -425,12 +434,14 @@ def learning_curve_chart(record: Record) -> Markup | None:
     return chart.dots(seen, "base").svg()
 
 
-def trained_rows(predictions: pl.DataFrame | None) -> dict[str, int]:
-    """Training rows of each label."""
+def trained_rows(predictions: pl.DataFrame | None, separator: str | None = None) -> dict[str, int]:
+    """Training rows of each label; ``separator`` parts those of a cell, where a text may carry several."""
     if predictions is None or "part" not in predictions.columns or predictions["label"].dtype != pl.String:
         return {}
-    counted = predictions.filter(pl.col("part") == "train")["label"].drop_nulls().value_counts()
-    return dict(counted.rows())
+    given = predictions.filter(pl.col("part") == "train")["label"].drop_nulls()
+    if separator is not None:
+        return dict(Counter(name for cell in given for name in split_cell(cell, separator)))
+    return dict(given.value_counts().rows())
 
 
 def confident_errors(predictions: pl.DataFrame | None, part: str) -> list[Record]:

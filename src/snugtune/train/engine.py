@@ -18,7 +18,6 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from snugtune.config import FitConfig
 from snugtune.cost.budget import Budget
@@ -27,6 +26,7 @@ from snugtune.data.tokens import Tokens
 from snugtune.errors import TrainingError
 from snugtune.evaluate.imbalance import Balance
 from snugtune.evaluate.metrics import single_class_alarm
+from snugtune.evaluate.multilabel.thresholds import Objective, best_common_score
 from snugtune.memory.guard import Guard, device_memory
 from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import load_trainable_state, trainable_state
@@ -37,7 +37,7 @@ from snugtune.train.keeper import BestKeeper
 from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler
 from snugtune.train.prefix import Prefix
 from snugtune.train.readback import Readback, to_device
-from snugtune.train.step import MicroBatch, add_gradients, clip_gradients, drop_gradients
+from snugtune.train.step import MicroBatch, add_gradients, clip_gradients, drop_gradients, summed_loss
 from snugtune.train.transaction import (
     UpdateSnapshot,
     is_copied_before_update,
@@ -51,15 +51,17 @@ MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "
 
 @dataclass(frozen=True)
 class Examples:
-    """N tokenized texts with their class ids (N,), and how the user's file numbers them, for messages.
+    """N tokenized texts with class ids ``y`` (N,), and how the user's file numbers them, for messages.
 
-    A text that is read in several windows counts once: each window is an example of the text's class that
+    Where a text may have several labels, ``y`` (N, K) is 1 for each that applies and else 0.
+
+    A text that is read in several windows counts once: each window is an example of the text's labels that
     counts a share of it, and all of them are in the same step. The loss is convex in the logits, so what is
     made small is an upper bound of the loss of their mean, by which such a text is classified.
     """
 
     tokens: Tokens
-    y: NDArray[np.int64]
+    y: NDArray[Any]
     file_rows: NDArray[np.int64] | None = None
 
 
@@ -334,7 +336,7 @@ class _Run:
             weight = of_class if weight is None else weight * of_class
         return MicroBatch(
             collate(tokens, rows, self.pad_token_id, device),
-            to_device(torch.from_numpy(y), device),
+            to_device(_target(y), device),
             None if weight is None else to_device(torch.from_numpy(weight), device),
             self.logit_shift,
         )
@@ -376,7 +378,8 @@ class _Run:
             around=lambda rows: self._lower_layers_kept(self.train_set.tokens.rows + rows),
         )  # fmt: skip
         steps = self.result.steps
-        alarm = single_class_alarm(logits.argmax(1), logits.shape[1]) if steps else None
+        one_label = self.validation_set.y.ndim == 1
+        alarm = single_class_alarm(logits.argmax(1), logits.shape[1]) if steps and one_label else None
         if alarm:
             self.observer.say(f"Alarm at step {steps}: {alarm}")
         scored: list[tuple[float, float]] = []
@@ -445,11 +448,24 @@ class _Run:
         return time.perf_counter() - self.started
 
 
-def score_logits(logits: NDArray[np.float32], y: NDArray[np.int64], metric: str) -> tuple[float, float]:
-    """The validation score (``accuracy`` or ``f1_macro``) and the log loss of logits (N, K)."""
+def score_logits(logits: NDArray[np.float32], y: NDArray[Any], metric: Objective) -> tuple[float, float]:
+    """The validation score (``accuracy``, ``f1_macro`` or ``f1_micro``) and the log loss of logits (N, K).
+
+    Of label sets ``y`` (N, K) it is the best score that one threshold for all labels gives.
+    """
+    tensor = torch.from_numpy(logits)
+    log_loss = float(summed_loss(tensor, _target(y))) / len(y)
+    if y.ndim == 2:
+        return best_common_score(torch.sigmoid(tensor).numpy(), y, metric), log_loss
     predicted = logits.argmax(1)
-    score = accuracy_score(y, predicted) if metric == "accuracy" else f1_score(y, predicted, average="macro")
-    return float(score), float(cross_entropy(torch.from_numpy(logits), torch.from_numpy(y)))
+    if metric == "accuracy":
+        return float(accuracy_score(y, predicted)), log_loss
+    return float(f1_score(y, predicted, average=metric.removeprefix("f1_"))), log_loss
+
+
+def _target(y: NDArray[Any]) -> Tensor:
+    """What the loss takes of class ids (N,) or label sets (N, K)."""
+    return torch.from_numpy(y if y.ndim == 1 else y.astype(np.float32))
 
 
 def _not_finite(step: int, examples: Examples, texts: NDArray[np.int64], loss: float) -> str:

@@ -23,8 +23,8 @@ from snugtune.train.probe import Features, HeldOut, adjusted, fit_probes_of_text
 
 COMPARED: tuple[Method, ...] = ("none", "weights", "logit_adjustment")
 
-METRICS: dict[str, Metric] = {"accuracy": "accuracy", "f1_macro": "macro_f1"}
-"""Settings that choose, by the name they have in `mixing`."""
+METRICS: dict[str, Metric] = {"accuracy": "accuracy", "f1_macro": "macro_f1", "f1_micro": "accuracy"}
+"""Settings that choose, by the name they have in `mixing`; of one label a text, micro F1 is accuracy."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def balance_with_probe(
     asked: str,
     features: Features,
     tokens: Tokens,
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     head: Head,
     held_out: HeldOut,
     *,
@@ -87,8 +87,12 @@ def balance_with_probe(
 
     ``features`` (R, H) are those of the rows of ``tokens``, ``y`` (N,) the classes of their texts. Training
     without any favour is left only for a way whose probe has a higher ``metric`` (``accuracy`` or
-    ``f1_macro``) beyond noise, by a paired bootstrap.
+    ``f1_macro``) beyond noise, by a paired bootstrap. It is the only way where a text may have several
+    labels, ``y`` (N, K).
     """
+    if y.ndim == 2:
+        of_labels = fit_probes_of_texts(features, tokens, y, len(label_names), head, held_out)
+        return Balanced(asked, Balance("none", (y > 0).sum(axis=0)), of_labels)
     class_rows = np.bincount(y, minlength=len(label_names))
     balances = {method: Balance(method, class_rows) for method in METHODS}
 
@@ -120,4 +124,4 @@ def _scores(
     probabilities: NDArray[np.float64], y_true: NDArray[np.int64], label_names: Sequence[str]
 ) -> dict[str, float]:
     metrics = classification_metrics(y_true, probabilities, label_names, bootstrap_samples=0)
-    return {name: metrics[name] for name in METRICS}
+    return {name: metrics[name] for name in ("accuracy", "f1_macro")}

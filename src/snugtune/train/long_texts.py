@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from snugtune.data.dataset import Part
 from snugtune.data.long_texts import WAYS, LongTexts
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.evaluate.calibration import fit_temperature, log_softmax
 from snugtune.evaluate.metrics import classification_metrics
+from snugtune.evaluate.multilabel.decision import fit_sigmoid, row_losses
+from snugtune.evaluate.multilabel.thresholds import OBJECTIVES, best_common_score
 from snugtune.evaluate.scaling import beyond_noise
 from snugtune.model.head import Head
 from snugtune.train.probe import Features, HeldOut, fit_probes_of_texts
@@ -141,27 +144,38 @@ def _features_of_all(sets: Sequence[Tokens], read_rows: RowReader) -> list[Featu
 def _probed(
     tokens: Mapping[str, Tokens],
     features: Mapping[str, Features],
-    y: Mapping[str, NDArray[np.int64]],
+    y: Mapping[str, NDArray[Any]],
     n_classes: int,
     head: Head,
 ) -> NDArray[np.float64]:
     """Log-probabilities (M, K) of the validation texts by a probe on the training texts.
 
-    Penalty and one temperature are those of the least log loss on the validation texts themselves.
+    Where a text may have several labels, they are log-odds. Penalty and temperature are those of the least
+    log loss on the validation texts themselves.
     """
     held_out = HeldOut(features["validation"], y["validation"], tokens["validation"])
     probe, _ = fit_probes_of_texts(features["train"], tokens["train"], y["train"], n_classes, head, held_out)
     logits = held_out.logits(probe, head)
+    if held_out.y.ndim == 2:
+        return fit_sigmoid(logits, held_out.y).apply(logits)
     return log_softmax(logits, fit_temperature(logits, y["validation"]))
 
 
-def _losses(log_probs: NDArray[np.float64], y_true: NDArray[np.int64]) -> NDArray[np.float64]:
+def _losses(log_probs: NDArray[np.float64], y_true: NDArray[Any]) -> NDArray[np.float64]:
+    if y_true.ndim == 2:
+        return row_losses(log_probs, y_true)
     return np.asarray(-log_probs[np.arange(len(y_true)), y_true])
 
 
 def _scores(
-    log_probs: NDArray[np.float64], y_true: NDArray[np.int64], label_names: Sequence[str]
+    log_probs: NDArray[np.float64], y_true: NDArray[Any], label_names: Sequence[str]
 ) -> dict[str, float]:
+    if y_true.ndim == 2:
+        found = {"log_loss": float(row_losses(log_probs, y_true).mean())}
+        probabilities = expit(log_probs)
+        for name in OBJECTIVES:
+            found[name] = best_common_score(probabilities, y_true, name)
+        return found
     metrics = classification_metrics(y_true, np.exp(log_probs), label_names, bootstrap_samples=0)
     return {name: metrics[name] for name in ("log_loss", "accuracy", "f1_macro")}
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ from snugtune.data.tokens import Tokens
 from snugtune.evaluate.calibration import softmax
 from snugtune.evaluate.imbalance import Balance
 from snugtune.evaluate.metrics import log_loss
+from snugtune.evaluate.multilabel.linear import fit_each_label
+from snugtune.evaluate.multilabel.metrics import sigmoid_log_loss
 from snugtune.model.head import Head, Probe, has_bias, write_probe
 
 INVERSE_REGULARISATION = 0.25
@@ -38,14 +41,14 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Features (R, H) and class ids (M,) of texts the probe is not fitted on.
+    """Features (R, H) and labels (M,), or (M, K), of texts the probe is not fitted on.
 
     ``tokens`` say which rows are of one text; without them, every row is a text. ``natural`` makes logits of
     a probe that favours rare classes those of the classes as they are, by which penalties are compared.
     """
 
     features: Features
-    y: NDArray[np.int64]
+    y: NDArray[Any]
     tokens: Tokens | None = None
     natural: Callable[[Features], NDArray[np.floating[Any]]] = lambda logits: logits
 
@@ -57,7 +60,7 @@ class HeldOut:
 
 def fit_probes(
     features: Features,
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     n_classes: int,
     head: Head,
     held_out: HeldOut | None = None,
@@ -66,8 +69,9 @@ def fit_probes(
     """The probe that ``held_out`` rows like best, and the one of the next stronger penalty.
 
     ``features`` (R, H) are what ``head.feature_layer`` is given, ``y`` (R,) are class ids below
-    ``n_classes``, ``weight`` (R,) is what each row counts (None: one). A head without a bias (the decoders')
-    can neither centre the features nor add a constant, so its probe goes through the origin.
+    ``n_classes``, ``weight`` (R,) is what each row counts (None: one). Where a text may have several labels,
+    ``y`` (R, K) is 1 for each that applies, and each is told from the rest. A head without a bias (the
+    decoders') can neither centre the features nor add a constant, so its probe goes through the origin.
     """
     x = torch.from_numpy(features)
     biased = has_bias(head.final)
@@ -76,28 +80,54 @@ def fit_probes(
     inputs = Probe.transform(x, mean, std, head.activation)
     squeeze = head.activation.scale if head.activation else 1.0
     choices = INVERSE_REGULARISATIONS if held_out else (INVERSE_REGULARISATION,)
-    probes = (
-        _as_probe(regression, inputs, n_classes, mean, std, biased=biased)
-        for regression in _regressions(inputs, y, weight, [C / squeeze**2 for C in choices], biased=biased)
-    )
+    fit = _label_probes if y.ndim == 2 else _class_probes
+    probes = fit(inputs, y, weight, n_classes, [C / squeeze**2 for C in choices], (mean, std), biased=biased)
     if held_out is None:
         only = next(probes)
         return only, only
     return _best_and_stronger(probes, head, held_out)
 
 
-def _regressions(
+def _class_probes(
     inputs: Features,
     y: NDArray[np.int64],
     weight: NDArray[np.floating[Any]] | None,
+    n_classes: int,
     choices: list[float],
+    scale: tuple[Tensor, Tensor],
     *,
     biased: bool,
-) -> Iterator[LogisticRegression]:
+) -> Iterator[Probe]:
     """One regression for each C, each started from the one before."""
     regression = LogisticRegression(max_iter=MAX_ITERATIONS, fit_intercept=biased, warm_start=True)
     for C in choices:
-        yield regression.set_params(C=C).fit(inputs, y, sample_weight=weight)
+        regression.set_params(C=C).fit(inputs, y, sample_weight=weight)
+        yield _as_probe(regression, inputs, n_classes, *scale, biased=biased)
+
+
+def _label_probes(
+    inputs: Features,
+    y: NDArray[np.int8],
+    weight: NDArray[np.floating[Any]] | None,
+    n_labels: int,
+    choices: list[float],
+    scale: tuple[Tensor, Tensor],
+    *,
+    biased: bool,
+) -> Iterator[Probe]:
+    """The same for label sets: each label against the rest; one of all rows or none is a constant."""
+    rows = (y > 0).sum(axis=0)
+    told = np.flatnonzero((rows > 0) & (rows < len(y)))
+    found = None
+    for C in choices:
+        found = fit_each_label(
+            inputs, y[:, told], C, weight=weight, biased=biased, start=found, max_iterations=MAX_ITERATIONS
+        )
+        weights, bias = _constants(inputs, n_labels, biased=biased)
+        always = torch.from_numpy(rows == len(y))
+        weights[always], bias[always] = -weights[always], -bias[always]
+        weights[told], bias[told] = (torch.from_numpy(part).float() for part in found)
+        yield Probe(weights, bias, *scale)
 
 
 def _best_and_stronger(probes: Iterator[Probe], head: Head, held_out: HeldOut) -> tuple[Probe, Probe]:
@@ -113,7 +143,10 @@ def _best_and_stronger(probes: Iterator[Probe], head: Head, held_out: HeldOut) -
 
 
 def _held_out_loss(probe: Probe, head: Head, held_out: HeldOut) -> float:
-    return log_loss(held_out.y, softmax(held_out.natural(held_out.logits(probe, head))))
+    logits = held_out.natural(held_out.logits(probe, head))
+    if held_out.y.ndim == 2:
+        return sigmoid_log_loss(held_out.y, expit(logits))
+    return log_loss(held_out.y, softmax(logits))
 
 
 def _as_probe(
@@ -125,18 +158,23 @@ def _as_probe(
     *,
     biased: bool,
 ) -> Probe:
-    weight = torch.zeros(n_classes, inputs.shape[1])
-    bias = torch.zeros(n_classes)
+    weight, bias = _constants(inputs, n_classes, biased=biased)
+    coefficients, intercepts = _two_sided(regression)
+    weight[regression.classes_] = torch.from_numpy(coefficients).float()
+    bias[regression.classes_] = torch.from_numpy(intercepts).float() if biased else 0.0
+    return Probe(weight, bias, mean, std)
+
+
+def _constants(inputs: NDArray[np.float32], K: int, *, biased: bool) -> tuple[Tensor, Tensor]:
+    """Weights (K, H) and biases (K,) of classes that never occur."""
+    weight, bias = torch.zeros(K, inputs.shape[1]), torch.zeros(K)
     if biased:
         bias += ABSENT_CLASS_BIAS
     else:
         # The same constant for the average text, along the mean of the features.
         centre = torch.from_numpy(inputs.mean(0))
         weight += ABSENT_CLASS_BIAS * centre / centre.square().sum().clamp_min(1e-6)
-    coefficients, intercepts = _two_sided(regression)
-    weight[regression.classes_] = torch.from_numpy(coefficients).float()
-    bias[regression.classes_] = torch.from_numpy(intercepts).float() if biased else 0.0
-    return Probe(weight, bias, mean, std)
+    return weight, bias
 
 
 def _two_sided(regression: LogisticRegression) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -152,14 +190,14 @@ def start_from_probe(
     model: nn.Module,
     head: Head,
     features: Features,
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     n_classes: int,
     held_out: HeldOut | None = None,
 ) -> dict[str, Tensor]:
     """The probe on the training texts' frozen ``features`` (N, H), written into the ``head`` of ``model``.
 
-    ``y`` (N,) are class ids below ``n_classes``; ``held_out`` texts choose the penalty. What is returned is
-    that of `write_start`.
+    ``y`` are the texts' labels, as in `fit_probes`; ``held_out`` texts choose the penalty. What is returned
+    is that of `write_start`.
     """
     return write_start(model, head, *fit_probes(features, y, n_classes, head, held_out))
 
@@ -181,13 +219,13 @@ def write_start(model: nn.Module, head: Head, best: Probe, stronger: Probe) -> d
 def fit_probes_of_texts(
     features: Features,
     tokens: Tokens,
-    y: NDArray[np.int64],
+    y: NDArray[Any],
     n_classes: int,
     head: Head,
     held_out: HeldOut | None = None,
     balance: Balance | None = None,
 ) -> tuple[Probe, Probe]:
-    """`fit_probes` on the rows of ``tokens``; ``y`` (N,) are the texts' classes, and a text counts once.
+    """`fit_probes` on the rows of ``tokens``; ``y`` are the texts' labels, and a text counts once.
 
     With a ``balance``, rare classes are favoured as the loss of training will favour them.
     """

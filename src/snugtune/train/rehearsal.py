@@ -68,6 +68,7 @@ class Rehearsal:
 
     def _run(self, micro_batch: int, length: int, work: bool) -> Trace:
         on_card = self.setup.device == "cuda"
+        labels = self.num_labels if self.config.is_multi_label else None
         ledger = Ledger(self.model, workspaces=on_card, work=work)
         with ExitStack() as stack:
             stack.enter_context(self._fake)
@@ -77,7 +78,7 @@ class Rehearsal:
             stack.enter_context(ledger)
             run_steps(
                 self.model, self.config, self.head_names, ledger,
-                batch=lambda: _batch(micro_batch, length), autocast=self._autocast,
+                batch=lambda: _batch(micro_batch, length, labels), autocast=self._autocast,
                 accumulates=self.setup.accumulates, on_card=on_card,
             )  # fmt: skip
             with ledger.during(trace.EVALUATION):
@@ -111,7 +112,7 @@ def model_shape(config: FitConfig, num_labels: int) -> PretrainedConfig:
     """
     published = find_config(config.model, num_labels, revision=config.revision)
     shape = planned_config(published, config.model, config.pooling)
-    shape.problem_type = "single_label_classification"
+    shape.problem_type = config.problem_type
     if type(shape) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise UserInputError(no_text_classifier(shape.model_type))
     return shape
@@ -176,11 +177,13 @@ def _backward(ledger: Ledger, model: nn.Module) -> Any:
     return backward
 
 
-def _batch(micro_batch: int, length: int) -> MicroBatch:
+def _batch(micro_batch: int, length: int, labels: int | None = None) -> MicroBatch:
+    """Texts of one class each or, given their number, of any of the ``labels``."""
     inputs = {
         name: torch.ones(micro_batch, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")
     }
-    return MicroBatch(inputs, torch.zeros(micro_batch, dtype=torch.int64))
+    one = torch.zeros(micro_batch, dtype=torch.int64)
+    return MicroBatch(inputs, one if labels is None else torch.zeros(micro_batch, labels))
 
 
 def _build(

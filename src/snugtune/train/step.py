@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -21,8 +21,9 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes: the model's ``inputs``, (B, L) each, and class ids ``target`` (B,).
+    """What one forward pass takes: the model's ``inputs``, (B, L) each, and the ``target``.
 
+    That is class ids (B,) or, where a text may have several labels, (B, K) in float32: 1 for each of them.
     ``weight`` (B,) is what each row's loss counts; None where that is one for all. ``logit_shift`` (K,) is
     added to the logits before the loss is taken; None for nothing.
     """
@@ -42,7 +43,7 @@ def accumulate_gradients(
     backward: Callable[[Tensor], None],
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The mean cross-entropy (a scalar tensor) over a step of ``step_examples``, each part sent ``backward``.
+    """The mean loss (a scalar tensor) over a step of ``step_examples``, each part sent ``backward``.
 
     A micro-batch contributes its sum divided by the step's own count, so the cut changes neither loss nor
     gradient.
@@ -72,21 +73,36 @@ def add_gradients(
     with gradients_apart(trained_parameters(model)):
         with autocast():
             logits = model(**batch.inputs).logits
-        loss = _summed_loss(logits.float(), batch, label_smoothing) / step_examples
+        loss = _loss_of(logits.float(), batch, label_smoothing) / step_examples
         # Before the gradients are added: what could still fail after that would have to take them back.
         part = loss.detach()
         backward(loss)
     return part
 
 
-def _summed_loss(logits: Tensor, batch: MicroBatch, label_smoothing: float) -> Tensor:
-    """The weighted sum of the rows' cross-entropies, from logits (B, K)."""
+def _loss_of(logits: Tensor, batch: MicroBatch, label_smoothing: float) -> Tensor:
+    """The weighted sum of the rows' losses, from logits (B, K)."""
     if batch.logit_shift is not None:
         logits = logits + batch.logit_shift
-    if batch.weight is None:
-        return cross_entropy(logits, batch.target, reduction="sum", label_smoothing=label_smoothing)
-    of_rows = cross_entropy(logits, batch.target, reduction="none", label_smoothing=label_smoothing)
-    return (of_rows * batch.weight).sum()
+    return summed_loss(logits, batch.target, batch.weight, label_smoothing)
+
+
+def summed_loss(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, label_smoothing: float = 0.0
+) -> Tensor:
+    """The sum over rows, each by its ``weight`` (B,), of what ``logits`` (B, K) lose against ``target``.
+
+    Of class ids (B,) it is the cross-entropy. Of label sets (B, K) it is the binary cross-entropy, averaged
+    over the labels of a text as in Transformers' ``multi_label_classification``; smoothing draws each target
+    towards a half.
+    """
+    reduction = "sum" if weight is None else "none"
+    if target.dim() == 1:
+        lost = cross_entropy(logits, target, reduction=reduction, label_smoothing=label_smoothing)
+        return lost if weight is None else (lost * weight).sum()
+    smooth = target * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing else target
+    lost = binary_cross_entropy_with_logits(logits, smooth, reduction=reduction) / logits.shape[1]
+    return lost if weight is None else (lost * weight[:, None]).sum()
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
-from snugtune.data.columns import choose_columns, join_texts
+from snugtune.data.columns import Columns, choose_columns, join_texts
+from snugtune.data.label_sets import LabelNames, read_label_sets
 from snugtune.data.long_texts import LongTexts
-from snugtune.data.table import read_table
+from snugtune.data.table import Table, read_table
 from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
 from snugtune.model.backbone import DEFAULT_MAX_LENGTH, resolve
@@ -41,14 +42,15 @@ def survey(config: FitConfig) -> Survey:
         UserInputError: the table or a column cannot be used, or no row has both a text and a label.
     """
     table = read_table(config.train, sheet=config.sheet, encoding=config.encoding, delimiter=config.delimiter)
-    columns = choose_columns(table.frame, source=table.source, text=config.text, label=config.label)
-    given = [
-        "" if value is None else str(value).strip() for value in table.frame[columns.label or ""].to_list()
-    ]
+    columns = choose_columns(
+        table.frame, source=table.source, text=config.text, label=config.label, several=config.is_multi_label
+    )
     pairs = [
-        (text, label)
-        for text, label in zip(join_texts(table.frame, columns.text), given, strict=True)
-        if label and text.strip()
+        (text, labels)
+        for text, labels in zip(
+            join_texts(table.frame, columns.text), _given(table, columns, config), strict=True
+        )
+        if labels is not None and text.strip()
     ]
     if not pairs:
         raise UserInputError(f"The table {config.train} has no row with both a text and a label; check it.")
@@ -60,7 +62,18 @@ def survey(config: FitConfig) -> Survey:
     else:
         limit = min(config.max_length or DEFAULT_MAX_LENGTH, tokenizer.model_max_length)
         lengths = tokenize(texts, tokenizer, limit, dearest(config)).lengths
-    return Survey(len({label for _, label in pairs}), lengths, tokenizer is not None)
+    return Survey(len({label for _, labels in pairs for label in labels}), lengths, tokenizer is not None)
+
+
+def _given(table: Table, columns: Columns, config: FitConfig) -> list[LabelNames | None]:
+    """The labels of each row; None for a row that has no label to learn from."""
+    if config.is_multi_label:
+        return read_label_sets(
+            table.frame, columns, config.label_separator, source=table.source, first_row=table.first_row
+        )
+    (name,) = columns.labels
+    cells = ("" if value is None else str(value).strip() for value in table.frame[name].to_list())
+    return [(cell,) if cell else None for cell in cells]
 
 
 def dearest(config: FitConfig) -> LongTexts:

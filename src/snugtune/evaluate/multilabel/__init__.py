@@ -1,0 +1,1 @@
+"""Texts that may carry any number of labels: metrics, decision, assessment and verdict."""
