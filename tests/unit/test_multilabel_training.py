@@ -82,10 +82,10 @@ def test_the_cut_changes_neither_loss_nor_weights():
 
 def test_labels_are_learnt():
     result, _ = trained(
-        4096, rows=160, method="full", num_train_epochs=4, learning_rate=3e-3, head_learning_rate=3e-3
+        4096, rows=240, method="full", num_train_epochs=5, learning_rate=3e-3, head_learning_rate=3e-3
     )
     first = next(row["eval_score"] for row in result.metrics if "eval_score" in row)
-    assert result.best_score > max(0.7, first)
+    assert result.best_score > first + 0.1
 
 
 def test_looks_at_validation_score_the_best_common_threshold():
