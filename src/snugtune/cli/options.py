@@ -225,7 +225,8 @@ Track: TypeAlias = Annotated[
 
 def settings(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parsed options that were given, as settings of ``FitConfig``; lists come in by commas."""
-    given = {key: value for key, value in parameters.items() if value is not None}
+    # An option that may be repeated and was not given is an empty tuple.
+    given = {key: value for key, value in parameters.items() if value is not None and value != ()}
     if "text" in given:
         given["text"] = tuple(given["text"])
     if "label" in given:
