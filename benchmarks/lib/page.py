@@ -138,7 +138,7 @@ def report_page(result: dict[str, Any]) -> list[str]:
     return [
         f"{settings['classes']:,} classes, {settings['rows']:,} test rows: {result['bytes'] / 1e6:.2f} MB, "
         f"written in {spread_cell(result['write_s'], 2, unit=' s')}. In headless Chromium {chromium}, until "
-        "the screen shows it (two frames, so 0.03 s at least):",
+        "the second frame after it is on the screen:",
         "",
         *table(["screen", "drawn after opening", "class filter", "sort"], rows),
     ]
