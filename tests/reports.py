@@ -189,6 +189,22 @@ def _record(
             "first_row": 2,
         },
         "model": {"source": "sentence-transformers/all-MiniLM-L6-v2", "folder": "adapter", "max_length": 256},
+        "long_texts": {
+            "asked": "auto",
+            "chosen": "truncate",
+            "candidates": {
+                way: {"log_loss": 2.0, "accuracy": 0.5, "f1_macro": 0.25, "price": price, "pass_s": 9.0}
+                for way, price in (("truncate", 1.0), ("head_tail", 1.0), ("windows", 1.62))
+            },
+        },
+        "imbalance": {
+            "asked": "auto",
+            "chosen": "weights",
+            "candidates": {
+                "none": {"accuracy": 0.5, "f1_macro": 0.21},
+                "weights": {"accuracy": 0.48, "f1_macro": 0.27},
+            },
+        },
         "parameters": {
             "all": 24842972,
             "trainable": 337582,

@@ -177,6 +177,8 @@ def test_the_verdict_is_on_top(page):
         ("parameters", "337,582 of 24,842,972 parameters were trained"),
         ("memory", "Peak predicted 3.62 GiB, measured 3.55 GiB, limit 4.00 GiB"),
         ("memory.restarts", "The process was started again at step 700"),
+        ("long_texts", "truncate (chosen)2.0000.5000.2501.00 x"),
+        ("imbalance", "weights (chosen)0.4800.270"),
         ("reload", "gave the same logits on 16 texts"),
         ("training", "the weights of step 1,200 were kept"),
         ("time", "22 min 58 s"),
