@@ -30,8 +30,8 @@ def texts_and_labels(n, seed=0):
     return texts, labels
 
 
-def write_model(folder):
-    """A BERT of one layer with random weights, and its tokenizer of whole words."""
+def write_model(folder, layers=1):
+    """A BERT of one layer (or more) with random weights, and its tokenizer of whole words."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     words = sorted({word for topic in TOPICS.values() for word in topic.split()} | set(FILLER))
@@ -39,7 +39,7 @@ def write_model(folder):
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=layers, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=64, initializer_range=0.2,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)

@@ -11,19 +11,24 @@ from .tables import spread_cell, table
 
 def prefix_cache(result: dict[str, Any]) -> list[str]:
     """Training speed with the layers below every adapter computed in every epoch, or read back."""
-    settings, ratio = result["settings"], result["ratio"]
-    rows = [[way, spread_cell(speed, 0)] for way, speed in result["tokens_per_s"].items()]
+    settings = result["settings"]
+    rows = [
+        [way, spread_cell(speed, 0), spread_cell(result["tokens_per_cpu_s"][way], 0)]
+        for way, speed in result["tokens_per_s"].items()
+    ]
     layers = ", ".join(map(str, settings["layers"]))
     return [
         f"MiniLM with LoRA in the layers {layers} of {result['layers']} (counted from 0), "
         f"{result['lower_layers']} below them; {settings['rows']} complaints a turn (mean "
         f"{result['mean_length']:.0f} tokens, cut at {settings['max_length']}), {result['dtype']}, "
         f"{settings['threads']} threads. What is kept takes {1024 * gib(result['bytes_kept']):.1f} MiB; the "
-        f"epoch that keeps it ran at {result['first_epoch_tokens_per_s']:,.0f} tokens/s.",
+        f"epoch that keeps it ran at {result['first_epoch_tokens_per_cpu_s']:,.0f} tokens per second of the "
+        "processor. Clock and processor differ where the machine had other work.",
         "",
-        *table(["from the second epoch on", "real tokens/s"], rows),
+        *table(["from the second epoch on", "real tokens/s", "per second of the processor"], rows),
         "",
-        f"An epoch is over {spread_cell(ratio, 2)} times sooner.",
+        f"An epoch is over {spread_cell(result['ratio'], 2)} times sooner and takes "
+        f"{spread_cell(result['cpu_ratio'], 2)} times less of the processor.",
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import polars as pl
@@ -43,6 +44,21 @@ def read_rows(monkeypatch, tmp_path):
     return rows
 
 
+@pytest.fixture
+def kept(monkeypatch):
+    """What keeps the lower layers' outputs in each fit."""
+    made = []
+    kept_prefix = sys.modules["snugtune.fit"].kept_prefix
+
+    @contextmanager
+    def seen(*arguments):
+        with kept_prefix(*arguments) as prefix:
+            yield made.append(prefix) or prefix
+
+    monkeypatch.setattr(sys.modules["snugtune.fit"], "kept_prefix", seen)
+    return made
+
+
 def record_of(run):
     return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
@@ -51,10 +67,10 @@ def trained(run):
     return record_of(run)["metrics"], load_file(run / "adapter" / "adapter_model.safetensors")
 
 
-def test_audit_and_fits_share_one_pass(table, read_rows, tmp_path, monkeypatch):
-    model = str(tiny.write_model(tmp_path / "model"))
+def test_audit_and_fits_share_one_pass(table, read_rows, kept, tmp_path, monkeypatch):
+    model = str(tiny.write_model(tmp_path / "model", layers=2))
     settings = {"train": str(table), "model": model, "text": ("text",), "label": "label",
-                "num_train_epochs": 1, "test_fraction": 0.0}  # fmt: skip
+                "num_train_epochs": 2, "test_fraction": 0.0, "layers_to_transform": (1,)}  # fmt: skip
     record = audit(make_config(settings), tmp_path / "audit")
     n = record["audit"]["rows"]
     assert read_rows == [n]
@@ -69,6 +85,7 @@ def test_audit_and_fits_share_one_pass(table, read_rows, tmp_path, monkeypatch):
 
     monkeypatch.setenv(LIMIT_VARIABLE, "0")
     fit(make_config(settings), tmp_path / "uncached")
+    assert [prefix.rows_kept for prefix in kept] == [n, n, n]
     assert read_rows == [n, n]  # training and validation rows, in one pass
     metrics, weights = trained(tmp_path / "first")
     plain_metrics, plain_weights = trained(tmp_path / "uncached")

@@ -690,8 +690,13 @@ def _computing_less():
         lower_layers=4,
         bytes_kept=17 * 2**20,
         tokens_per_s={"every layer in every epoch": _spread(5000.0), "lower layers kept": _spread(7500.0)},
-        first_epoch_tokens_per_s=4800.0,
+        tokens_per_cpu_s={
+            "every layer in every epoch": _spread(2500.0),
+            "lower layers kept": _spread(4000.0),
+        },
+        first_epoch_tokens_per_cpu_s=2400.0,
         ratio=_spread(1.5),
+        cpu_ratio=_spread(1.6),
     )
     found = {"rows": 2100, "tokens_trained": 126e3, "tokens_to_best": 84e3, "train_s": 30.0}
     way = {key: _spread(value) for key, value in (found | {"accuracy": 0.9, "validation_score": 0.9}).items()}
@@ -761,7 +766,7 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "200 classes, 10,000 test rows: 0.35 MB" in drawn
     assert "| phone, 390 x 844 | 0.50 s (0.45 to 0.55) |" in drawn
     assert "What is kept takes 17.0 MiB" in drawn
-    assert "An epoch is over 1.50 (1.35 to 1.65) times sooner." in drawn
+    assert "An epoch is over 1.50 (1.35 to 1.65) times sooner and takes 1.60 (1.44 to 1.76) times" in drawn
     assert "| easiest 30% dropped | 2,100 (1,890 to 2,310) | 126 (113 to 139) | 84 (76 to 92) |" in drawn
 
 

@@ -337,10 +337,12 @@ def forecast(pace=None, tokens_per_s=1000.0, share=1.0):
     return spending.forecast_by_pass(tokens_per_s, share)
 
 
-def test_training_takes_three_times_the_frozen_pass_of_its_tokens():
-    assert forecast() == "By the speed of the frozen pass, training takes about 30.0 s."
+def test_the_whole_pass_corrects_the_quote_where_it_was_far_off():
+    told = forecast()  # 10,000 tokens, three forward passes each
+    assert told == "By the speed of the frozen pass, training takes about 30.0 s, not 1.0 s."
     assert "about 15.0 s" in forecast(share=0.5)
-    assert "about 3.0 s" in forecast(tokens_per_s=10_000.0)
+    assert forecast(tokens_per_s=10_000.0 / 1.24 * 3) is None
+    assert "about 1.3 s" in forecast(tokens_per_s=10_000.0 / 1.26 * 3)
 
 
 def test_earlier_runs_know_better_than_the_frozen_pass():

@@ -31,6 +31,10 @@ CARD_FULL_PRECISION_GAIN = 0.5
 """A card comes nearer to its peak rate in float32 than on tensor cores, whose peak is far higher."""
 
 
+MUCH_THE_SAME = 1.25
+"""Two times of training no further apart than by this factor are not worth a second sentence."""
+
+
 @dataclass(frozen=True)
 class Spending:
     """Made by ``agree`` once the plan is known.
@@ -82,16 +86,23 @@ class Spending:
         return bill(usage, terms, budget_ended_run=result.over_budget, estimated=estimated)
 
     def forecast_by_pass(self, tokens_per_s: float | None, time_share: float) -> str | None:
-        """A sentence on training's time from the frozen pass's speed; None if earlier runs told it better.
+        """A sentence on training's time by the whole frozen pass, if it is another than was quoted.
 
-        ``time_share`` is what is left of training's time by ``snugtune.train.prefix.time_share``.
+        None where it is much the same, or earlier runs told it better. ``time_share`` is what is left of
+        training's time by ``snugtune.train.prefix.time_share``.
         """
-        if tokens_per_s is None or self.work.pace is not None:
+        quoted = quote(self.work)
+        if tokens_per_s is None or self.work.pace is not None or quoted is None:
             return None
         forward_s = float(self.lengths.sum()) * self.config.num_train_epochs / tokens_per_s
         found = quote(replace(self.work, train_s=time_share * forward_s / self.work.forward_share))
         assert found is not None
-        return f"By the speed of the frozen pass, training takes about {duration(found.train_s)}."
+        if max(found.train_s, quoted.train_s) <= MUCH_THE_SAME * min(found.train_s, quoted.train_s):
+            return None
+        return (
+            f"By the speed of the frozen pass, training takes about {duration(found.train_s)}, "
+            f"not {duration(quoted.train_s)}."
+        )
 
     def remember(self, result: TrainResult) -> None:
         """Keep how long training took, for later quotes; ``result`` is of training without a mishap."""
