@@ -47,16 +47,19 @@ def may_keep(config: FitConfig, device: torch.device) -> bool:
 
 
 def time_share(config: FitConfig, model: nn.Module, device: torch.device) -> float:
-    """Of the time that training would take with every layer computed in every epoch; ``model`` is plain.
+    """Of the time that training takes if every layer is passed in every epoch; ``model`` is plain.
 
-    A layer's pass forward counts one, and so does its pass backward: frozen weights get no gradient.
+    With adapters in every layer those are passes forward and back, with the head alone passes forward.
+    Nothing goes back through the layers below the lowest adapter, and what is kept is passed once.
     """
     layers = len(encoder_layers(model))
-    frozen = {"lora": min(config.layers_to_transform or (0,)), "head": layers, "full": 0}[config.method]
-    kept = min(frozen, layers - 1)
-    if not may_keep(config, device) or frozen > layers:
-        return 1.0
-    return 1 - kept / (2 * layers - frozen) * (1 - 1 / config.num_train_epochs)
+    # A layer that does not exist is told of when the adapter is attached.
+    frozen = min(*(config.layers_to_transform or (0,)), layers) if config.method == "lora" else 0
+    every = layers if config.method == "head" else 2 * layers
+    below = layers if config.method == "head" else frozen
+    kept = min(below, layers - 1) if may_keep(config, device) else 0
+    first, epochs = every - frozen, config.num_train_epochs
+    return (first - kept * (1 - 1 / epochs)) / every
 
 
 @contextmanager
