@@ -71,21 +71,25 @@ def micro_batches(
     lengths: NDArray[np.int64],
     tokens_per_micro_batch: int,
     max_examples: int | None = None,
+    max_padding: int | None = None,
 ) -> list[NDArray[np.int64]]:
     """Cut ``indices`` into micro-batches whose padded size stays within the token budget.
 
-    Sorted by length, so that padding is small; a single text longer than the budget goes alone.
+    Sorted by length, so that padding is small; a single text longer than the budget goes alone. With
+    ``max_padding`` a micro-batch has at most so many tokens of it: few texts of many lengths fit into one
+    budget, and more than half of it may be padding.
     """
     ordered = indices[np.argsort(lengths[indices], kind="stable")]
     batches: list[NDArray[np.int64]] = []
-    start = 0
-    for stop in range(1, len(ordered) + 1):
-        count = stop - start
+    start = real = 0
+    for stop, longest in enumerate(lengths[ordered].tolist(), 1):
+        count, real = stop - start, real + longest
+        padded = count * longest
         too_many = max_examples is not None and count > max_examples
-        too_large = count * lengths[ordered[stop - 1]] > tokens_per_micro_batch
-        if count > 1 and (too_many or too_large):
+        too_wide = max_padding is not None and padded - real > max_padding
+        if count > 1 and (too_many or too_wide or padded > tokens_per_micro_batch):
             batches.append(ordered[start : stop - 1])
-            start = stop - 1
+            start, real = stop - 1, longest
     if start < len(ordered):
         batches.append(ordered[start:])
     return batches
