@@ -49,8 +49,9 @@ def train_on(train_set, validation_set, settings, **more):
 
 
 def train_tiny(
-    settings, *, rows=32, held_out=12, dtype=torch.float32, dropout=0.0, head=None, services=None, inside=None
-):
+    settings, *, rows=32, held_out=12, dtype=torch.float32, dropout=0.0, head=None, services=None,
+    inside=None, packed=False,
+):  # fmt: skip
     """The result and the trained model.
 
     ``head`` are tensors of the plain model to begin from, ``services`` makes the services from the model that
@@ -64,6 +65,6 @@ def train_tiny(
     with inside or nullcontext():
         result = train(
             model, examples(rows, 1), examples(held_out, 2), config, head_names=head_names, pad_token_id=0,
-            dtype=dtype, device=CPU, begin_from=on_trained(model, head or {}), services=used,
+            dtype=dtype, device=CPU, begin_from=on_trained(model, head or {}), services=used, packed=packed,
         )  # fmt: skip
     return result, model

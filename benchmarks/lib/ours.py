@@ -18,6 +18,7 @@ from snugtune.model.adapter import on_trained, wrap
 from snugtune.model.artifact import save_model
 from snugtune.model.backbone import load_backbone
 from snugtune.model.head import find_head
+from snugtune.model.packing import is_packable, kernel_takes
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train import probe
 from snugtune.train.engine import Services, TrainResult, train
@@ -87,7 +88,17 @@ def train_ours(
         device=data.device,
         begin_from=on_trained(model, begin_from or {}),
         services=Services(observer or Observer(), prefix=prefix),
+        packed=_packs(data),
     )
+
+
+def _packs(data: TokenData) -> bool:
+    """Whether a fit on this device would pack its texts (``snugtune/memory/plan.py``)."""
+    config = data.backbone.model.config
+    if data.device.type != "cuda" or data.dtype == torch.float32:
+        return False
+    has_kernel = torch.cuda.get_device_capability(data.device) >= (8, 0) and kernel_takes(config)
+    return has_kernel and is_packable(config)
 
 
 class Looker(Observer):

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from snugtune.config import FitConfig
 from snugtune.model.backbone import resolve
 from snugtune.model.head import find_head
+from snugtune.model.packing import plain
 from snugtune.train.forward import predict_logits
 
 from .common import synchronize
@@ -65,11 +66,17 @@ class PaddingMeter:
 
     def __init__(self, model: nn.Module) -> None:
         self.training = True
-        self._seen: list[tuple[int, Tensor, int]] = []
-        model.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._seen: list[tuple[int, Tensor | int, int]] = []
+        # Packed texts go to the backbone at once.
+        plain(model).base_model.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def _count(self, model: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
-        if model.training or not self.training:
+    def _count(self, backbone: nn.Module, _args: Any, inputs: dict[str, Any]) -> None:
+        if self.training and not backbone.training:
+            return
+        if "cu_seq_lens_k" in inputs:
+            tokens = inputs["input_ids"].numel()
+            self._seen.append((len(inputs["cu_seq_lens_k"]) - 1, tokens, tokens))
+        else:
             mask = inputs["attention_mask"]
             self._seen.append((len(mask), mask.sum(), mask.numel()))
 

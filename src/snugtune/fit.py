@@ -494,6 +494,7 @@ def _train(
         begin_from=trainee.begin_from,
         balance=trainee.balanced.balance,
         services=services,
+        packed=job.on_card and plan.setup.attention == "packed",
     )
     if result.best_step == 0 and result.interrupted and not job.config.probe_start:
         raise RunInterruptedError("Interrupted before anything was learned; nothing was written.")

@@ -83,6 +83,7 @@ def fit(
     per_device_eval_batch_size: options.PerDeviceEvalBatchSize = None,
     gradient_accumulation_steps: options.GradientAccumulationSteps = None,
     tokens_per_micro_batch: options.TokensPerMicroBatch = None,
+    packing: options.Packing = None,
     fp16: options.Fp16 = None,
     bf16: options.Bf16 = None,
     audit: options.Audit = None,

@@ -156,6 +156,10 @@ GradientAccumulationSteps: TypeAlias = Annotated[
 TokensPerMicroBatch: TypeAlias = Annotated[
     int | None, _option(PRECISION, "Padded tokens in a forward pass of training (4096).")
 ]
+Packing: TypeAlias = Annotated[
+    str | None,
+    _option(PRECISION, "Train without padding where GPU and model can: auto (default) or off."),
+]
 Fp16: TypeAlias = Annotated[
     bool | None, _option(PRECISION, "Hold and multiply frozen weights in float16.", "--fp16")
 ]

@@ -73,6 +73,7 @@ def plan(
     per_device_train_batch_size: options.PerDeviceTrainBatchSize = None,
     gradient_accumulation_steps: options.GradientAccumulationSteps = None,
     tokens_per_micro_batch: options.TokensPerMicroBatch = None,
+    packing: options.Packing = None,
     fp16: options.Fp16 = None,
     bf16: options.Bf16 = None,
     price_per_hour_usd: options.Price = None,

@@ -7,7 +7,7 @@ never looks at anything but lengths.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,14 +66,30 @@ def steps_per_epoch(n: int, step_examples: int) -> int:
     return full_pools * STEPS_PER_POOL + math.ceil(rest / step_examples)
 
 
+Size = Callable[[NDArray[np.int64], NDArray[np.int64]], int]
+"""Tokens that a micro-batch (indices) takes, given the lengths of all texts."""
+
+
+def padded_tokens(part: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+    """With every text padded to the longest."""
+    return len(part) * int(lengths[part].max())
+
+
+def packed_tokens(part: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+    """With one text behind the other."""
+    return int(lengths[part].sum())
+
+
 def micro_batches(
     indices: NDArray[np.int64],
     lengths: NDArray[np.int64],
     tokens_per_micro_batch: int,
     max_examples: int | None = None,
     max_padding: int | None = None,
+    *,
+    packed: bool = False,
 ) -> list[NDArray[np.int64]]:
-    """Cut ``indices`` into micro-batches whose padded size stays within the token budget.
+    """Cut ``indices`` into micro-batches whose padded (or ``packed``) size stays within the token budget.
 
     Sorted by length, so that padding is small; a single text longer than the budget goes alone. With
     ``max_padding`` a micro-batch has at most so many tokens of it: few texts of many lengths fit into one
@@ -87,7 +103,8 @@ def micro_batches(
         padded = count * longest
         too_many = max_examples is not None and count > max_examples
         too_wide = max_padding is not None and padded - real > max_padding
-        if count > 1 and (too_many or too_wide or padded > tokens_per_micro_batch):
+        tokens = real if packed else padded
+        if count > 1 and (too_many or too_wide or tokens > tokens_per_micro_batch):
             batches.append(ordered[start : stop - 1])
             start, real = stop - 1, longest
     if start < len(ordered):

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from snugtune.model.varlen import kernel, packed_attention
 
 ATTENTION_NAME = "snugtune_card"
 
@@ -64,9 +66,17 @@ class CardSemantics(TorchFunctionMode):
 
 def register() -> str:
     """Make the card's attention known to Transformers; returns its name for ``attn_implementation``."""
-    AttentionInterface.register(ATTENTION_NAME, sdpa_attention_forward)
+    AttentionInterface.register(ATTENTION_NAME, _attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
     return ATTENTION_NAME
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    if "cu_seq_lens_q" in options:
+        return packed_attention(module, query, key, value, run=kernel(), **options), None
+    return sdpa_attention_forward(module, query, key, value, mask, **options)  # type: ignore[no-any-return]
 
 
 def _float32(value: Any) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from snugtune.data.batches import Size, padded_tokens
 from snugtune.errors import RestartNeededError
 from snugtune.units import gib
 
@@ -117,7 +118,7 @@ def device_memory(device: torch.device) -> Memory:
 
 
 class Limit:
-    """Padded tokens that a micro-batch may hold: lowered by failures, raised again carefully.
+    """Tokens, padding included, that a micro-batch may hold: lowered by failures, raised again carefully.
 
     Args:
         planned: the limit to begin with and to grow back to.
@@ -196,8 +197,11 @@ class Guard:
         limit: Limit,
         *,
         during: str,
+        size: Size = padded_tokens,
     ) -> None:
         """Do ``work`` on every micro-batch of ``parts`` (indices into ``lengths``), in order.
+
+        ``size`` counts a micro-batch's tokens, which ``limit`` bounds.
 
         ``work`` must leave nothing behind when it raises, and parts of parts must add up to the whole.
 
@@ -207,7 +211,7 @@ class Guard:
         waiting = deque(parts)
         while waiting:
             part = waiting.popleft()
-            if len(part) > 1 and _padded_tokens(part, lengths) > limit.tokens:
+            if len(part) > 1 and size(part, lengths) > limit.tokens:
                 waiting.extendleft(reversed(_halves(part)))
                 continue
             failure = self._attempt(lambda part=part: work(part))  # type: ignore[misc]
@@ -216,7 +220,7 @@ class Guard:
                 continue
             if len(part) > 1:
                 halves = _halves(part)
-                limit.failed(max(_padded_tokens(half, lengths) for half in halves))
+                limit.failed(max(size(half, lengths) for half in halves))
                 self._tell(during, failure, "cut in two", part, lengths)
                 waiting.extendleft(reversed(halves))
             else:
@@ -336,10 +340,6 @@ def _failure(work: Callable[[], None], *, of_any_kind: bool = False) -> str | No
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _padded_tokens(part: Rows, lengths: NDArray[np.int64]) -> int:
-    return len(part) * int(lengths[part].max())
 
 
 def _halves(part: Rows) -> list[Rows]:

@@ -64,7 +64,8 @@ class Job:
     ``tokens`` per epoch and ``rows`` are None where no data is given; then no time can be told.
     ``tokens_if_shorter`` are those left if texts are cut at half of ``length``.
     ``cpu_tokens`` bounds a CPU's micro-batches, where larger ones gain nothing. ``quantized``: 4-bit weights
-    were asked for. ``drops_out``: there is dropout to leave out.
+    were asked for. ``drops_out``: there is dropout to leave out. ``packable``: texts may go without padding
+    through the variable-length kernel of a card that has one.
     """
 
     step_examples: int
@@ -80,6 +81,7 @@ class Job:
     mixed_precision: bool = True
     quantized: bool = False
     drops_out: bool = False
+    packable: bool = False
 
 
 @dataclass(frozen=True)
@@ -347,9 +349,15 @@ class Planner:
             device=device.kind,
             weights=half if self.job.half_precision and can else "float32",
             compute=half if self.job.mixed_precision and can else "float32",
+            attention="packed" if self._packs(device) else "fused",
             quantized=self.job.quantized,
             accumulates=True,
         )
+
+    def _packs(self, device: Device) -> bool:
+        """The variable-length kernel takes half precision, and cards from compute capability 8.0 on."""
+        on_such_card = device.kind == "cuda" and device.compute_capability >= (8, 0)
+        return self.job.packable and self.job.mixed_precision and on_such_card
 
     def _choose(
         self,

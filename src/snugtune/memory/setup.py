@@ -10,12 +10,13 @@ class Setup:
     """How a step is run.
 
     ``device`` is ``cuda`` or ``cpu``. ``weights`` is the format of the frozen weights, ``compute`` that of
-    mixed precision (``float32`` for none). ``attention`` is ``fused`` (pinned, memory-efficient) or ``eager``
-    (scores written out). ``chunked_evaluation`` validates in the training's micro-batches, not in those
-    that are fastest. ``top_layers`` restricts adapters to the last so many layers. With
-    ``first_token_only`` the last layer computes what the head reads, where it can (``model/first_token.py``).
-    Without ``dropout`` that of the settings is left out. ``accumulates`` says that a step has several
-    micro-batches, so gradients are there while the later ones run.
+    mixed precision (``float32`` for none). ``attention`` is ``fused`` (the memory-efficient kernel, pinned),
+    ``packed`` (the variable-length kernel, on texts without padding) or ``eager`` (scores written out).
+    ``chunked_evaluation`` validates in the training's micro-batches, not in those that are fastest.
+    ``top_layers`` restricts adapters to the last so many layers. With ``first_token_only`` the last layer
+    computes what the head reads, where it can (``model/first_token.py``). Without ``dropout`` that of the
+    settings is left out. ``accumulates`` says that a step has several micro-batches, so gradients are there
+    while the later ones run.
     """
 
     device: str = "cuda"

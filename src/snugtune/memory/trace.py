@@ -37,7 +37,7 @@ MODEL_SOURCES = ("transformers.models.", "peft.tuners.", "peft.utils.")
 
 KINDS = {
     "linear": ("addmm", "mm", "bmm", "baddbmm"),
-    "attention": ("_scaled_dot_product", "_softmax", "_safe_softmax", "_efficient_attention"),
+    "attention": ("_scaled_dot_product", "_softmax", "_safe_softmax", "_efficient_attention", "_varlen"),
     "normalisation": ("native_layer_norm", "rsqrt", "pow", "mean", "_fused_rms_norm"),
     "non-linearity": ("gelu", "silu", "relu", "tanh", "sigmoid"),
     "dropout": ("native_dropout", "bernoulli"),
@@ -337,9 +337,22 @@ def _kind(func: Any) -> str:
 
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
     name = func._schema.name
+    if name.endswith("_varlen_attn"):
+        return _varlen_flops(args[0], args[3], args[5])
+    if name.endswith("_varlen_attn_backward"):
+        # Five products of the size of the forward pass's two (Dao 2023, arXiv:2307.08691, section 3).
+        return 2.5 * _varlen_flops(args[1], args[6], args[8])
     if name.endswith("_attention_for_cpu"):
         return float(sdpa_flop_count(*(t.shape for t in args[:3])))  # type: ignore[no-untyped-call]
     if name.endswith("_attention_for_cpu_backward"):
         return float(sdpa_backward_flop_count(*(t.shape for t in args[:4])))  # type: ignore[no-untyped-call]
     count = flop_registry.get(func._overloadpacket)
     return float(count(*args, **kwargs, out_val=out)) if count else 0.0
+
+
+def _varlen_flops(query: Tensor, boundaries: Tensor, longest: int) -> float:
+    """Of attention over packed texts, all as long as the longest: fake boundaries tell no lengths."""
+    _, heads, head_dim = query.shape
+    texts = len(boundaries) - 1
+    shape = (texts, heads, longest, head_dim)
+    return float(sdpa_flop_count(shape, shape, shape))  # type: ignore[no-untyped-call]

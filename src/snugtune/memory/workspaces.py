@@ -2,7 +2,8 @@
 
 Sources: PyTorch 2.x ``aten/src/ATen/native/transformers/cuda/attention_backward.cu`` and
 ``mem_eff_attention/kernel_backward.h`` (accumulators of the memory-efficient attention's backward pass),
-``aten/src/ATen/cuda/CublasHandlePool.cpp`` (``getChosenWorkspaceSize``).
+``flash_attn/flash_api.cpp`` (``mha_varlen_bwd``), ``aten/src/ATen/cuda/CublasHandlePool.cpp``
+(``getChosenWorkspaceSize``).
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def workspace_bytes(func: Any, args: tuple[Any, ...]) -> int:
     queries in float32, padded to blocks of 64, and holds one float32 per query row (``delta``).
     """
     name = func._schema.name
+    if name.endswith("_varlen_attn_backward"):
+        return _varlen_backward_bytes(query=args[1], key=args[2], texts=len(args[6]) - 1)
     if not name.endswith("_scaled_dot_product_efficient_attention_backward"):
         return 0
     query = args[1]
@@ -59,3 +62,16 @@ def workspace_bytes(func: Any, args: tuple[Any, ...]) -> int:
     if query.element_size() == 2:
         accumulator = 4 * batch * heads * math.ceil(length / 64) * 64 * math.ceil(head_dim / 64) * 64
     return int(accumulator + 4 * rows)
+
+
+def _varlen_backward_bytes(query: Any, key: Any, texts: int) -> int:
+    """Of FlashAttention 2's backward pass over ``texts`` packed in (T, heads, head_dim).
+
+    The gradient of the queries is accumulated in float32 with 128 rows of room behind each text, as are the
+    row sums; with fewer heads of keys their gradients are made for every head and then added up.
+    """
+    tokens, heads, head_dim = query.shape
+    rows = tokens + 128 * texts
+    accumulator = 4 * rows * heads * math.ceil(head_dim / 32) * 32
+    expanded = 0 if key.shape[1] == heads else 2 * tokens * heads * head_dim * query.element_size()
+    return int(accumulator + 4 * rows * heads + expanded)

@@ -21,6 +21,8 @@ from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from snugtune.model import blocked_attention
 
+from snugtune.model.varlen import packed_attention
+
 NAME = "snugtune_sdpa"
 
 GPU_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -39,8 +41,11 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention in Transformers' interface.
 
-    Takes (batch, heads, length, head_dim) and returns (batch, length, heads, head_dim).
+    Takes (batch, heads, length, head_dim) and returns (batch, length, heads, head_dim). Texts packed into one
+    row come with their boundaries (see ``model/packing.py``).
     """
+    if "cu_seq_lens_q" in options:
+        return packed_attention(module, query, key, value, dropout=dropout, scaling=scaling, **options), None
     if query.device.type == "cuda":
         with sdpa_kernel(GPU_KERNELS):
             return sdpa_attention_forward(  # type: ignore[no-any-return]

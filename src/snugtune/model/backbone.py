@@ -42,6 +42,12 @@ MINIMUM_VOCABULARY = 16
 
 VERY_LONG = 1 << 30
 
+HIDDEN_DROPOUTS = (
+    "hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout",
+    "embd_pdrop", "resid_pdrop", "seq_classif_dropout",
+)  # fmt: skip
+"""Names that architectures have for it; the last three are GPT-2's and DistilBERT's."""
+
 Pooling = Literal["auto", "first", "mean"]
 
 
@@ -310,10 +316,10 @@ def _new_parameters(model: PreTrainedModel, info: dict[str, Any], name: str) -> 
 def set_dropout(config: Any, dropout: float) -> None:
     """Set every hidden dropout of ``config`` to ``dropout``, and attention dropout to none."""
     # Attention dropout rules out the fused kernels on CPUs (1.9x slower), so it is always off.
-    for key in ("attention_probs_dropout_prob", "attention_dropout"):
+    for key in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
         if hasattr(config, key):
             setattr(config, key, 0.0)
-    for key in ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout"):
+    for key in HIDDEN_DROPOUTS:
         if hasattr(config, key):
             setattr(config, key, dropout)
 

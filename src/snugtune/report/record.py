@@ -210,6 +210,7 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         "best_score": result.best_score,
         "stopped_early": result.stopped_early,
         "interrupted": result.interrupted,
+        "packed": result.packed,
         "dtype": str(facts.dtype).removeprefix("torch."),
         "device": facts.device.type,
     }

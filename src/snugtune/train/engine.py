@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from snugtune.config import FitConfig
 from snugtune.cost.budget import Budget
-from snugtune.data.batches import epoch_steps, micro_batches, steps_per_epoch
+from snugtune.data.batches import (
+    Size,
+    epoch_steps,
+    micro_batches,
+    packed_tokens,
+    padded_tokens,
+    steps_per_epoch,
+)
 from snugtune.data.tokens import Tokens
 from snugtune.errors import TrainingError
 from snugtune.evaluate.imbalance import Balance
@@ -30,6 +37,7 @@ from snugtune.evaluate.multilabel.thresholds import Objective, best_common_score
 from snugtune.memory.guard import Guard, device_memory
 from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import load_trainable_state, trainable_state
+from snugtune.model.packing import PackedTexts, pack
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train.checkpoints import Checkpoints, TrainState
 from snugtune.train.forward import collate, predict_logits
@@ -78,6 +86,7 @@ class TrainResult:
     interrupted: bool = False
     stopped_early: bool = False
     over_budget: bool = False
+    packed: bool = False
     train_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
@@ -112,6 +121,7 @@ def train(
     begin_from: dict[str, Tensor] | None = None,
     balance: Balance | None = None,
     services: Services | None = None,
+    packed: bool = False,
 ) -> TrainResult:
     """Train ``model`` in place and leave it with the weights that scored best on validation.
 
@@ -120,14 +130,15 @@ def train(
     ``balance`` says how rare classes are favoured; every step is still divided by its number of examples.
     Ctrl-C ends training and keeps the best so far; so does the end of ``services.budget``, after a last look
     at validation. With ``services.checkpoints``, training goes on from the
-    newest committed state as if nothing had happened.
+    newest committed state as if nothing had happened. With ``packed``, micro-batches of training are rows of
+    texts without padding, for models of which ``model/packing.py`` knows how.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; names the step and the rows.
         RestartNeededError: memory ran out and this process cannot go on.
     """
     run = _Run(model, train_set, validation_set, config, head_names, pad_token_id, dtype, device,
-               services or Services(), balance)  # fmt: skip
+               services or Services(), balance, packed)  # fmt: skip
     try:
         resumed = run.resume()
         run.try_longest()
@@ -174,6 +185,7 @@ class _Run:
     device: torch.device
     services: Services
     balance: Balance | None = None
+    packed: bool = False
 
     def __post_init__(self) -> None:
         config, services = self.config, self.services
@@ -195,7 +207,7 @@ class _Run:
         self.optimizer = self.accelerator.prepare(self.plain_optimizer)
         torch.manual_seed(config.seed)
         self.keeper = BestKeeper(self.model, config.early_stopping_patience, self.guard)
-        self.result = TrainResult()
+        self.result = TrainResult(packed=self.packed)
         self.untold: deque[_Taken] = deque()
         self.started = time.perf_counter()
 
@@ -280,8 +292,10 @@ class _Run:
         longest = np.argsort(lengths, kind="stable")[-self.config.step_examples :]
         before = random_state(self.device)
         # Twice, because from the second micro-batch of a step on there are gradients beside it.
+        parts = self._cut(longest)
+        largest = max(reversed(parts), key=lambda part: self._size(part, lengths))
         for _ in range(2 if self.device.type == "cuda" else 1):
-            self._accumulate(longest, self._cut(longest)[-1:])
+            self._accumulate(longest, [largest])
         drop_gradients(self.model)
         set_random_state(before, self.device)
 
@@ -304,8 +318,9 @@ class _Run:
         tokens = self.train_set.tokens
         budget = min(self.config.tokens_per_micro_batch, self.guard.training.tokens)
         return micro_batches(
-            tokens.rows_of(texts), tokens.lengths, budget, self.config.per_device_train_batch_size
-        )
+            tokens.rows_of(texts), tokens.lengths, budget, self.config.per_device_train_batch_size,
+            packed=self.packed,
+        )  # fmt: skip
 
     def _accumulate(self, texts: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> list[Tensor]:
         """The gradients of ``parts`` of the step ``texts``, added up; returns the parts of its loss."""
@@ -325,8 +340,12 @@ class _Run:
                 )
 
         lengths = self.train_set.tokens.lengths
-        self.guard.each(parts, lengths, add, self.guard.training, during="training")
+        self.guard.each(parts, lengths, add, self.guard.training, during="training", size=self._size)
         return losses
+
+    @property
+    def _size(self) -> Size:
+        return packed_tokens if self.packed else padded_tokens
 
     def _micro_batch(self, rows: NDArray[np.int64]) -> MicroBatch:
         tokens, device = self.train_set.tokens, self.device
@@ -335,11 +354,18 @@ class _Run:
             of_class = self.class_weights[y].astype(np.float32)
             weight = of_class if weight is None else weight * of_class
         return MicroBatch(
-            collate(tokens, rows, self.pad_token_id, device),
+            self._inputs(rows),
             to_device(_target(y), device),
             None if weight is None else to_device(torch.from_numpy(weight), device),
             self.logit_shift,
         )
+
+    def _inputs(self, rows: NDArray[np.int64]) -> dict[str, Tensor] | PackedTexts:
+        tokens = self.train_set.tokens
+        if not self.packed:
+            return collate(tokens, rows, self.pad_token_id, self.device)
+        texts = pack([tokens.ids[i] for i in rows], self.model)
+        return texts.to(lambda tensor: to_device(tensor, self.device))
 
     def _update(self, losses: list[Tensor]) -> Readback:
         """Clip the gradients and change the weights, all of it or nothing; returns loss and gradient norm."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
@@ -16,10 +16,11 @@ from snugtune.memory.devices import Device, this_device
 from snugtune.memory.limits import Limits, Way
 from snugtune.memory.plan import OFFERS, SMALLER, Alternative, Job, Plan, Planner
 from snugtune.memory.residual import Subject, record_residual
-from snugtune.model.backbone import DEFAULT_MAX_LENGTH, usable_positions
+from snugtune.model.backbone import DEFAULT_MAX_LENGTH, set_dropout, usable_positions
 from snugtune.model.checkpointing import encoder_layers
 from snugtune.model.known import known_models
 from snugtune.model.offload import word_embedding
+from snugtune.model.packing import is_packable, kernel_takes
 from snugtune.model.parameters import meta_model
 from snugtune.train.rehearsal import Rehearsal, model_shape
 
@@ -146,7 +147,7 @@ def make_planner(
     embedding = word_embedding(model).weight
     full = config.method == "full"
     return Planner(
-        make_job(config, length_limit(config, model), lengths),
+        make_job(config, length_limit(config, model), lengths, packable=_may_pack(config, model.config)),
         lambda setup: Rehearsal(config, num_labels, setup),
         layers=len(encoder_layers(model)),
         embedding_bytes=0 if full else 2 * embedding.numel(),
@@ -160,7 +161,18 @@ def longest_texts(config: FitConfig, num_labels: int, rows: int) -> NDArray[np.i
     return np.full(rows, limit, dtype=np.int64)
 
 
-def make_job(config: FitConfig, limit: int, lengths: NDArray[np.int64] | Sequence[int] | None) -> Job:
+def _may_pack(config: FitConfig, shape: PretrainedConfig) -> bool:
+    set_dropout(shape, config.hidden_dropout)
+    return config.packing == "auto" and is_packable(shape) and kernel_takes(shape)
+
+
+def make_job(
+    config: FitConfig,
+    limit: int,
+    lengths: NDArray[np.int64] | Sequence[int] | None,
+    *,
+    packable: bool = False,
+) -> Job:
     """What is to be trained, from the settings and the lengths (in tokens) of the texts."""
     full = config.method == "full"
     asked = config.bf16 or config.fp16
@@ -179,6 +191,7 @@ def make_job(config: FitConfig, limit: int, lengths: NDArray[np.int64] | Sequenc
         half_precision=not full and config.bf16 is not False,
         mixed_precision=bool(asked) if full else config.bf16 is not False,
         quantized=config.load_in_4bit,
+        packable=packable,
         drops_out=config.hidden_dropout > 0 or (config.method == "lora" and config.lora_dropout > 0),
     )
 

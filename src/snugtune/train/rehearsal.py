@@ -30,11 +30,12 @@ from snugtune.model.first_token import read_first_token_only
 from snugtune.model.head import find_head
 from snugtune.model.known import find_config, no_text_classifier
 from snugtune.model.offload import embedding_to_host, word_embedding
+from snugtune.model.packing import PackedTexts
 from snugtune.model.parameters import meta_model
 from snugtune.model.pooling import planned_config
 from snugtune.train.forward import INFERENCE_TOKENS
 from snugtune.train.optim import allocate_state, make_optimizer
-from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
+from snugtune.train.step import MicroBatch, accumulate_gradients, classify, clip_gradients
 from snugtune.train.transaction import UpdateSnapshot, is_copied_before_update
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -78,7 +79,7 @@ class Rehearsal:
             stack.enter_context(ledger)
             run_steps(
                 self.model, self.config, self.head_names, ledger,
-                batch=lambda: _batch(micro_batch, length, labels), autocast=self._autocast,
+                batch=lambda: self._batch(micro_batch, length, labels), autocast=self._autocast,
                 accumulates=self.setup.accumulates, on_card=on_card,
             )  # fmt: skip
             with ledger.during(trace.EVALUATION):
@@ -94,6 +95,10 @@ class Rehearsal:
         tensors = (*self.model.parameters(), *self.model.buffers())
         ledger.mark((t for t in tensors if id(t) not in known), trace.WEIGHTS)
 
+    def _batch(self, micro_batch: int, length: int, labels: int | None) -> MicroBatch:
+        make = _packed_batch if self.setup.attention == "packed" else _batch
+        return make(micro_batch, length, labels)
+
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = DTYPES[self.setup.compute]
         return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
@@ -101,7 +106,7 @@ class Rehearsal:
     def _evaluate(self, micro_batch: int, length: int) -> None:
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            self.model(**_batch(micro_batch, length).inputs).logits.float()
+            classify(self.model, _batch(micro_batch, length).inputs).float()
 
 
 def model_shape(config: FitConfig, num_labels: int) -> PretrainedConfig:
@@ -182,8 +187,20 @@ def _batch(micro_batch: int, length: int, labels: int | None = None) -> MicroBat
     inputs = {
         name: torch.ones(micro_batch, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")
     }
+    return MicroBatch(inputs, _target(micro_batch, labels))
+
+
+def _packed_batch(micro_batch: int, length: int, labels: int | None = None) -> MicroBatch:
+    ids, positions = (torch.ones(1, micro_batch * length, dtype=torch.int64) for _ in range(2))
+    boundaries = torch.zeros(micro_batch + 1, dtype=torch.int32)
+    read_at = torch.zeros(micro_batch, dtype=torch.int64)
+    texts = PackedTexts(ids, positions, boundaries, read_at, length)
+    return MicroBatch(texts, _target(micro_batch, labels))
+
+
+def _target(micro_batch: int, labels: int | None) -> Tensor:
     one = torch.zeros(micro_batch, dtype=torch.int64)
-    return MicroBatch(inputs, one if labels is None else torch.zeros(micro_batch, labels))
+    return one if labels is None else torch.zeros(micro_batch, labels)
 
 
 def _build(

@@ -16,19 +16,21 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from snugtune.model.packing import PackedTexts, packed_logits
+
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one forward pass takes: the model's ``inputs``, (B, L) each, and the ``target``.
+    """What one forward pass takes: ``inputs``, (B, L) each or packed, and the ``target``.
 
     That is class ids (B,) or, where a text may have several labels, (B, K) in float32: 1 for each of them.
     ``weight`` (B,) is what each row's loss counts; None where that is one for all. ``logit_shift`` (K,) is
     added to the logits before the loss is taken; None for nothing.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Tensor] | PackedTexts
     target: Tensor
     weight: Tensor | None = None
     logit_shift: Tensor | None = None
@@ -72,7 +74,7 @@ def add_gradients(
     """
     with gradients_apart(trained_parameters(model)):
         with autocast():
-            logits = model(**batch.inputs).logits
+            logits = classify(model, batch.inputs)
         loss = _loss_of(logits.float(), batch, label_smoothing) / step_examples
         # Before the gradients are added: what could still fail after that would have to take them back.
         part = loss.detach()
@@ -103,6 +105,14 @@ def summed_loss(
     smooth = target * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing else target
     lost = binary_cross_entropy_with_logits(logits, smooth, reduction=reduction) / logits.shape[1]
     return lost if weight is None else (lost * weight[:, None]).sum()
+
+
+def classify(model: nn.Module, inputs: dict[str, Tensor] | PackedTexts) -> Tensor:
+    """Logits (B, K) of a micro-batch."""
+    if isinstance(inputs, PackedTexts):
+        return packed_logits(model, inputs)
+    logits: Tensor = model(**inputs).logits
+    return logits
 
 
 @contextmanager

@@ -1,0 +1,145 @@
+"""Attention over texts that lie one behind the other in one row: each sees its own tokens and no other's.
+
+A row of T tokens holds N texts; ``boundaries`` (N + 1,) are where they begin and end. On a GPU one kernel
+does all of them (FlashAttention 2 inside PyTorch); elsewhere a loop over the texts through PyTorch's fused
+attention is exact and serves the tests.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+LARGEST_HEAD_DIM = 192
+"""Above it the kernel's backward pass runs on some of the cards only (PyTorch 2.13,
+``aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp``)."""
+
+OPTIONS = {"window_size", "scale", "enable_gqa"}
+"""What the kernel's first version (PyTorch 2.10) lacks."""
+
+
+Kernel = Callable[..., Any]
+
+
+@cache
+def kernel() -> Kernel | None:
+    """PyTorch's variable-length attention; None where it has none, or one that can do too little.
+
+    A PyTorch for CPUs has it in name, which is enough to plan for a card.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    is_built = torch.version.cuda is None or torch.backends.cuda.is_flash_attention_available()
+    takes = inspect.signature(varlen_attn).parameters.keys() >= OPTIONS
+    # On AMD's cards it is another kernel, which nobody has tried here.
+    return varlen_attn if is_built and takes and torch.version.hip is None else None
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    run: Kernel | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attention in Transformers' interface over packed texts; ``options`` has their boundaries.
+
+    Takes (1, heads, T, head_dim), with as many or fewer heads of keys and values, and returns (1, T, heads,
+    head_dim). The boundaries come as ``cu_seq_lens_q`` (int32) and the longest text as ``max_length_q``, the
+    names that Transformers gives them. ``run`` stands in for the kernel that the device has.
+
+    Raises:
+        ValueError: attention dropout, which the kernel does not have.
+    """
+    if dropout:
+        raise ValueError("packed texts need a model without attention dropout")
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    on_device: Kernel | None = kernel() if query.device.type == "cuda" else by_text
+    run = run or on_device
+    assert run is not None
+    rows = [tensor[0].transpose(0, 1) for tensor in _autocast(query, key, value)]
+    boundaries, longest = options["cu_seq_lens_q"], options["max_length_q"]
+    mixed: Tensor = run(
+        *rows, boundaries, boundaries, longest, longest, scale=scaling,
+        window_size=window(causal, sliding_window), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return mixed[None]
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """As PyTorch's own attention is autocast; the variable-length kernel is not."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]
+
+
+def window(causal: bool, sliding_window: int | None) -> tuple[int, int]:
+    """How many tokens to the left and right a token sees beside itself, -1 for all of them.
+
+    Transformers' ``sliding_window`` counts the token itself.
+    """
+    side = -1 if sliding_window is None else sliding_window - 1
+    return side, 0 if causal else side
+
+
+def by_text(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    boundaries: Tensor,
+    _boundaries_of_keys: Tensor,
+    _longest: int,
+    _longest_of_keys: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The same as ``kernel()`` text by text, on any device and in any number format.
+
+    Takes and returns (T, heads, head_dim); ``boundaries`` are read on the host.
+    """
+    ends: list[int] = boundaries.tolist()
+    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+    parts = []
+    for start, end in pairwise(ends):
+        text = slice(start, end)
+        seen = _within(window_size, end - start, query.device)
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, text], key[:, :, text], value[:, :, text],
+                attn_mask=seen, scale=scale, enable_gqa=enable_gqa,
+            )
+        )  # fmt: skip
+    return torch.cat(parts, dim=2)[0].transpose(0, 1)
+
+
+def _within(window_size: tuple[int, int], length: int, device: torch.device) -> Tensor | None:
+    """Which keys (columns) a query (row) of a text of ``length`` sees; None for all."""
+    left, right = window_size
+    if left < 0 and right < 0:
+        return None
+    at = torch.arange(length, device=device)
+    ahead = at - at[:, None]
+    seen = torch.ones_like(ahead, dtype=torch.bool)
+    if left >= 0:
+        seen &= ahead >= -left
+    if right >= 0:
+        seen &= ahead <= right
+    return seen

@@ -1,0 +1,306 @@
+"""Texts packed into one row, without padding: logits and gradients are those of a padded batch."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from families import FAMILIES as SETTINGS
+from scarcity import MESSAGES, FailAt
+from snugtune.config import make_config
+from snugtune.data.tokens import Tokens, Truncation
+from snugtune.memory.devices import find_device
+from snugtune.memory.guard import Guard, HostMemory
+from snugtune.memory.setup import Setup
+from snugtune.memory.workspaces import workspace_bytes
+from snugtune.model import attention
+from snugtune.model.adapter import trainable_state
+from snugtune.model.backbone import set_dropout, without_cache
+from snugtune.model.checkpointing import checkpoint_layers
+from snugtune.model.packing import FAMILIES, is_packable, pack, packed_logits
+from snugtune.model.varlen import by_text, kernel, packed_attention, window
+from snugtune.train.engine import Services
+from snugtune.train.forward import collate
+from snugtune.train.planning import make_planner
+from snugtune.train.rehearsal import Rehearsal
+from tiny_training import CPU, train_tiny
+
+PAD = 1
+SOME_LENGTHS = (5, 17, 1, 30, 9)
+VARIANTS = {
+    "gemma": {**SETTINGS["gemma3_text"], "model_type": "gemma"},
+    "modernbert, mean": {**SETTINGS["modernbert"], "model_type": "modernbert", "classifier_pooling": "mean"},
+    "modernbert, narrow": {**SETTINGS["modernbert"], "model_type": "modernbert", "local_attention": 8},
+    "gemma3_text, narrow": {**SETTINGS["gemma3_text"], "model_type": "gemma3_text", "sliding_window": 4},
+    "mistral, narrow": {**SETTINGS["mistral"], "model_type": "mistral", "sliding_window": 4},
+}
+CASES = [*sorted(set(FAMILIES) - {"gemma"}), *VARIANTS]
+
+
+def shape_of(case):
+    values = dict(VARIANTS.get(case) or SETTINGS[case]) | {"initializer_range": 0.2, "num_labels": 5}
+    config = AutoConfig.for_model(values.pop("model_type", case), **values)
+    config.pad_token_id = PAD
+    set_dropout(config, 0.0)
+    without_cache(config)
+    config._attn_implementation = attention.register()
+    return config
+
+
+@cache
+def model_of(case):
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(shape_of(case)).train()
+
+
+def texts(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 200, n).astype(np.int32) for n in lengths]
+
+
+def padded_logits(model, rows):
+    lengths = np.array([len(row) for row in rows])
+    tokens = Tokens(rows, lengths, Truncation(64, len(rows), 0, int(lengths.sum()), 0))
+    return model(**collate(tokens, np.arange(len(rows)), PAD, CPU)).logits
+
+
+def gradients(model, logits):
+    model.zero_grad(set_to_none=True)
+    weights = torch.linspace(-1, 1, logits.numel()).view_as(logits)
+    (logits * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(found, expected, scale, message=""):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6 * max(scale, 1.0), msg=message or None)
+
+
+def assert_packed_is_unpacked(case, rows):
+    model = model_of(case)
+    expected = padded_logits(model, rows)
+    expected_gradients = gradients(model, expected)
+    found = packed_logits(model, pack(rows, model))
+    found_gradients = gradients(model, found)
+    assert_close(found, expected, float(expected.detach().abs().max()))
+    assert found_gradients.keys() == expected_gradients.keys()
+    # Some gradients, of the keys' biases for one, are nothing but rounding.
+    scale = max(float(gradient.abs().max()) for gradient in expected_gradients.values())
+    for name, gradient in expected_gradients.items():
+        assert_close(found_gradients[name], gradient, scale, f"{case}: {name}")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_are_those_of_a_padded_batch(case):
+    assert is_packable(shape_of(case))
+    assert_packed_is_unpacked(case, texts(SOME_LENGTHS))
+
+
+@pytest.mark.parametrize("case", ["xlm-roberta", "bert", "modernbert, narrow", "qwen3"])
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_they_are_for_texts_of_any_lengths(case, lengths, seed):
+    assert_packed_is_unpacked(case, texts(lengths, seed))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_leaks_from_one_text_into_another(case):
+    model = model_of(case).eval()
+    rows = texts(SOME_LENGTHS)
+    others = [row if i == 1 else other for i, (row, other) in enumerate(zip(rows, texts(SOME_LENGTHS, 1)))]  # noqa: B905
+    with torch.no_grad():
+        before, after = (packed_logits(model, pack(some, model)) for some in (rows, others))
+    model.train()
+    assert torch.equal(before[1], after[1])
+    assert not torch.isclose(before[[0, 2, 3, 4]], after[[0, 2, 3, 4]]).all(1).any()
+
+
+@pytest.mark.parametrize("case", ["xlm-roberta", "roberta", "camembert", "gpt2", "llama"])
+def test_the_pad_token_inside_a_text_is_read_as_in_a_padded_batch(case):
+    rows = texts((6, 9, 4))
+    rows[0][3] = rows[1][-1] = rows[2][1] = PAD
+    model = model_of(case)
+    # In a padded batch the family's own rules apply to a mask that hides none of it.
+    assert_close(packed_logits(model, pack(rows, model)), padded_logits(model, rows), 3.0)
+
+
+def test_positions_of_the_roberta_family_start_behind_the_padding():
+    packed = pack(texts((3, 2)), model_of("xlm-roberta"))
+    assert packed.position_ids.tolist() == [[2, 3, 4, 2, 3]]
+    assert pack(texts((3, 2)), model_of("bert")).position_ids.tolist() == [[0, 1, 2, 0, 1]]
+    assert packed.boundaries.tolist() == [0, 3, 5]
+    assert packed.read_at.tolist() == [0, 3]
+    assert pack(texts((3, 2)), model_of("llama")).read_at.tolist() == [2, 4]
+    assert packed.longest == 3
+
+
+def test_recomputed_layers_give_the_same_bits():
+    model, rows = model_of("bert"), texts(SOME_LENGTHS)
+    plain = gradients(model, packed_logits(model, pack(rows, model)))
+    checkpoint_layers(model, 2)
+    recomputed = gradients(model, packed_logits(model, pack(rows, model)))
+    checkpoint_layers(model, 0)
+    assert all(torch.equal(recomputed[name], gradient) for name, gradient in plain.items())
+
+
+@pytest.mark.parametrize(
+    ("case", "setting"),
+    [
+        ("bert", {"attention_probs_dropout_prob": 0.1}),
+        ("bert", {"is_decoder": True}),
+        ("gpt2", {"attn_pdrop": 0.1}),
+        ("gpt2", {"reorder_and_upcast_attn": True}),
+        ("gemma3_text", {"use_bidirectional_attention": True}),
+        ("deberta-v2", {}),
+        ("mpnet", {}),
+        ("albert", {}),
+    ],
+)
+def test_what_would_differ_is_not_packed(case, setting):
+    config = shape_of(case)
+    for name, value in setting.items():
+        setattr(config, name, value)
+    assert not is_packable(config)
+
+
+def test_attention_dropout_is_refused():
+    row = torch.zeros(1, 2, 3, 8)
+    with pytest.raises(ValueError, match="without attention dropout"):
+        packed_attention(torch.nn.Module(), row, row, row, dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("causal", "sliding", "expected"),
+    [(False, None, (-1, -1)), (True, None, (-1, 0)), (True, 4, (3, 0)), (False, 4, (3, 3))],
+)
+def test_windows_are_told_as_the_kernel_counts_them(causal, sliding, expected):
+    assert window(causal, sliding) == expected
+
+
+def test_the_reference_is_attention_written_out():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(7, heads, 8, generator=generator) for heads in (4, 2, 2))
+    boundaries = torch.tensor([0, 3, 7], dtype=torch.int32)
+    options = {"scale": 0.5, "window_size": (2, 0), "enable_gqa": True}
+    found = by_text(query, key, value, boundaries, boundaries, 4, 4, **options)
+    scores = 0.5 * torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(2, dim=1))
+    at = torch.arange(7)
+    text = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    behind = at[:, None] - at
+    seen = (text[:, None] == text) & (behind >= 0) & (behind <= 2)
+    shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    expected = torch.einsum("hqk,khd->qhd", shares, value.repeat_interleave(2, dim=1))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tokens_per_micro_batch": 60}, {"method": "full"}])
+def test_training_on_packed_texts_trains_the_same_model(settings):
+    settings = {"num_train_epochs": 1, "effective_batch_size": 12, **settings}
+    padded, packed = (train_tiny(settings, packed=packed) for packed in (False, True))
+    assert not padded[0].packed
+    assert packed[0].packed
+    losses = [[m["loss"] for m in result.metrics if "loss" in m] for result, _ in (padded, packed)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=2e-6)
+    state = trainable_state(padded[1])
+    for name, tensor in trainable_state(packed[1]).items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=5e-6, msg=name)
+
+
+def test_it_trains_under_autocast():
+    result, _ = train_tiny({"num_train_epochs": 1}, dtype=torch.bfloat16, packed=True)
+    expected, _ = train_tiny({"num_train_epochs": 1}, packed=True)
+    assert result.metrics[1]["loss"] == pytest.approx(expected.metrics[1]["loss"], rel=0.05)
+
+
+def test_a_packed_micro_batch_that_does_not_fit_is_cut_by_its_own_tokens():
+    guard = Guard(HostMemory())
+    failing = {"left": 1}
+
+    class FailsOnce(FailAt):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if failing["left"] and torch.is_grad_enabled() and func is torch.ops.aten.gelu.default:
+                failing["left"] -= 1
+                raise MESSAGES[0]()
+            return func(*args, **(kwargs or {}))
+
+    settings = {"num_train_epochs": 1, "effective_batch_size": 8}
+    result, model = train_tiny(
+        settings, packed=True, inside=FailsOnce(-1, None), services=lambda _: Services(guard=guard)
+    )
+    expected, undisturbed = train_tiny(settings, packed=True)
+    assert [event["action"] for event in guard.events] == ["cut in two"]
+    state = trainable_state(undisturbed)
+    for name, tensor in trainable_state(model).items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=2e-6, msg=name)
+    assert result.steps == expected.steps
+
+
+LARGER = {
+    "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128, "num_hidden_layers": 2,
+    "vocab_size": 99, "max_position_embeddings": 512, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def planner(tmp_path, case="bert", **settings):
+    values = {key: value for key, value in LARGER.items() if case != "gpt2"}
+    AutoConfig.for_model(case, **values).save_pretrained(tmp_path)
+    config = make_config({"train": "", "model": str(tmp_path), **settings})
+    return make_planner(config, 3, np.full(40, 128))
+
+
+@pytest.mark.parametrize(
+    ("card", "case", "settings", "expected"),
+    [
+        ("a100-40", "bert", {}, "packed"),
+        ("t4", "bert", {}, "fused"),
+        ("a100-40", "bert", {"packing": "off"}, "fused"),
+        ("a100-40", "bert", {"bf16": False}, "fused"),
+        ("a100-40", "mpnet", {}, "fused"),
+    ],
+)
+def test_the_plan_packs_where_card_and_model_can(tmp_path, card, case, settings, expected):
+    assert planner(tmp_path, case, **settings)._base(find_device(card)).attention == expected
+
+
+def test_the_rehearsal_runs_the_kernel_on_packed_texts(tmp_path):
+    BATCH, LENGTH = 4, 128
+    made = planner(tmp_path)
+    packed, fused = (
+        made.surface(Setup(attention=name, chunked_evaluation=True)).rehearsal.trace(BATCH, LENGTH, work=True)
+        for name in ("packed", "fused")
+    )
+    tokens = BATCH * LENGTH
+    statistics = [s for s in packed.storages if s.kind == "attention" and s.n_bytes == 4 * 2 * tokens]
+    # Two layers, of a step of one micro-batch and one of two.
+    assert len(statistics) == 2 * 3
+    assert packed.peak_bytes < fused.peak_bytes
+    assert 0.9 < packed.work.flops.sum() / fused.work.flops.sum() < 1.1
+    assert made.surface(Setup(attention="packed", chunked_evaluation=True)).column(LENGTH) is not None
+
+
+def test_the_kernels_backward_pass_takes_what_its_source_says():
+    operator = torch.ops.torch_attn._varlen_attn_backward.default
+    query, key = torch.zeros(100, 4, 40, dtype=torch.half), torch.zeros(100, 2, 40, dtype=torch.half)
+    boundaries = torch.zeros(4, dtype=torch.int32)
+    args = (query, query, key, key, query, None, boundaries)
+    rows = 100 + 3 * 128
+    assert workspace_bytes(operator, args) == 4 * rows * 4 * 64 + 4 * rows * 4 + 2 * 100 * 4 * 40 * 2
+
+
+def test_this_pytorch_has_the_kernel():
+    assert kernel() is not None
+
+
+def test_a_setup_of_packed_texts_is_rehearsed_with_checkpointing(tmp_path):
+    AutoConfig.for_model("llama", **LARGER, num_key_value_heads=1).save_pretrained(tmp_path)
+    config = make_config({"train": "", "model": str(tmp_path)})
+    setup = Setup(attention="packed", chunked_evaluation=True)
+    recomputed, kept = (
+        Rehearsal(config, 3, replace(setup, activation_checkpointing=k)).trace(4, 128).peak_bytes
+        for k in (2, 0)
+    )
+    assert recomputed < kept
