@@ -22,6 +22,7 @@ from snugtune.model import attention
 from snugtune.model.adapter import trainable_state
 from snugtune.model.backbone import set_dropout, without_cache
 from snugtune.model.checkpointing import checkpoint_layers
+from snugtune.model.first_token import FIRST_TOKEN_TYPES, read_first_token_only
 from snugtune.model.packing import FAMILIES, is_packable, pack, packed_logits
 from snugtune.model.varlen import by_text, kernel, packed_attention, window
 from snugtune.train.engine import Services
@@ -39,10 +40,12 @@ VARIANTS = {
     "gemma3_text, narrow": {**SETTINGS["gemma3_text"], "model_type": "gemma3_text", "sliding_window": 4},
     "mistral, narrow": {**SETTINGS["mistral"], "model_type": "mistral", "sliding_window": 4},
 }
-CASES = [*sorted(set(FAMILIES) - {"gemma"}), *VARIANTS]
+FIRST_TOKEN = {f"{family}, last layer of the first token": family for family in sorted(FIRST_TOKEN_TYPES)}
+CASES = [*sorted(set(FAMILIES) - {"gemma"}), *VARIANTS, *FIRST_TOKEN]
 
 
 def shape_of(case):
+    case = FIRST_TOKEN.get(case, case)
     values = dict(VARIANTS.get(case) or SETTINGS[case]) | {"initializer_range": 0.2, "num_labels": 5}
     config = AutoConfig.for_model(values.pop("model_type", case), **values)
     config.pad_token_id = PAD
@@ -55,7 +58,10 @@ def shape_of(case):
 @cache
 def model_of(case):
     torch.manual_seed(0)
-    return AutoModelForSequenceClassification.from_config(shape_of(case)).train()
+    model = AutoModelForSequenceClassification.from_config(shape_of(case)).train()
+    if case in FIRST_TOKEN:
+        assert read_first_token_only(model)
+    return model
 
 
 def texts(lengths, seed=0):
@@ -275,8 +281,8 @@ def test_the_rehearsal_runs_the_kernel_on_packed_texts(tmp_path):
     )
     tokens = BATCH * LENGTH
     statistics = [s for s in packed.storages if s.kind == "attention" and s.n_bytes == 4 * 2 * tokens]
-    # Two layers, of a step of one micro-batch and one of two.
-    assert len(statistics) == 2 * 3
+    # In a step of one micro-batch and one of two; the last layer has one query for each text.
+    assert len(statistics) == 3
     assert packed.peak_bytes < fused.peak_bytes
     assert 0.9 < packed.work.flops.sum() / fused.work.flops.sum() < 1.1
     assert made.surface(Setup(attention="packed", chunked_evaluation=True)).column(LENGTH) is not None

@@ -424,7 +424,8 @@ class Planner:
             return None
         cut = choice.length < self.job.length and self.job.tokens_if_shorter is not None
         tokens = self.job.tokens_if_shorter if cut else self.job.tokens
-        return choice.token_s * float(tokens or 0) * PADDING * self.job.epochs
+        padding = 1.0 if choice.setup.attention == "packed" else PADDING
+        return choice.token_s * float(tokens or 0) * padding * self.job.epochs
 
     def _as_plan(self, best: _Choice, others: list[_Choice], device: Device, price: Price | None) -> Plan:
         micro_batch = max(best.micro_batch, 1)

@@ -338,10 +338,10 @@ def _kind(func: Any) -> str:
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
     name = func._schema.name
     if name.endswith("_varlen_attn"):
-        return _varlen_flops(args[0], args[3], args[5])
+        return _varlen_flops(args[0], args[3], args[6])
     if name.endswith("_varlen_attn_backward"):
         # Five products of the size of the forward pass's two (Dao 2023, arXiv:2307.08691, section 3).
-        return 2.5 * _varlen_flops(args[1], args[6], args[8])
+        return 2.5 * _varlen_flops(args[1], args[6], args[9])
     if name.endswith("_attention_for_cpu"):
         return float(sdpa_flop_count(*(t.shape for t in args[:3])))  # type: ignore[no-untyped-call]
     if name.endswith("_attention_for_cpu_backward"):
@@ -351,8 +351,8 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -
 
 
 def _varlen_flops(query: Tensor, boundaries: Tensor, longest: int) -> float:
-    """Of attention over packed texts, all as long as the longest: fake boundaries tell no lengths."""
-    _, heads, head_dim = query.shape
+    """Of attention over packed texts, each with the longest one's keys: fake boundaries tell no lengths."""
+    queries, heads, head_dim = query.shape
     texts = len(boundaries) - 1
-    shape = (texts, heads, longest, head_dim)
-    return float(sdpa_flop_count(shape, shape, shape))  # type: ignore[no-untyped-call]
+    of_queries, of_keys = ((texts, heads, n, head_dim) for n in (queries // texts, longest))
+    return float(sdpa_flop_count(of_queries, of_keys, of_keys))  # type: ignore[no-untyped-call]

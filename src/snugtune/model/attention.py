@@ -20,7 +20,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from snugtune.model import blocked_attention
-
 from snugtune.model.varlen import packed_attention
 
 NAME = "snugtune_sdpa"

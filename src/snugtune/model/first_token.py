@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -22,8 +23,9 @@ FIRST_TOKEN_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "camembert", "e
 def read_first_token_only(model: nn.Module) -> bool:
     """Let the last layer compute the first token only, where the head reads no other; whether it does.
 
-    The layer then returns (batch, 1, hidden), equal to rounding to the first token of what it returned. A
-    model whose attention is written out ("eager") stays as it is: it is taken for the model of someone else.
+    The layer then returns (batch, 1, hidden), equal to rounding to the first token of what it returned; of N
+    packed texts (1, N, hidden). A model whose attention is written out ("eager") stays as it is: it is taken
+    for the model of someone else.
     """
     config: Any = model.config
     if config.model_type not in FIRST_TOKEN_TYPES or config._attn_implementation == "eager":
@@ -36,15 +38,27 @@ def read_first_token_only(model: nn.Module) -> bool:
 
 
 def _forward(
-    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any
+    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **options: Any
 ) -> Tensor:
-    first = hidden_states[:, :1]
-    mixed = _attend(layer.attention.self, first, hidden_states, attention_mask)
+    if "cu_seq_lens_k" in options:
+        first, options = _first_of_each(hidden_states, options)
+    else:
+        first, options = hidden_states[:, :1], {}
+    mixed = _attend(layer.attention.self, first, hidden_states, attention_mask, options)
     out: Tensor = layer.feed_forward_chunk(layer.attention.output(mixed, first))
     return out
 
 
-def _attend(attention: Any, queries: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+def _first_of_each(tokens: Tensor, options: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """The first token of each of N packed texts, (1, N, hidden), and boundaries for so many queries."""
+    boundaries = options["cu_seq_lens_k"]
+    alone = torch.arange(len(boundaries), dtype=boundaries.dtype, device=boundaries.device)
+    return tokens.index_select(1, boundaries[:-1]), {**options, "cu_seq_lens_q": alone, "max_length_q": 1}
+
+
+def _attend(
+    attention: Any, queries: Tensor, tokens: Tensor, mask: Tensor | None, options: dict[str, Any]
+) -> Tensor:
     """Attention of ``queries`` (batch, n, hidden) over ``tokens`` (batch, length, hidden)."""
 
     def heads(projected: Tensor) -> Tensor:
@@ -60,5 +74,6 @@ def _attend(attention: Any, queries: Tensor, tokens: Tensor, mask: Tensor | None
         mask if mask is None else mask[:, :, : queries.shape[1]],
         dropout=attention.dropout.p if attention.training else 0.0,
         scaling=attention.scaling,
+        **options,
     )[0]
     return mixed.flatten(2)

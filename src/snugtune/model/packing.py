@@ -175,7 +175,8 @@ def _speaking(config: PretrainedConfig, hidden: Tensor, texts: PackedTexts) -> T
     """What speaks for each text, (N, H): a token of it, or the mean of all where the model is made so."""
     if getattr(config, "classifier_pooling", "cls") == "mean":
         return _means(hidden, texts.boundaries)
-    return hidden.index_select(0, texts.read_at)
+    # The last layer may have computed no others (``model/first_token.py``).
+    return hidden if len(hidden) == len(texts.read_at) else hidden.index_select(0, texts.read_at)
 
 
 def _means(hidden: Tensor, boundaries: Tensor) -> Tensor:

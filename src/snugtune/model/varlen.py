@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any
 
 import torch
@@ -60,8 +60,9 @@ def packed_attention(
     """Attention in Transformers' interface over packed texts; ``options`` has their boundaries.
 
     Takes (1, heads, T, head_dim), with as many or fewer heads of keys and values, and returns (1, T, heads,
-    head_dim). The boundaries come as ``cu_seq_lens_q`` (int32) and the longest text as ``max_length_q``, the
-    names that Transformers gives them. ``run`` stands in for the kernel that the device has.
+    head_dim). The boundaries come as ``cu_seq_lens_q`` and ``cu_seq_lens_k`` (int32) and the longest text as
+    ``max_length_q`` and ``max_length_k``, the names that Transformers gives them; queries may be fewer than
+    keys where nothing depends on their places. ``run`` stands in for the kernel that the device has.
 
     Raises:
         ValueError: attention dropout, which the kernel does not have.
@@ -73,10 +74,10 @@ def packed_attention(
     run = run or on_device
     assert run is not None
     rows = [tensor[0].transpose(0, 1) for tensor in _autocast(query, key, value)]
-    boundaries, longest = options["cu_seq_lens_q"], options["max_length_q"]
     mixed: Tensor = run(
-        *rows, boundaries, boundaries, longest, longest, scale=scaling,
-        window_size=window(causal, sliding_window), enable_gqa=query.shape[1] != key.shape[1],
+        *rows, options["cu_seq_lens_q"], options["cu_seq_lens_k"], options["max_length_q"],
+        options["max_length_k"], scale=scaling, window_size=window(causal, sliding_window),
+        enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     return mixed[None]
 
@@ -103,7 +104,7 @@ def by_text(
     key: Tensor,
     value: Tensor,
     boundaries: Tensor,
-    _boundaries_of_keys: Tensor,
+    boundaries_of_keys: Tensor,
     _longest: int,
     _longest_of_keys: int,
     *,
@@ -115,15 +116,14 @@ def by_text(
 
     Takes and returns (T, heads, head_dim); ``boundaries`` are read on the host.
     """
-    ends: list[int] = boundaries.tolist()
+    queries, keys = (pairwise(some.tolist()) for some in (boundaries, boundaries_of_keys))
     query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     parts = []
-    for start, end in pairwise(ends):
-        text = slice(start, end)
-        seen = _within(window_size, end - start, query.device)
+    for at, text in zip(starmap(slice, queries), starmap(slice, keys), strict=True):
+        seen = _within(window_size, text.stop - text.start, query.device)
         parts.append(
             scaled_dot_product_attention(
-                query[:, :, text], key[:, :, text], value[:, :, text],
+                query[:, :, at], key[:, :, text], value[:, :, text],
                 attn_mask=seen, scale=scale, enable_gqa=enable_gqa,
             )
         )  # fmt: skip

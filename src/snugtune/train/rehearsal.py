@@ -184,9 +184,9 @@ def _backward(ledger: Ledger, model: nn.Module) -> Any:
 
 def _batch(micro_batch: int, length: int, labels: int | None = None) -> MicroBatch:
     """Texts of one class each or, given their number, of any of the ``labels``."""
-    inputs = {
-        name: torch.ones(micro_batch, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")
-    }
+    # Both come to the device as one (see ``forward.collate``).
+    both = torch.ones(2, micro_batch, length, dtype=torch.int64)
+    inputs = {"input_ids": both[0], "attention_mask": both[1]}
     return MicroBatch(inputs, _target(micro_batch, labels))
 
 
