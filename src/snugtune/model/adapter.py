@@ -104,10 +104,29 @@ def _with_lora(model: PreTrainedModel, config: FitConfig, modules_to_save: tuple
         wrapped: nn.Module = get_peft_model(model, peft_config, revision=config.revision)
     except ValueError as error:
         raise UserInputError(f"LoRA cannot be attached to this model: {_one_line(error)}") from error
-    names = [name for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)]
+    layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
+    names = list(layers)
+    if not config.use_dora:
+        for layer in layers.values():
+            _leave_input_to_autocast(layer)
     _check_targets(config.target_modules, names)
     _check_layers(config.layers_to_transform, names, model.config.get_text_config().num_hidden_layers)
     return wrapped
+
+
+def _leave_input_to_autocast(layer: LoraLayer) -> None:
+    """Keep PEFT from casting a half-precision input to the adapter's float32: autocast would cast it back.
+
+    The numbers stay the same bit for bit (with LoRA dropout, to rounding); two copies of the input fall away,
+    one of which is held for the backward pass. DoRA's norms do depend on the cast.
+    """
+    cast = layer._cast_input_dtype
+
+    def unless_autocast(x: Any, dtype: torch.dtype) -> Any:
+        leave = x is not None and torch.is_autocast_enabled(x.device.type)
+        return x if leave else cast(x, dtype)
+
+    layer._cast_input_dtype = unless_autocast
 
 
 def _is_conv1d(module: nn.Module) -> bool:
