@@ -40,7 +40,7 @@ def predict(
     dtype: Annotated[
         str,
         typer.Option(
-            help="Arithmetic: auto (float32, as measured); bfloat16, or int8 on a CPU: faster, less exact."
+            help="Arithmetic: auto (float32, as measured); bfloat16, often faster; int8, a CPU: less exact."
         ),
     ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,

@@ -101,7 +101,8 @@ def write_int8(model: PreTrainedModel, path: Path) -> None:
 def quantize(source: Path, target: Path) -> None:
     """Write the float32 graph ``source`` as ``target``, products with constant matrices in 8-bit integers.
 
-    The last of them, the head, stays in float32: it is small, and classes are told apart there.
+    The last of them, the head, stays in float32: it is small, and classes are told apart there. So do word
+    embeddings, which are looked up and not multiplied.
     ``MatMulNBits`` (github.com/microsoft/onnxruntime, docs/ContribOperators.md) gives each block of ``BLOCK``
     inputs and weights a scale of its own, so a text's logits depend on nothing but the text.
     """
@@ -123,7 +124,8 @@ def quantize(source: Path, target: Path) -> None:
         quantizer = MatMulNBitsQuantizer(whole.model, nodes_to_exclude=products[-1:], algo_config=settings)
         quantizer.process()
     proto = quantizer.model.model
-    large = proto.ByteSize() > LARGEST_FILE_BYTES
+    # Not the size of the whole message: past 2 GiB it is not computed.
+    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > LARGEST_FILE_BYTES
     onnx.save(proto, target, save_as_external_data=large, location=f"{target.name}.data")
 
 
