@@ -343,6 +343,15 @@ def test_a_saved_dataset_gives_class_names(tmp_path, datasets):
     assert values(pl.concat(iter_tables(path, rows_per_batch=2))) == expected
 
 
+def test_lists_of_class_ids_give_lists_of_names(tmp_path, datasets):
+    classes = datasets.ClassLabel(names=["joy", "anger"])
+    features = datasets.Features({"text": datasets.Value("string"), "labels": datasets.List(classes)})
+    made = datasets.Dataset.from_dict({"text": ["a", "b"], "labels": [[1, 0], []]}, features=features)
+    made.save_to_disk(tmp_path / "several")
+    found = read_table(tmp_path / "several").frame["labels"].to_list()
+    assert found == [["anger", "joy"], []]
+
+
 def test_the_split_is_train_or_has_to_be_named(tmp_path, datasets):
     path = saved(datasets, tmp_path / "many", ["train", "test"])
     assert read_table(path).frame["text"][0] == "train"

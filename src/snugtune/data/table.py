@@ -610,10 +610,12 @@ def _import_datasets(source: str) -> Any:
 def _open_dataset(datasets: Any, found: Any, request: _Request, spelling: str) -> _Opened:
     if isinstance(found, dict):
         found = found[_split(list(found), request.source, spelling)]
+    # A column of lists keeps what its items are in "feature".
+    items = {name: getattr(feature, "feature", feature) for name, feature in found.features.items()}
     classes = {
-        name: dict(enumerate(feature.names))
-        for name, feature in found.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+        name: dict(enumerate(item.names))
+        for name, item in items.items()
+        if isinstance(item, datasets.ClassLabel)
     }
     return _Opened(_dataset_frames(found, classes, request.rows), first_row=1)
 
@@ -627,12 +629,17 @@ def _split(names: Sequence[str], source: str, spelling: str) -> str:
 
 
 def _dataset_frames(found: Any, classes: dict[str, dict[int, str]], rows: int) -> Iterator[pl.DataFrame]:
-    names = [
-        pl.col(column).replace_strict(ids, default=None, return_dtype=pl.String)  # -1 stands for "no label"
-        for column, ids in classes.items()
-    ]
     for frame in found.with_format("polars").iter(batch_size=rows):
-        yield frame.with_columns(names)
+        yield frame.with_columns(
+            _class_names(column, ids, frame.schema[column]) for column, ids in classes.items()
+        )
+
+
+def _class_names(column: str, ids: dict[int, str], dtype: pl.DataType) -> pl.Expr:
+    """The names of class ids, or of lists of them."""
+    of = pl.element() if dtype == pl.List else pl.col(column)
+    named = of.replace_strict(ids, default=None, return_dtype=pl.String)  # -1 stands for "no label"
+    return pl.col(column).list.eval(named) if dtype == pl.List else named
 
 
 # --- words -----------------------------------------------------------------------------------------------

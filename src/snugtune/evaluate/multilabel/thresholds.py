@@ -28,7 +28,7 @@ GRID: Real = expit(np.arange(logit(0.02), logit(0.95), 0.1))
 """The thresholds tried: T of them, in even steps of log-odds."""
 
 POOLED = np.inf
-BORROWED = (POOLED, 100.0, 30.0, 10.0, 3.0)
+BORROWED = (POOLED, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 """Positive rows that each label borrows from all together; `POOLED` is one threshold for all."""
 
 FOLDS = 5
