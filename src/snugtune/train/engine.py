@@ -288,12 +288,12 @@ class _Run:
     def try_longest(self) -> None:
         """The longest micro-batch, for nothing: what can fail fails in the first seconds."""
         self.model.train()
-        lengths = self.train_set.tokens.text_lengths
-        longest = np.argsort(lengths, kind="stable")[-self.config.step_examples :]
+        tokens = self.train_set.tokens
+        longest = np.argsort(tokens.text_lengths, kind="stable")[-self.config.step_examples :]
         before = random_state(self.device)
         # Twice, because from the second micro-batch of a step on there are gradients beside it.
         parts = self._cut(longest)
-        largest = max(reversed(parts), key=lambda part: self._size(part, lengths))
+        largest = max(reversed(parts), key=lambda part: self._size(part, tokens.lengths))
         for _ in range(2 if self.device.type == "cuda" else 1):
             self._accumulate(longest, [largest])
         drop_gradients(self.model)
