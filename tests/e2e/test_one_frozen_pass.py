@@ -40,7 +40,7 @@ def read_rows(monkeypatch, tmp_path):
     monkeypatch.setenv("SNUGTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "layer_inputs", counted)
     # Another process would only say again that the folder loads.
-    monkeypatch.setattr(sys.modules["snugtune.fit"], "check_reloads", lambda _saved: [0.0])
+    monkeypatch.setattr(sys.modules["snugtune.stages.keeping"], "check_reloads", lambda _saved: [0.0])
     return rows
 
 
@@ -48,14 +48,14 @@ def read_rows(monkeypatch, tmp_path):
 def kept(monkeypatch):
     """What keeps the lower layers' outputs in each fit."""
     made = []
-    kept_prefix = sys.modules["snugtune.fit"].kept_prefix
+    kept_prefix = sys.modules["snugtune.stages.training"].kept_prefix
 
     @contextmanager
     def seen(*arguments):
         with kept_prefix(*arguments) as prefix:
             yield made.append(prefix) or prefix
 
-    monkeypatch.setattr(sys.modules["snugtune.fit"], "kept_prefix", seen)
+    monkeypatch.setattr(sys.modules["snugtune.stages.training"], "kept_prefix", seen)
     return made
 
 

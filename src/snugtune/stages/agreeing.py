@@ -1,0 +1,104 @@
+"""What training will need: the plan, the guard that keeps to it, the quote and the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from snugtune.cost.quote import Work
+from snugtune.data.tokens import Tokens
+from snugtune.memory.guard import Guard, Limit, device_memory
+from snugtune.memory.plan import Plan
+from snugtune.model.offload import embedding_to_host
+from snugtune.stages.job import Job
+from snugtune.train.forward import INFERENCE_TOKENS
+from snugtune.train.planning import plan_run
+from snugtune.train.prefix import time_share
+from snugtune.train.recovery import HALF_BATCHES, Recovery
+from snugtune.train.spending import Spending, agree
+from snugtune.train.trial import frozen_pass_s, training_passes
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """How training is cut to fit, what keeps it going, and what it may cost."""
+
+    plan: Plan
+    guard: Guard
+    spending: Spending
+
+
+def agree_on(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None) -> Agreed:
+    """Plan, guard and quote, told to the user; the model is on its device then.
+
+    Raises:
+        UserInputError: the run cannot stay within the budget that is set.
+    """
+    plan = _plan(job, tokens["train"])
+    guard = _guard(job, plan, recovery)
+    _place(job, plan)
+    return Agreed(plan, guard, _quoted(job, plan, tokens, guard, recovery))
+
+
+def _plan(job: Job, tokens: Tokens) -> Plan:
+    """How the steps are cut, and with which levers, so that training fits; none changes the result."""
+    # The folder that was loaded may have a layer more than the name stands for.
+    config = job.config.model_copy(update={"model": job.backbone.source})
+    plan = plan_run(config, len(job.data.labels.names), tokens.lengths)
+    job.clock.say(
+        f"Plan: {plan.predicted_peak_gib:.2f} GiB of {plan.capacity_gib:.1f} GiB free, "
+        f"{plan.tokens_per_micro_batch:,} tokens in a micro-batch"
+        + (f", {', '.join(plan.levers)}" if plan.levers else "")
+        + f" ({plan.basis})."
+    )
+    if not plan.fits:
+        job.clock.say(f"Warning: {plan.why}")
+    return plan
+
+
+def _place(job: Job, plan: Plan) -> None:
+    """The model on its device."""
+    if plan.setup.embedding_on_host:
+        embedding_to_host(job.backbone.model)
+    job.backbone.model.to(job.device)
+
+
+def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
+    """What keeps the run going when memory runs out after all; its limits start from the plan."""
+    chunk = plan.tokens_per_micro_batch if plan.setup.chunked_evaluation else INFERENCE_TOKENS
+    guard = Guard(
+        device_memory(job.device),
+        training=Limit(plan.tokens_per_micro_batch),
+        evaluation=Limit(min(chunk, INFERENCE_TOKENS)),
+        say=job.clock.say,
+    )
+    if recovery is not None and recovery.caution >= HALF_BATCHES:
+        for limit in (guard.training, guard.evaluation):
+            limit.lower(limit.tokens // 2)
+    return guard
+
+
+def _quoted(
+    job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard, recovery: Recovery | None
+) -> Spending:
+    """The quote, by a short pass over some of the texts, and the budget if one is set."""
+    pass_s = frozen_pass_s(
+        job.backbone.model, tokens["train"], pad_token_id=job.pad_token_id, device=job.device,
+        dtype=job.dtype, guard=guard, seed=job.config.seed,
+    )  # fmt: skip
+    passes = training_passes(job.config.method, checkpointed=plan.setup.activation_checkpointing > 0)
+    work = Work(
+        train_rows=len(tokens["train"]), validation_rows=len(tokens["validation"]),
+        test_rows=len(tokens["test"]), words=sum(len(text.split()) for text in job.data.parts["train"].texts),
+        classes=len(job.data.labels.names), epochs=job.config.num_train_epochs,
+        train_s=passes * pass_s * job.config.num_train_epochs
+        * time_share(job.config, job.backbone.model, job.device),
+        load_s=job.load_s, probe=job.config.probe_start, forward_share=1 / passes, measured=True,
+        audit=job.config.audit,
+    )  # fmt: skip
+    clock, earlier_s = job.clock, recovery.spent_s if recovery else 0.0
+    return agree(
+        job.config, plan, work, tokens["train"].lengths, half_precision=job.dtype != torch.float32,
+        elapsed=lambda: clock.elapsed_s, earlier_s=earlier_s, say=clock.say,
+    )  # fmt: skip

@@ -1,0 +1,260 @@
+"""The model to train, its training, and what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from snugtune.config import WITHOUT_EFFECT_ON_WEIGHTS
+from snugtune.data.tokens import Tokens
+from snugtune.errors import RunInterruptedError
+from snugtune.files import check_free_space
+from snugtune.memory.guard import Guard
+from snugtune.memory.meter import PeakMeter
+from snugtune.memory.plan import Plan
+from snugtune.model.adapter import load_trainable_state, on_trained, trainable_state, wrap
+from snugtune.model.backbone import load_for_fit
+from snugtune.model.checkpointing import checkpoint_layers
+from snugtune.model.head import Head, find_head
+from snugtune.model.parameters import ParameterReport, count_parameters
+from snugtune.stages.agreeing import Agreed
+from snugtune.stages.job import Job, class_rows
+from snugtune.stages.reading import ask_frozen_model
+from snugtune.train.checkpoints import Checkpoints
+from snugtune.train.engine import Examples, Services, TrainResult, train
+from snugtune.train.features import FrozenPass
+from snugtune.train.imbalance import Balanced, balance_with_probe, balance_without_probe
+from snugtune.train.long_texts import Reading
+from snugtune.train.planning import record_run
+from snugtune.train.prefix import Prefix, kept_prefix, time_share
+from snugtune.train.probe import HeldOut, write_start
+from snugtune.train.recovery import ALL_LEVERS, Recovery, fingerprint_of
+from snugtune.train.retreats import evaluation_retreats, retreats
+from snugtune.train.spending import Spending
+from snugtune.units import GIB
+
+FOLDER_OVERHEAD_BYTES = 64 * 2**20
+"""Room for the tokenizer (up to 17 MB), the baseline (up to 50 MB) and the records."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """The model to train, the names of its head's modules, what is trained of it, and from where.
+
+    ``balanced`` says how rare classes are favoured, ``frozen`` what the frozen model said of training and
+    validation texts, if the probe asked it.
+    """
+
+    model: torch.nn.Module
+    head_names: tuple[str, ...]
+    parameters: ParameterReport
+    begin_from: dict[str, torch.Tensor]
+    balanced: Balanced
+    frozen: FrozenPass | None
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peak memory of training, before and after, and what there was for it when it was planned."""
+
+    predicted_bytes: int
+    measured_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training did, and the memory it took."""
+
+    result: TrainResult
+    peaks: Peaks
+
+
+def make_trainee(job: Job, agreed: Agreed, reading: Reading, recovery: Recovery | None) -> Trainee:
+    """The model on its device, head started from the probe, adapter attached, the plan's levers set."""
+    plan, guard, model = agreed.plan, agreed.guard, job.backbone.model
+    head = find_head(model, job.config.modules_to_save)
+    judged = [reading.tokens[name] for name in ("train", "validation")]
+    frozen = ask_frozen_model(job, head, judged, guard) if job.config.probe_start else None
+    balanced = _balanced(job, head, judged, frozen)
+    begin_from = write_start(model, head, *balanced.probes) if balanced.probes else {}
+    torch.manual_seed(job.config.seed)
+    trained = wrap(model, job.config)
+    checkpoint_layers(trained, plan.setup.activation_checkpointing)
+    guard.retreats = retreats(trained, plan.setup.activation_checkpointing)
+    parameters = count_parameters(trained)
+    job.clock.say(
+        f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
+    )
+    _draw_levers(guard, recovery)
+    trainee = Trainee(
+        trained, head.modules_to_save, parameters, on_trained(trained, begin_from), balanced,
+        _of_texts(frozen, judged),
+    )  # fmt: skip
+    _forecast(job, agreed.spending, trainee)
+    return trainee
+
+
+def _balanced(job: Job, head: Head, judged: list[Tokens], frozen: FrozenPass | None) -> Balanced:
+    """How rare classes are favoured, with the probe the head starts from if there is a frozen pass."""
+    if frozen is None:
+        return balance_without_probe(job.config.imbalance, class_rows(job))
+    train, validation = np.split(np.asarray(frozen.features, dtype=np.float32), [judged[0].rows])
+    held_out = HeldOut(validation, job.data.parts["validation"].y, judged[1])
+    balanced = balance_with_probe(
+        job.config.imbalance, train, judged[0], job.data.parts["train"].y, head, held_out,
+        label_names=job.data.labels.names, metric=job.config.metric,
+    )  # fmt: skip
+    if sentence := balanced.sentence():
+        job.clock.say(sentence)
+    return balanced
+
+
+def _of_texts(frozen: FrozenPass | None, judged: list[Tokens]) -> FrozenPass | None:
+    """What the frozen model said of the rows, averaged over each text's."""
+    if frozen is None:
+        return None
+    of_rows = np.split(frozen.features, [judged[0].rows])
+    of_texts = [tokens.pooled(rows) for tokens, rows in zip(judged, of_rows, strict=True)]
+    # In half precision they wait for the audit while the model trains.
+    return replace(frozen, features=np.concatenate(of_texts).astype(np.float16))
+
+
+def _forecast(job: Job, spending: Spending, trainee: Trainee) -> None:
+    """How long training takes, now that the frozen model was seen reading."""
+    if trainee.frozen is not None:
+        share = time_share(job.config, trainee.model, job.device)
+        if told := spending.forecast_by_pass(trainee.frozen.tokens_per_s, share):
+            job.clock.say(told)
+
+
+def train_within(
+    job: Job,
+    agreed: Agreed,
+    trainee: Trainee,
+    tokens: dict[str, Tokens],
+    folder: Path,
+    *,
+    recovery: Recovery | None,
+    resident_bytes_before: int,
+) -> Trained:
+    """Training by the plan, within the budget, with its peak measured; later plans and quotes learn from it.
+
+    Raises:
+        UserInputError: the disk of ``folder`` has no room for the run.
+        TrainingError: the loss is not finite.
+        RestartNeededError: memory ran out and this process cannot go on.
+        RunInterruptedError: Ctrl-C before anything was learned.
+    """
+    plan, guard, spending = agreed.plan, agreed.guard, agreed.spending
+    check_free_space(folder, _folder_bytes(trainee.parameters))
+    with PeakMeter(job.device) as memory, _prefix(job, trainee, tokens, folder) as prefix:
+        checkpoints = _checkpoints(job, tokens, trainee, recovery)
+        services = Services(job.clock, guard, memory, checkpoints, spending.budget, prefix)
+        result = _run_engine(job, plan, trainee, tokens, services)
+    # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
+    beside = 0 if job.on_card else resident_bytes_before
+    predicted, limit = (beside + round(gib * GIB) for gib in (plan.predicted_peak_gib, plan.capacity_gib))
+    peaks = Peaks(predicted, memory.peak_bytes, limit)
+    _remember(job, plan, guard, peaks.measured_bytes - beside, result, spending)
+    return Trained(result, peaks)
+
+
+def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
+    """After restarts that did not help, everything that keeps the result is given way with at once."""
+    if recovery is not None and recovery.caution >= ALL_LEVERS:
+        for retreat in guard.retreats:
+            retreat.draw()
+        guard.retreats = []
+
+
+def _checkpoints(
+    job: Job, tokens: dict[str, Tokens], trainee: Trainee, recovery: Recovery | None
+) -> Checkpoints | None:
+    """Where training states are committed, under a fingerprint of all that they depend on."""
+    if recovery is None:
+        return None
+    digest = hashlib.sha256()
+    for name in ("train", "validation"):
+        for row in tokens[name].ids:
+            digest.update(row.tobytes())
+        digest.update(job.data.parts[name].y.tobytes())
+    # States outlive this command: another version might not go on as this one would have.
+    versions = {name: version(name) for name in ("snugtune", "torch", "transformers", "peft")}
+    settings = {
+        "config": job.config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS)),
+        "data": digest.hexdigest(), "imbalance": trainee.balanced.balance.method, "versions": versions,
+    }  # fmt: skip
+    return Checkpoints(recovery.states, fingerprint=fingerprint_of(settings))
+
+
+def _folder_bytes(parameters: ParameterReport) -> int:
+    """What the run folder will take: trained tensors in float32, tokenizer, baseline, records."""
+    return 4 * parameters.trainable + FOLDER_OVERHEAD_BYTES
+
+
+def _prefix(
+    job: Job, trainee: Trainee, tokens: dict[str, Tokens], folder: Path
+) -> AbstractContextManager[Prefix | None]:
+    """Layers below every adapter compute each training and validation text once; what they give waits."""
+    lengths = np.concatenate([tokens[name].lengths for name in ("train", "validation")])
+    return kept_prefix(trainee.model, job.config, lengths, job.device, folder)
+
+
+def _run_engine(
+    job: Job, plan: Plan, trainee: Trainee, tokens: dict[str, Tokens], services: Services
+) -> TrainResult:
+    job.clock.phase("train")
+    part, validation = job.data.parts["train"], job.data.parts["validation"]
+    result = train(
+        trainee.model,
+        Examples(tokens["train"], part.y, part.rows + job.data.first_row),
+        Examples(tokens["validation"], validation.y),
+        job.config.model_copy(update={"tokens_per_micro_batch": plan.tokens_per_micro_batch}),
+        head_names=trainee.head_names,
+        pad_token_id=job.pad_token_id,
+        dtype=job.dtype,
+        device=job.device,
+        begin_from=trainee.begin_from,
+        balance=trainee.balanced.balance,
+        services=services,
+        packed=job.on_card and plan.setup.attention == "packed",
+    )
+    if result.best_step == 0 and result.interrupted and not job.config.probe_start:
+        raise RunInterruptedError("Interrupted before anything was learned; nothing was written.")
+    return result
+
+
+def _remember(
+    job: Job, plan: Plan, guard: Guard, measured_bytes: int, result: TrainResult, spending: Spending
+) -> None:
+    """What training really took corrects the plans of later runs, unless it did not go by this plan."""
+    undisturbed = result.steps > 0 and not any("event" in row for row in result.memory)
+    # After a restart micro-batches may be smaller than planned, or the device another.
+    by_plan = guard.training.tokens == guard.training.planned and plan.setup.device == job.device.type
+    if undisturbed and by_plan:
+        record_run(plan, measured_bytes)
+        spending.remember(result)
+
+
+def on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torch.nn.Module:
+    """The trained tensors on the backbone's published weights: exactly what a user of the folder loads.
+
+    Those weights are in 4 bits where the adapter was trained on such; all else is in float32.
+    """
+    state = trainable_state(model)
+    # Both at once may not fit.
+    model.to("cpu")
+    guard.memory.free()
+    fresh = load_for_fit(job.config, job.data.labels, device=job.device)
+    final = wrap(fresh.model, job.config)
+    load_trainable_state(final, state)
+    final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]
+    guard.retreats = evaluation_retreats(final)
+    return final.to(job.device).eval()
