@@ -1,6 +1,7 @@
 """``snugtune export``: every kind of export of a tiny run, asked in a new process; what is refused."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -188,6 +189,15 @@ def test_refusals(run, tmp_path):
             CliRunner().invoke(app, ["export", str(run), *arguments], catch_exceptions=False)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert (mine / "thesis.txt").read_text() == "mine"
+
+
+def test_a_run_with_several_labels_a_text_is_refused(run, tmp_path):
+    several = shutil.copytree(run, tmp_path / "several")
+    record = json.loads((several / "run.json").read_text())
+    (several / "run.json").write_text(json.dumps(record | {"label_separator": "; "}))
+    with pytest.raises(UserInputError, match="one label a text"):
+        export_run(several, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["several"]
 
 
 def test_a_full_disk_is_told_before_the_work(run, tmp_path, monkeypatch):

@@ -21,7 +21,13 @@ from snugtune.files import check_free_space, staged_folder, write_json, write_te
 from snugtune.model.artifact import Saved, check_reloads, save_model, write_tokenizer
 from snugtune.predict.agreement import EXACT, ROUNDED, Agreement, Logits, Tolerance, agreement
 from snugtune.predict.held_out import HeldOut, read_held_out
-from snugtune.predict.int8 import ROWS_TO_MEASURE, logits_of, reference_model, true_classes
+from snugtune.predict.int8 import (
+    ROWS_TO_MEASURE,
+    logits_of,
+    reference_model,
+    refuse_label_sets,
+    true_classes,
+)
 from snugtune.predict.onnx import require_onnx, weight_bytes, write_int8, write_onnx
 from snugtune.predict.predictor import read_record
 from snugtune.progress import Observer
@@ -132,6 +138,7 @@ def _check_choices(record: dict[str, Any], to: str, dtype: str) -> None:
         raise UserInputError(f"An export is to one of {', '.join(get_args(To))}, hub, not {to!r}.")
     if dtype not in DTYPES:
         raise UserInputError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    refuse_label_sets(record, "An export")
     if to != "merged" and dtype != "float32":
         raise UserInputError(f"--dtype is for --to merged; leave it out with --to {to}.")
     if to == "adapter" and record["model"]["folder"] != "adapter":

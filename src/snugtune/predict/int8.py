@@ -39,8 +39,10 @@ def int8_model(run: Path, record: dict[str, Any], say: Callable[[str], None]) ->
     The graph is made at the first call and kept in the user's cache, with what was measured of it.
 
     Raises:
-        UserInputError: packages are missing, the architecture cannot be exported, or the disk is full.
+        UserInputError: packages are missing, the architecture cannot be exported, the disk is full, or the
+            run gives several labels a text.
     """
+    refuse_label_sets(record, "--dtype int8")
     require_onnx()
     folder = cache_folder() / f"int8-{_content_name(run, record)}"
     if not (folder / "measured.json").is_file():
@@ -48,6 +50,19 @@ def int8_model(run: Path, record: dict[str, Any], say: Callable[[str], None]) ->
         _make(folder, run, record)
     say(json.loads((folder / "measured.json").read_text(encoding="utf-8"))["told"])
     return OnnxModel(folder / "model.onnx")
+
+
+def refuse_label_sets(record: dict[str, Any], what: str) -> None:
+    """Answers are compared as one label a text, so ``what`` is not for runs that give several.
+
+    Raises:
+        UserInputError: the run gives several labels a text.
+    """
+    if record.get("label_separator") is not None:
+        raise UserInputError(
+            f"{what} is for runs with one label a text; this one gives several. Its folder "
+            f"{record['model']['folder']}/ loads with Transformers and PEFT as it is."
+        )
 
 
 def reference_model(run: Path, record: dict[str, Any], *, as_quantized: bool = True) -> tuple[Any, Any]:
