@@ -19,6 +19,7 @@ from snugtune.evaluate.selective import (
     precision_lower_bound,
     promise,
     review_threshold,
+    rows_to_prove,
 )
 
 
@@ -137,6 +138,35 @@ def test_expected_coverage_by_hand() -> None:
     assert expected_coverage(np.empty(0), 0.75) == 0
 
 
+@pytest.mark.parametrize(("ability", "target"), [(2.0, 0.9), (1.0, 0.8)])
+def test_as_many_rows_as_are_said_to_be_needed_prove_a_share_every_other_time(ability, target) -> None:
+    rng = np.random.default_rng(0)
+
+    def rows(n: int) -> tuple[np.ndarray, np.ndarray]:
+        confidence = rng.beta(ability, 2.0, n)
+        return confidence, rng.random(n) < confidence
+
+    needed = rows_to_prove(rows(100_000)[0], target)
+    assert needed is not None
+    proven = {
+        factor: np.mean([promise(*rows(int(factor * needed)), target).threshold <= 1 for _ in range(200)])
+        for factor in (0.1, 1, 8)
+    }
+    assert proven[0.1] < 0.25
+    assert 0.3 < proven[1] < 0.8
+    assert proven[8] > 0.95
+
+
+def test_rows_needed_by_hand() -> None:
+    # Without a mistake, .9 ** k is at most 5 % of delta for the first time, at the second start: k = 51; at
+    # the first, at most 95 % of it: k = 23. A tenth of the rows is taken.
+    confidence = np.r_[np.ones(10), np.full(90, 0.1)]
+    assert rows_to_prove(confidence, 0.9) == 230
+    assert rows_to_prove(np.full(10, 0.5), 0.9) is None
+    assert rows_to_prove(np.full(10, 0.9), 0.9) is None
+    assert rows_to_prove(np.empty(0), 0.9) is None
+
+
 def test_each_class_has_its_share_and_its_own_threshold() -> None:
     rng = np.random.default_rng(0)
     predicted = np.arange(600) % 2
@@ -164,6 +194,8 @@ def test_sentences() -> None:
     assert "20 validation rows" in automation_sentence(0.0, nothing, 0.95, 0.03)
     assert "3.0 %" in automation_sentence(0.0, nothing, 0.95, 0.03)
     assert automation_sentence(0.0, nothing, 0.95, 0.0).endswith("every text goes to a person.")
+    assert "; about 3,500 validation rows could prove" in automation_sentence(0.0, nothing, 0.95, 0.03, 3410)
+    assert "; more validation rows could prove" in automation_sentence(0.0, nothing, 0.95, 0.03, 20)
 
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -19,6 +19,7 @@ from snugtune.evaluate.selective import (
     automation_sentence,
     by_class,
     expected_coverage,
+    rows_to_prove,
 )
 from snugtune.evaluate.slices import (
     by_class_size,
@@ -117,6 +118,7 @@ def automation_block(
     outcome = None if model.test is None else model.test.outcome(threshold)
     expected = expected_coverage(model.validation.confidence, precision_target)
     coverage = kept.coverage if outcome is None else outcome["coverage"]
+    needed = None if threshold <= 1 else rows_to_prove(model.validation.confidence, precision_target)
     return {
         "precision_target": precision_target,
         "delta": delta,
@@ -129,9 +131,10 @@ def automation_block(
         },
         "test": outcome,
         "expected_coverage": expected,
+        "rows_to_prove": needed,
         "baseline": _of_baseline(baseline),
         "by_class": classes,
-        "sentence": automation_sentence(coverage, kept, precision_target, expected),
+        "sentence": automation_sentence(coverage, kept, precision_target, expected, needed),
     }
 
 

@@ -28,6 +28,8 @@ GUARANTEE = "clopper_pearson"
 
 _STEP = 0.05  # of the thresholds tested, in log-odds
 _STARTS = ((1.0, 0.95), (0.25, 0.05))  # odds relative to the target's, and share of delta
+_MOST_ROWS_TAKEN = 20_000
+_MOST_ROWS = 1_000_000
 _LEAST_THRESHOLD = 0.01  # below it there is only 0, which takes everything
 
 Floats = NDArray[np.floating[Any]]
@@ -114,6 +116,25 @@ def expected_coverage(confidence: Floats, precision: float) -> float:
     return float((means >= precision).sum() / len(ranked))
 
 
+def rows_to_prove(confidence: Floats, precision: float, *, delta: float = DELTA) -> int | None:
+    """About how many validation rows have an even chance to prove that a first share is right.
+
+    With ``precision``, that is, and if the confidences ``(N,)`` mean what they say. A proof begins at one of
+    two thresholds (see `promise`). Of n rows the share c at or above it, of mean confidence m, is expected to
+    have ``m c n`` right; n is the least number for which so many pass the exact test. None: no row is
+    confident enough, or it would take more than a million.
+    """
+    found = []
+    for odds, share in _STARTS:
+        sure = confidence[confidence >= expit(logit(precision) + np.log(odds))]
+        taken = np.arange(1, _MOST_ROWS_TAKEN)
+        right = np.floor(taken * sure.mean()) if len(sure) else np.zeros(len(taken))
+        passes = np.flatnonzero(binom.sf(right - 1, taken, precision) <= share * delta)
+        if len(passes):
+            found.append(int(np.ceil(taken[passes[0]] * len(confidence) / len(sure))))
+    return min((rows for rows in found if rows <= _MOST_ROWS), default=None)
+
+
 def outcome(confidence: Floats, correct: Bools, threshold: float) -> dict[str, Any]:
     """Coverage, precision (None without rows) and its 95 % Wilson interval at or above ``threshold``."""
     sure = confidence >= threshold
@@ -194,8 +215,13 @@ def by_class(
     return found
 
 
-def automation_sentence(coverage: float, kept: Promise, precision: float, expected: float) -> str:
-    """What can be left to the model, in one sentence; ``coverage`` is that of the rows that count."""
+def automation_sentence(
+    coverage: float, kept: Promise, precision: float, expected: float, needed: int | None = None
+) -> str:
+    """What can be left to the model, in one sentence; ``coverage`` is that of the rows that count.
+
+    ``needed`` are the rows of `rows_to_prove`.
+    """
     target = f"{100 * precision:g} % precision"
     if kept.threshold <= 1:
         if coverage >= 1:
@@ -204,10 +230,17 @@ def automation_sentence(coverage: float, kept: Promise, precision: float, expect
     sentence = f"The {kept.rows:,} validation rows prove no share of the texts to be right at {target}"
     if expected < 0.005:
         return f"{sentence}; every text goes to a person."
+    rows = "more" if needed is None or needed <= kept.rows else f"about {_rounded(needed):,}"
     return (
-        f"{sentence}, so every text goes to a person; the confidences suggest about {_share(expected)}, "
-        "which more validation rows could prove (--validation-fraction)."
+        f"{sentence}, so every text goes to a person; the confidences suggest about {_share(expected)}; "
+        f"{rows} validation rows could prove a part of it (--validation-fraction)."
     )
+
+
+def _rounded(rows: int) -> int:
+    """To two digits: an estimate is no more exact."""
+    unit = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // unit) * unit
 
 
 def _share(share: float) -> str:
