@@ -3,7 +3,7 @@
 Each contestant runs forward and backward over the same micro-batches of real complaints, in turns, with the
 same adapter weights; its gradients are compared with those of PEFT's own forward. Seconds are of processor
 time, so that other work on the machine counts little; with one thread none of them is spent waiting. What was
-decided by these figures is in decisions/0014-lora-products-and-compiled-layers.md.
+decided by these figures is in decisions/0014-lora-products.md.
 """
 
 from __future__ import annotations
