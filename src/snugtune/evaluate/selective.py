@@ -239,7 +239,7 @@ def automation_sentence(
 
 def _rounded(rows: int) -> int:
     """To two digits: an estimate is no more exact."""
-    unit = 10 ** max(0, len(str(rows)) - 2)
+    unit = int(10 ** max(0, len(str(rows)) - 2))
     return -(-rows // unit) * unit
 
 
