@@ -31,6 +31,7 @@ def rungs(half: str, attention: str) -> list[Rung]:
     dropout = lengths | {"lora_dropout": 0.0, "hidden_dropout": 0.0}
     weights = dropout | {"weights": half}
     kernel = weights | {"attention": attention}
+    last = kernel | {"first_token_only": True}
     rows = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
     return [
         Rung("the recipe, padded to the maximum length", "max_length"),
@@ -39,6 +40,7 @@ def rungs(half: str, attention: str) -> list[Rung]:
         Rung("no dropout", recipe=dropout),
         Rung(f"frozen weights in {half}", recipe=weights),
         Rung("our attention kernel", recipe=kernel),
+        Rung("last layer for the first token only", recipe=last),
         Rung("our engine, micro-batches of 8 texts", engine=rows | {"tokens_per_micro_batch": 2**20}),
         Rung("micro-batches by tokens", engine={}),
     ]

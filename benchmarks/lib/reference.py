@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from snugtune.model.backbone import set_dropout
+from snugtune.model.first_token import read_first_token_only
 
 Padding = Literal["longest", "max_length"]
 
@@ -51,8 +52,10 @@ SETTINGS: dict[str, Any] = {
     "hidden_dropout": None,
     "weights": "float32",
     "attention": None,
+    "first_token_only": False,
 }
-"""``hidden_dropout`` None is the model's own, ``attention`` None what Transformers chooses."""
+"""``hidden_dropout`` None is the model's own, ``attention`` None what Transformers chooses, and with
+``first_token_only`` the last layer computes what the head reads: our levers, for the ladder."""
 
 TRAINER_SETTINGS = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
@@ -111,6 +114,8 @@ def reference_model(source: str, n_classes: int, settings: dict[str, Any]) -> nn
         source, config=config, dtype=getattr(torch, settings["weights"]),
         attn_implementation=settings["attention"], trust_remote_code=False,
     )  # fmt: skip
+    if settings["first_token_only"] and not read_first_token_only(model):
+        raise ValueError(f"the last layer of {source} cannot compute the first token alone")
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "modules_to_save")
     lora = LoraConfig(task_type=TaskType.SEQ_CLS, **{name: settings[name] for name in names})
     wrapped = get_peft_model(model, lora)

@@ -453,6 +453,22 @@ def test_few_shots_are_at_most_so_many_of_each_label_and_always_the_same():
     assert peers.few_shots(labels, 0, seed=0) == list(range(16))
 
 
+def test_every_lever_of_the_ladder_sets_the_recipe_model(tiny_data):
+    reference = importlib.import_module("benchmark_lib.reference")
+    from snugtune.model import attention
+
+    data, _ = tiny_data()
+    recipes = [rung.recipe for rung in ladder.rungs("bfloat16", attention.register()) if rung.engine is None]
+    model = reference.reference_model(data.backbone.source, 3, reference.SETTINGS | recipes[-1])
+    trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    frozen = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
+    assert [str(dtype) for of in (trained, frozen) for dtype in of] == ["torch.float32", "torch.bfloat16"]
+    assert model.config._attn_implementation == attention.NAME
+    assert not [module for module in model.modules() if getattr(module, "p", 0.0)]
+    (layer,) = model.base_model.model.bert.encoder.layer
+    assert layer.forward.func.__module__ == "snugtune.model.first_token"
+
+
 def test_both_are_looked_at_from_start_to_end_and_stop_when_told(tiny_data, own_precision):
     ours, reference = (importlib.import_module(f"benchmark_lib.{name}") for name in ("ours", "reference"))
     looks = {"ours": [], "recipe": []}
