@@ -48,7 +48,8 @@ def predict(
     """Classify a table: snugtune predict runs/run new.xlsx -o done.xlsx.
 
     Every row of INPUT comes out in its order with five columns added: predicted_label, confidence,
-    needs_review, second_label, third_label. Columns of these names that INPUT already has are replaced.
+    needs_review, second_label, third_label; or, of a run with several labels a text, label_confidences and
+    next_label. Columns of these names that INPUT already has are replaced.
     """
     from snugtune.cli.pipe import PIPE, readable, standard_output
     from snugtune.cli.render import RichObserver
