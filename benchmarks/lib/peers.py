@@ -30,7 +30,7 @@ def setfit(clock: WorkClock, report: Report, *, options: dict[str, Any], shots: 
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments
     from sklearn.linear_model import LogisticRegression
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 
     texts = _prepare(options)
     rows = few_shots(texts.train_labels, shots, options["seed"])
@@ -42,18 +42,21 @@ def setfit(clock: WorkClock, report: Report, *, options: dict[str, Any], shots: 
     model.model_head = LogisticRegression(max_iter=1000)
     clock.restart()
 
+    def fit_head() -> Any:
+        body = model.model_body.eval()
+        return LogisticRegression(max_iter=1000).fit(body.encode(train), given)
+
+    def score(head: Any, step: int, more_s: float = 0.0) -> None:
+        right = head.predict(model.model_body.encode(texts.test)) == np.array(texts.test_labels)
+        report({"work_s": clock.work_s + more_s, "step": step, "accuracy": float(right.mean())})
+
     def look(step: int) -> None:
-        """Fit the head as at the end, on the encoder as it stands, and score it."""
+        """What the end would give now; only if training ended here, its head would be work."""
         with clock.paused():
-            was_training = model.model_body.training
-            model.model_body.eval()
             began = time.perf_counter()
-            embedded = model.model_body.encode(train)
-            head = LogisticRegression(max_iter=1000).fit(embedded, given)
-            head_s = time.perf_counter() - began
-            right = head.predict(model.model_body.encode(texts.test)) == np.array(texts.test_labels)
-            report({"work_s": clock.work_s + head_s, "step": step, "accuracy": float(right.mean())})
-            model.model_body.train(was_training)
+            head = fit_head()
+            score(head, step, time.perf_counter() - began)
+            model.model_body.train()
 
     class Looks(TrainerCallback):
         due_s = FIRST_LOOK_S
@@ -75,9 +78,11 @@ def setfit(clock: WorkClock, report: Report, *, options: dict[str, Any], shots: 
         model=model, args=arguments, train_dataset=Dataset.from_dict({"text": train, "label": given}),
         callbacks=[Looks()],
     )  # fmt: skip
+    trainer.st_trainer.remove_callback(PrinterCallback)
     trainer.train_embeddings(train, given)
-    look(trainer.st_trainer.state.global_step)
-    clock.offer_turn()
+    head = fit_head()
+    with clock.paused():
+        score(head, trainer.st_trainer.state.global_step)
 
 
 def frozen(clock: WorkClock, report: Report, *, options: dict[str, Any]) -> None:
