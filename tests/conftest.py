@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -13,6 +14,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Derived models of the tests do not belong into the user's cache.
 os.environ["SNUGTUNE_CACHE"] = tempfile.mkdtemp(prefix="snugtune-tests-")
 atexit.register(shutil.rmtree, os.environ["SNUGTUNE_CACHE"], ignore_errors=True)
+
+# How long an example takes says more of the machine's other work than of the code.
+settings.register_profile("snugtune", deadline=None)
+settings.load_profile("snugtune")
 
 REAL_DATA = Path(__file__).resolve().parents[1] / "../shared/data"
 FILLER = "please help me the bank did not answer my call about it yesterday morning again"
