@@ -31,6 +31,10 @@ def evaluate(
     encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV, if it is not found.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
+    summary: Annotated[
+        bool,
+        typer.Option("--summary/--no-summary", help="Add a sheet of counts and charts to a workbook."),
+    ] = True,
     dtype: Annotated[
         str, typer.Option(help="Arithmetic: auto (float32, as measured), bfloat16, or int8 on a CPU.")
     ] = "auto",
@@ -51,8 +55,8 @@ def evaluate(
         predictor = Predictor.load(run, dtype=dtype, observer=observer)  # type: ignore[arg-type]  # checked there
         result = evaluate_table(
             predictor, path, text=tuple(text) if text else None, label=tuple(label) if label else None,
-            output=output, overwrite=overwrite, observer=observer, reference=read_reference(run), sheet=sheet,
-            encoding=encoding, delimiter=delimiter,
+            output=output, overwrite=overwrite, observer=observer, reference=read_reference(run),
+            summary=summary, sheet=sheet, encoding=encoding, delimiter=delimiter,
         )  # fmt: skip
     if json:
         typer.echo(json_module.dumps(result, ensure_ascii=False))

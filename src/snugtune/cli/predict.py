@@ -37,6 +37,16 @@ def predict(
             "--csv-safe", help="An apostrophe before labels in a CSV that look like a formula (= + - @)."
         ),
     ] = False,
+    summary: Annotated[
+        bool,
+        typer.Option(
+            "--summary/--no-summary",
+            help="Add a sheet of counts by label and month, with charts, to a workbook.",
+        ),
+    ] = True,
+    date: Annotated[
+        str | None, typer.Option(help="Column of the summary's months; the first one of dates if left out.")
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(
@@ -50,6 +60,7 @@ def predict(
     Every row of INPUT comes out in its order with five columns added: predicted_label, confidence,
     needs_review, second_label, third_label; or, of a run with several labels a text, label_confidences and
     next_label. Columns of these names that INPUT already has are replaced.
+    A workbook written as a workbook keeps everything else it has: sheets, formats, formulas, filters.
     """
     from snugtune.cli.pipe import PIPE, readable, standard_output
     from snugtune.cli.render import RichObserver
@@ -71,7 +82,8 @@ def predict(
             predictor = Predictor.load(run, dtype=dtype, observer=observer)  # type: ignore[arg-type]  # checked there
             counts = predict_table(
                 predictor, path, target, text=tuple(text) if text else None, overwrite=overwrite,
-                csv_safe=csv_safe, observer=observer, sheet=sheet, encoding=encoding, delimiter=delimiter,
+                csv_safe=csv_safe, summary=summary, date=date, observer=observer, sheet=sheet,
+                encoding=encoding, delimiter=delimiter,
             )  # fmt: skip
     except BrokenPipeError:
         # The reader has seen enough, as with `| head`; the interpreter would complain when it flushes.

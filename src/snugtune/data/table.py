@@ -26,6 +26,7 @@ from openpyxl.cell.cell import ERROR_CODES
 from openpyxl.utils import get_column_letter
 from openpyxl.utils.escape import unescape
 
+from snugtune.data.archive import check_archive
 from snugtune.errors import UserInputError
 
 _DELIMITERS = (",", ";", "\t", "|")
@@ -36,6 +37,7 @@ _SNIFF_RECORDS = 200
 _LONGEST_CELL = 1 << 24  # characters; the csv module's own 131,072 is less than some documents have
 _WHOLE_BATCH = 100_000  # rows per piece when the whole table is wanted
 _PARQUET_SLICE = 1 << 16  # a slice decodes its row group again, so slices are not small
+_QUIET_ROWS = 256
 _HEADER_WITHIN = 100  # rows of a sheet in which its header is looked for
 
 _ZIP, _OLE, _PARQUET, _GZIP = b"PK\x03\x04", bytes.fromhex("D0CF11E0"), b"PAR1", b"\x1f\x8b"
@@ -105,6 +107,24 @@ def iter_tables(
     if rows_per_batch < 1:
         raise UserInputError(f"The rows per batch must be 1 or more, not {rows_per_batch}.")
     return _open(_Request(str(source), rows_per_batch, sheet, encoding, delimiter)).batches
+
+
+def csv_style(
+    source: str | Path, *, encoding: str | None = None, delimiter: str | None = None
+) -> tuple[str, bool]:
+    """The delimiter of a CSV as ``read_table`` finds it, and whether the file has a byte order mark."""
+    path = Path(source)
+    codec = _codec(path, encoding)
+    with path.open("rb") as file:
+        is_marked = file.read(3).startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    found = _delimiter(path, codec, delimiter)
+    return "," if found == _NO_DELIMITER else found, is_marked
+
+
+def json_lines(source: str | Path, *, encoding: str | None = None) -> Iterator[str]:
+    """The lines of a JSON lines file as they are, one for each row of ``read_table``."""
+    path = Path(source)
+    return (line.strip() for line in _lines(path, _codec(path, encoding)) if line.strip())
 
 
 # --- which reader ----------------------------------------------------------------------------------------
@@ -368,23 +388,54 @@ def _about_bytes(path: Path, codec: str, error: UnicodeError) -> str:
 # --- Excel -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class SheetHeader:
+    """Where a sheet's table is: the row of its header, and by name the columns read, both from 1."""
+
+    sheet: str
+    row: int
+    columns: dict[str, int]
+
+
+def sheet_header(source: str | Path, sheet: str | None = None) -> SheetHeader:
+    """Where ``read_table`` finds the header in ``sheet`` (None: the first one) of a workbook.
+
+    Raises:
+        UserInputError: as ``read_table``.
+    """
+    header, _, rows = _begin_sheet(str(source), sheet)
+    rows.close()
+    return header
+
+
 def _open_workbook(request: _Request) -> _Opened:
-    book, name = _workbook(request.source, request.sheet)
-    where = f"{request.source}, sheet {name!r}"
-    cells = _sheet_rows(book, name, request.source)
-    head = list(islice(cells, _HEADER_WITHIN))
+    header, cells, _ = _begin_sheet(request.source, request.sheet)
+    where = f"{request.source}, sheet {header.sheet!r}"
+    columns = [column - 1 for column in header.columns.values()]
+    numbered = enumerate(cells, start=header.row + 1)
+    data = (_named_cells(row, columns, f"{where}, row {number}") for number, row in numbered)
+    batches = _string_frames(list(header.columns), data, request.rows)
+    return _Opened(batches, first_row=header.row + 1, sheet=header.sheet)
+
+
+def _begin_sheet(source: str, sheet: str | None) -> tuple[SheetHeader, Iterator[Row], Generator[Row]]:
+    """The header, the rows below it, and what they come from, which closes the workbook."""
+    book, name = _workbook(source, sheet)
+    where = f"{source}, sheet {name!r}"
+    rows = _sheet_rows(book, name, source)
+    head = list(islice(rows, _HEADER_WITHIN))
     if not head:
         raise UserInputError(f"{where} is empty; name another one with --sheet.")
     at = _header_index(head)
     columns, names = _sheet_columns(head[at], head[at + 1 :], where)
-    numbered = enumerate(chain(head[at + 1 :], cells), start=at + 2)
-    data = (_named_cells(row, columns, f"{where}, row {number}") for number, row in numbered)
-    return _Opened(_string_frames(names, data, request.rows), first_row=at + 2, sheet=name)
+    found = dict(zip(names, (column + 1 for column in columns), strict=True))
+    return SheetHeader(name, at + 1, found), chain(head[at + 1 :], rows), rows
 
 
 def _workbook(source: str, sheet: str | None) -> tuple[Any, str]:
     """The workbook, opened for streaming, and the name of the sheet to read."""
     with _damage(source), warnings.catch_warnings():
+        check_archive(source)
         warnings.simplefilter("ignore")  # of looks that openpyxl does not keep: nothing is written back
         book = openpyxl.load_workbook(source, read_only=True, data_only=True)
     names = [str(worksheet.title) for worksheet in book.worksheets]  # without sheets that are charts
@@ -400,6 +451,8 @@ def _damage(source: str) -> Iterator[None]:
     """Whatever the parser stumbles over is damage of the file: it raises all kinds of errors."""
     try:
         yield
+    except UserInputError:
+        raise
     except Exception as error:
         raise UserInputError(
             f"{source} is damaged, cut off or not an Excel workbook ({_first_line(error)}); "
@@ -407,13 +460,13 @@ def _damage(source: str) -> Iterator[None]:
         ) from error
 
 
-def _sheet_rows(book: Any, name: str, source: str) -> Iterator[Row]:
+def _sheet_rows(book: Any, name: str, source: str) -> Generator[Row]:
     """The cells as text, row 1 first; blank rows are kept where rows follow, so that row numbers hold."""
     with closing(book), _damage(source):
         worksheet = book[name]
         worksheet.reset_dimensions()  # the size some writers record is wrong and would cut the table
         blank = 0
-        for values in worksheet.iter_rows(values_only=True):
+        for values in _quietly(worksheet.iter_rows(values_only=True)):
             row = [_cell_text(value) for value in values]
             if not any(row):
                 blank += 1
@@ -421,6 +474,17 @@ def _sheet_rows(book: Any, name: str, source: str) -> Iterator[Row]:
             yield from ([] for _ in range(blank))
             blank = 0
             yield row
+
+
+def _quietly(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """``rows`` without warnings of looks that openpyxl does not keep; it tells them behind the last row."""
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            some = list(islice(rows, _QUIET_ROWS))
+        if not some:
+            return
+        yield from some
 
 
 def _cell_text(value: Any) -> str | None:

@@ -22,7 +22,9 @@ from snugtune.evaluate.levels import Level, all_level_scores
 from snugtune.evaluate.metrics import UNSEEN, RowScores, row_metrics
 from snugtune.evaluate.multilabel.assessment import outcomes
 from snugtune.evaluate.multilabel.metrics import label_set_metrics, scored_rows
+from snugtune.predict.alike import writer_like
 from snugtune.predict.predictor import ROWS_PER_BATCH, Batch, Predictor, replace_columns
+from snugtune.predict.summary import Summary
 from snugtune.predict.table import survey
 from snugtune.predict.write import check_output, write_tables
 from snugtune.progress import Observer
@@ -45,6 +47,7 @@ def evaluate_table(
     rows_per_batch: int = ROWS_PER_BATCH,
     observer: Observer | None = None,
     reference: dict[str, Any] | None = None,
+    summary: bool = True,
     **reading: Any,
 ) -> dict[str, Any]:
     """Metrics on the rows of ``source`` that have a text and a label the model knows.
@@ -66,6 +69,7 @@ def evaluate_table(
         rows_per_batch: rows read and held at a time.
         observer: is told of the phases and the rows done.
         reference: what `read_reference` found in the run's folder.
+        summary: put a sheet of counts and charts into a workbook ``output``.
         **reading: ``sheet``, ``encoding`` and ``delimiter``, as for ``read_table``.
 
     Raises:
@@ -75,14 +79,18 @@ def evaluate_table(
     observer = observer or Observer()
     if output is not None:
         check_output(output, overwrite=overwrite)
+    texts, added = tuple(text or predictor.text_columns), (*predictor.added_names, CORRECT)
     found = survey(
-        source, text=text or predictor.text_columns, output=output,
-        more_columns=(*predictor.added_names, CORRECT) if output is not None else (), observer=observer,
-        **reading,
+        source, text=texts, output=output, more_columns=added if output is not None else (),
+        observer=observer, **reading,
     )  # fmt: skip
     trained_on = Columns((), predictor.label_column)
     if label is None and set(trained_on.labels) <= set(found.columns):
         label = trained_on.label
+    writer = None
+    if output is not None:
+        counts = Summary(texts, ignored=added, separator=predictor.labels.separator) if summary else None
+        writer = writer_like(source, output, added, summary=counts, **reading)
     observer.phase("predict", found.rows)
     tally = (_SetTally if predictor.several else _Tally)(
         predictor, None if reference is None else DriftTally(reference)
@@ -93,7 +101,7 @@ def evaluate_table(
         )
     )
     if output is not None:
-        write_tables(frames, output)
+        write_tables(frames, output, writer=writer)
     else:
         for _ in frames:
             pass

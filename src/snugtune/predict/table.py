@@ -9,7 +9,10 @@ from typing import Any, BinaryIO
 
 from snugtune.data.columns import choose_columns, join_texts
 from snugtune.data.table import iter_tables
+from snugtune.errors import UserInputError
+from snugtune.predict.alike import writer_like
 from snugtune.predict.predictor import ADDED_COLUMNS, ROWS_PER_BATCH, Predictor
+from snugtune.predict.summary import Summary
 from snugtune.predict.write import check_fits, check_output, write_tables
 from snugtune.progress import Observer
 
@@ -22,6 +25,8 @@ def predict_table(
     text: Sequence[str] | None = None,
     overwrite: bool = False,
     csv_safe: bool = False,
+    summary: bool = True,
+    date: str | None = None,
     rows_per_batch: int = ROWS_PER_BATCH,
     observer: Observer | None = None,
     **reading: Any,
@@ -36,9 +41,12 @@ def predict_table(
         predictor: a finished run.
         source: whatever ``read_table`` reads.
         output: a file whose suffix decides the format, or a binary stream, which gets CSV.
+            In the format of ``source``, what is the user's stays as it was (``predict/alike.py``).
         text: text columns, if named otherwise than in training.
         overwrite: replace a file that is already there.
         csv_safe: as in ``write_tables``.
+        summary: put a sheet of counts and charts into a workbook.
+        date: column by whose months the summary counts; found among the columns if left out.
         rows_per_batch: rows read and held at a time.
         observer: is told of the phases and the rows done.
         **reading: ``sheet``, ``encoding`` and ``delimiter``, as for ``read_table``.
@@ -49,13 +57,16 @@ def predict_table(
     observer = observer or Observer()
     if isinstance(output, (str, Path)):
         check_output(output, overwrite=overwrite)
-    found = survey(
-        source, text=text or predictor.text_columns, output=output, more_columns=predictor.added_names,
-        observer=observer, **reading,
-    )  # fmt: skip
+    texts, added = tuple(text or predictor.text_columns), predictor.added_names
+    found = survey(source, text=texts, output=output, more_columns=added, observer=observer, **reading)
+    if date is not None and date not in found.columns:
+        raise UserInputError(f"{source} has no column {date!r}; it has {', '.join(found.columns)}.")
+    separator = predictor.labels.separator
+    counts = Summary(texts, date, ignored=added, separator=separator) if summary else None
+    writer = writer_like(source, output, added, summary=counts, **reading)
     observer.phase("predict", found.rows)
     tables = predictor.tables(source, text=text, rows_per_batch=rows_per_batch, observer=observer, **reading)
-    return write_tables(tables, output, csv_safe=csv_safe)
+    return write_tables(tables, output, csv_safe=csv_safe, writer=writer)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import polars as pl
 
 from snugtune.errors import UserInputError
 from snugtune.files import replacing
+from snugtune.predict.summary import TITLE, Summary
 
 # What one worksheet holds: support.microsoft.com, "Excel specifications and limits".
 EXCEL_ROWS = 1_048_576  # the header is one of them
@@ -26,9 +27,10 @@ EXCEL_FIRST_DAY = dt.date(1900, 1, 1)
 
 LABEL_COLUMNS = ("predicted_label", "second_label", "third_label", "next_label")
 _FORMULA_STARTS = ["=", "+", "-", "@", "\t", "\r"]  # OWASP, "CSV Injection"
-_ROW_GROUP = 1 << 17  # rows per Parquet row group: what the writer holds at a time
+ROW_GROUP = 1 << 17  # rows per Parquet row group: what the writer holds at a time
 
 Frames = Iterable[pl.DataFrame]
+Writer = Callable[[Frames, Path], None]
 
 
 def write_tables(
@@ -36,8 +38,9 @@ def write_tables(
     output: str | Path | BinaryIO,
     *,
     csv_safe: bool = False,
+    writer: Writer | None = None,
 ) -> dict[str, int]:
-    """Write ``frames`` one after the other to ``output``; its suffix decides the format.
+    """Write ``frames`` one after the other to ``output``; its suffix decides the format, or ``writer``.
 
     A file already there is replaced when all rows are written, never before; a stream gets CSV. With
     ``csv_safe``, labels in a CSV or TSV that a spreadsheet would take for a formula get a leading
@@ -57,11 +60,11 @@ def write_tables(
             yield _apostrophes(frame) if csv_safe else frame
 
     if not isinstance(output, (str, Path)):
-        _stream_csv(counted(), output)
+        stream_csv(counted(), output)
         return counts
     output = Path(output)
-    writer = _writer(output)
-    if csv_safe and writer not in (_write_csv, _write_tsv):
+    writer = writer or _writer(output)
+    if csv_safe and output.suffix.lower() not in (".csv", ".tsv"):
         raise UserInputError(f"csv_safe is for CSV and TSV, not for {output}; leave it out.")
     with replacing(output) as temporary:
         writer(counted(), temporary)
@@ -121,7 +124,7 @@ def check_fits(
         )
 
 
-def _writer(output: Path) -> Callable[[Frames, Path], None]:
+def _writer(output: Path) -> Writer:
     writer = _WRITERS.get(output.suffix.lower())
     if writer is None:
         raise UserInputError(f"Cannot write {output}: name it with one of {', '.join(sorted(_WRITERS))}.")
@@ -133,15 +136,16 @@ def _writer(output: Path) -> Callable[[Frames, Path], None]:
 
 def _write_csv(frames: Frames, path: Path) -> None:
     with path.open("wb") as file:
-        _stream_csv(frames, file)
+        stream_csv(frames, file)
 
 
 def _write_tsv(frames: Frames, path: Path) -> None:
     with path.open("wb") as file:
-        _stream_csv(frames, file, separator="\t")
+        stream_csv(frames, file, separator="\t")
 
 
-def _stream_csv(frames: Frames, file: BinaryIO, separator: str = ",") -> None:
+def stream_csv(frames: Frames, file: BinaryIO, separator: str = ",") -> None:
+    """Write CSV to an open file, batch by batch."""
     for i, frame in enumerate(frames):
         file.write(_flat(frame).write_csv(include_header=i == 0, separator=separator).encode())
         file.flush()
@@ -204,7 +208,7 @@ def _json_text(value: Any) -> str:
 # --- Parquet ---------------------------------------------------------------------------------------------
 
 
-def _write_parquet(frames: Frames, path: Path) -> None:
+def write_parquet(frames: Frames, path: Path) -> None:
     """Each batch as a file of its own, then all of them streamed into one.
 
     So no more than a row group is held, and the type of a column that is empty in the first batch is
@@ -216,13 +220,14 @@ def _write_parquet(frames: Frames, path: Path) -> None:
             parts.append(Path(folder, f"{i}.parquet"))
             frame.write_parquet(parts[-1], compression="lz4")
         whole = pl.concat([pl.scan_parquet(part, glob=False) for part in parts], how="vertical_relaxed")
-        whole.sink_parquet(path, row_group_size=_ROW_GROUP)
+        whole.sink_parquet(path, row_group_size=ROW_GROUP)
 
 
 # --- Excel -----------------------------------------------------------------------------------------------
 
 
-def _write_excel(frames: Frames, path: Path) -> None:
+def write_excel(frames: Frames, path: Path, *, summary: Summary | None = None) -> None:
+    """A new workbook: the rows on its first sheet, ``summary`` of them on its second."""
     from xlsxwriter import Workbook
 
     # The library's own working files lie beside the output: they are as large, and go with it.
@@ -231,6 +236,8 @@ def _write_excel(frames: Frames, path: Path) -> None:
         sheet = book.add_worksheet()
         with closing(sheet.row_data_fh):  # the library closes it with the book, so not after a fault
             _fill_sheet(sheet, _Formats(book), frames, path)
+            if summary is not None:
+                summary.fill(book, book.add_worksheet(TITLE))
             book.close()  # not in a "finally": a table that broke off is not finished into a workbook
 
 
@@ -311,11 +318,16 @@ def _long_cell(frame: pl.DataFrame) -> tuple[int, str, int] | None:
     return None
 
 
-_WRITERS: dict[str, Callable[[Frames, Path], None]] = {
+def _refuse_macros(_frames: Frames, path: Path) -> None:
+    raise UserInputError(f"Only an .xlsm workbook can be written as {path.suffix}; name the output .xlsx.")
+
+
+_WRITERS: dict[str, Writer] = {
     ".csv": _write_csv,
     ".tsv": _write_tsv,
     ".jsonl": _write_json_lines,
     ".ndjson": _write_json_lines,
-    ".parquet": _write_parquet,
-    ".xlsx": _write_excel,
+    ".parquet": write_parquet,
+    ".xlsx": write_excel,
+    ".xlsm": _refuse_macros,
 }
