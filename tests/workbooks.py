@@ -34,9 +34,9 @@ def labelled(frame, text="text"):
     return frame.drop(ADDED_COLUMNS, strict=False).hstack(pl.DataFrame(added, schema_overrides=types))
 
 
-def predicted(source, output, *, rows_per_batch=10, summary=True, date=None, **reading):
+def predicted(source, output, *, rows_per_batch=10, summary=True, date=None, ignored=(), **reading):
     """``source`` with ``labelled`` columns at ``output``, as predict writes it."""
-    counts = Summary(("text",), date, ignored=ADDED_COLUMNS) if summary else None
+    counts = Summary(("text",), date, ignored=(*ADDED_COLUMNS, *ignored)) if summary else None
     writer = writer_like(source, output, ADDED_COLUMNS, summary=counts, **reading)
     frames = map(labelled, iter_tables(source, rows_per_batch=rows_per_batch, **reading))
     return write_tables(frames, output, writer=writer)

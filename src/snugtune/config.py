@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from snugtune.errors import ConfigError
 from snugtune.files import write_text
+from snugtune.table_url import hide_password
 from snugtune.units import parse_duration
 
 DEFAULT_EFFECTIVE_BATCH_SIZE = 32
@@ -20,6 +29,7 @@ MULTI_LABEL: Final = "multi_label_classification"
 """Values of ``problem_type``, which are Transformers' own."""
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Source = Annotated[str, AfterValidator(hide_password)]  # what is kept has no password
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
@@ -52,8 +62,8 @@ class FitConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Data
-    train: str
-    test: str | None = None
+    train: Source
+    test: Source | None = None
     text: tuple[str, ...] | None = None
     label: str | tuple[str, ...] | None = None
     label_levels: tuple[str, ...] | None = None

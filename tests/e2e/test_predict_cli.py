@@ -53,7 +53,7 @@ def test_json_is_all_of_standard_output(run, source, tmp_path):
     done = snugtune("evaluate", run, source, "--json", "--delimiter", ";", "-o", tmp_path / "rows.csv")
     result = json.loads(done.stdout)
     assert result["metrics"]["accuracy"] == 1.0
-    assert pl.read_csv(tmp_path / "rows.csv")["correct"].all()
+    assert pl.read_csv(tmp_path / "rows.csv", separator=";")["correct"].all()
 
 
 def test_evaluation_in_words(run, source):
@@ -121,3 +121,30 @@ def test_a_reader_that_has_seen_enough(run, tmp_path):
     assert process.returncode == 1
     assert b"Traceback" not in errors
     assert b"BrokenPipe" not in errors
+
+
+def test_a_database_in_and_out(run, tmp_path):
+    """The table by an option; a fault names the address."""
+    import sqlite3
+
+    texts, labels = tiny.texts_and_labels(9, seed=4)
+    with sqlite3.connect(tmp_path / "a.db") as base:
+        base.execute("CREATE TABLE may (text TEXT)")
+        base.executemany("INSERT INTO may VALUES (?)", [(text,) for text in texts])
+    base.close()
+    address = f"sqlite:///{tmp_path / 'a.db'}"
+    snugtune("predict", run, address, "--table", "may", "-o", f"{address}?table=done")
+    with sqlite3.connect(tmp_path / "a.db") as base:
+        assert [row[0] for row in base.execute("SELECT predicted_label FROM done")] == labels
+    base.close()
+    done = snugtune("predict", run, f"{address}?table=may", "-o", f"{address}?table=done", code=2)
+    assert b"already exists; choose another table or add --overwrite" in done.stderr
+
+
+def test_a_password_is_nowhere(run, tmp_path):
+    pytest.importorskip("adbc_driver_postgresql")
+    address = "postgresql://ana:s3cret@127.0.0.1:1/bank?table=may"
+    for arguments in ([address, "-o", tmp_path / "a.csv"], [tmp_path / "no.csv", "-o", address]):
+        done = snugtune("predict", run, *arguments, code=2)
+        assert b"postgresql://ana@127.0.0.1:1/bank?table=may cannot be used" in done.stderr
+        assert b"s3cret" not in done.stderr + done.stdout

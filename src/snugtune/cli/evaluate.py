@@ -22,12 +22,13 @@ def evaluate(
         typer.Option(help="Label column, likewise; repeat for several. None at all is fine."),
     ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output", "-o", help="Also write each row with its prediction and whether it is right."
         ),
     ] = None,
     sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
+    table: Annotated[str | None, typer.Option(help="Table of a database, if INPUT names none.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV, if it is not found.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
@@ -47,8 +48,11 @@ def evaluate(
     from snugtune.predict.predictor import Predictor
     from snugtune.predict.write import check_output
     from snugtune.quiet import quiet_libraries
+    from snugtune.table_url import hide_password, with_table
 
+    source = hide_password(with_table(source, table))
     if output is not None:
+        output = hide_password(output)
         check_output(output, overwrite=overwrite)
     quiet_libraries()
     with readable(source) as path, RichObserver() as observer:

@@ -17,15 +17,19 @@ def predict(
         str, typer.Argument(metavar="INPUT", help="The table to classify; - is a CSV piped in.")
     ],
     output: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--output", "-o", help="CSV, TSV, Parquet, JSON lines or .xlsx; - is a CSV on standard output."
+            "--output",
+            "-o",
+            help="CSV, TSV, Parquet, JSON lines, .xlsx, or sqlite:///file.db?table=NAME (also duckdb, "
+            "postgresql); - is a CSV on standard output.",
         ),
     ],
     text: Annotated[
         list[str] | None, typer.Option(help="Text column, if named otherwise than in training.")
     ] = None,
     sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
+    table: Annotated[str | None, typer.Option(help="Table of a database, if INPUT names none.")] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
     delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV, if it is not found.")] = None,
     overwrite: Annotated[
@@ -69,8 +73,10 @@ def predict(
     from snugtune.predict.table import predict_table
     from snugtune.predict.write import check_output
     from snugtune.quiet import quiet_libraries
+    from snugtune.table_url import hide_password, with_table
 
-    piped = str(output) == PIPE
+    source, output = hide_password(with_table(source, table)), hide_password(output)
+    piped = output == PIPE
     if piped and json:
         raise UserInputError("--json and --output - would both fill standard output; drop one.")
     if not piped:

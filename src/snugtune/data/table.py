@@ -28,6 +28,7 @@ from openpyxl.utils.escape import unescape
 
 from snugtune.data.archive import check_archive
 from snugtune.errors import UserInputError
+from snugtune.table_url import hide_password, is_table_url, parse_table_url
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NO_DELIMITER = "\x1f"  # ASCII "unit separator": a single column has nothing to split at
@@ -75,8 +76,9 @@ def read_table(
     their types, class ids of a dataset's ``ClassLabel`` becoming the class names.
 
     Args:
-        source: a file, the folder of a saved Hugging Face dataset, or ``hf://owner/name[:split]``. Without a
-            split: the only one, else ``train``.
+        source: a file, the folder of a saved Hugging Face dataset, ``hf://owner/name[:split]`` (without a
+            split: the only one, else ``train``), or a table of a database: ``sqlite:///file.db?table=name``,
+            ``duckdb:///file.duckdb?table=name``, ``postgresql://user@host/database?table=schema.name``.
         sheet: sheet of a workbook; the first one if left out.
         encoding: of a text file; UTF-8, or what its byte order mark says, if left out.
         delimiter: of a text file; found among ``, ; tab |`` if left out.
@@ -84,8 +86,9 @@ def read_table(
     Raises:
         UserInputError: the source is missing, empty, damaged, or not what its name says.
     """
-    opened = _open(_Request(str(source), _WHOLE_BATCH, sheet, encoding, delimiter))
-    return Table(pl.concat(opened.batches), str(source), opened.sheet, opened.first_row)
+    source = hide_password(str(source))
+    opened = _open(_Request(source, _WHOLE_BATCH, sheet, encoding, delimiter))
+    return Table(pl.concat(opened.batches), source, opened.sheet, opened.first_row)
 
 
 def iter_tables(
@@ -106,7 +109,8 @@ def iter_tables(
     """
     if rows_per_batch < 1:
         raise UserInputError(f"The rows per batch must be 1 or more, not {rows_per_batch}.")
-    return _open(_Request(str(source), rows_per_batch, sheet, encoding, delimiter)).batches
+    source = hide_password(str(source))
+    return _open(_Request(source, rows_per_batch, sheet, encoding, delimiter)).batches
 
 
 def csv_style(
@@ -167,6 +171,8 @@ def _open(request: _Request) -> _Opened:
 def _reader(source: str) -> Reader:
     if source.startswith("hf://"):
         return _open_hub_dataset
+    if is_table_url(source):
+        return _open_sql
     path = Path(source)
     if path.is_dir():
         return _check_dataset_folder(path)
@@ -626,6 +632,15 @@ def _json_objects(path: Path, codec: str) -> Iterator[dict[str, Any]]:
                 f'{path}, line {number} is not an object; write one per line: {{"text": ..., "label": ...}}.'
             )
         yield value
+
+
+# --- databases -------------------------------------------------------------------------------------------
+
+
+def _open_sql(request: _Request) -> _Opened:
+    from snugtune.data.sql import iter_sql
+
+    return _Opened(iter_sql(parse_table_url(request.source), request.rows), first_row=1)
 
 
 # --- Hugging Face datasets -------------------------------------------------------------------------------

@@ -13,11 +13,21 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
+from snugtune.data.sql import sql_types
 from snugtune.data.table import csv_style, json_lines
 from snugtune.errors import UserInputError
 from snugtune.predict.summary import Summary
 from snugtune.predict.workbook.roundtrip import Roundtrip
-from snugtune.predict.write import ROW_GROUP, Frames, Writer, stream_csv, write_excel, write_parquet
+from snugtune.predict.write import (
+    ROW_GROUP,
+    Frames,
+    Writer,
+    stream_csv,
+    write_excel,
+    write_parquet,
+    write_sql,
+)
+from snugtune.table_url import is_table_url, parse_table_url
 
 _BOOKS = (".xlsx", ".xlsm")
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -29,6 +39,7 @@ def writer_like(
     added: Sequence[str],
     *,
     summary: Summary | None = None,
+    overwrite: bool = False,
     sheet: str | None = None,
     encoding: str | None = None,
     delimiter: str | None = None,
@@ -36,13 +47,16 @@ def writer_like(
     """What writes the rows of ``source`` with the columns ``added`` to ``output``; None: nothing special.
 
     A workbook becomes the same workbook, a line of JSON the same line, columns of Parquet keep types that
-    polars would change, and a CSV its delimiter and byte order mark. ``summary`` is put into workbooks.
+    polars would change, a CSV its delimiter and byte order mark, and columns of a database their types.
+    ``summary`` is put into workbooks.
 
     Raises:
         UserInputError: the workbook cannot take the columns, or would lose its macros.
     """
     if not isinstance(output, (str, Path)):
         return None
+    if is_table_url(output):
+        return _sql_writer(str(source), str(output), overwrite)
     source, old, new = Path(source), Path(source).suffix.lower(), Path(output).suffix.lower()
     if not source.is_file():  # a data set's folder, or one from the Hub
         old = ""
@@ -60,6 +74,15 @@ def writer_like(
     elif old in (".csv", ".txt") and new == ".csv":
         writer = partial(_write_csv, csv_style(source, encoding=encoding, delimiter=delimiter))
     return writer
+
+
+def _sql_writer(source: str, output: str, overwrite: bool) -> Writer:
+    types = {}
+    if is_table_url(source):
+        old = parse_table_url(source)
+        if old.scheme == parse_table_url(output).scheme:
+            types = sql_types(old)
+    return partial(write_sql, output, types=types, overwrite=overwrite)
 
 
 def _write_workbook(trip: Roundtrip, summary: Summary | None, frames: Frames, path: Path) -> None:

@@ -28,6 +28,7 @@ from snugtune.predict.summary import Summary
 from snugtune.predict.table import survey
 from snugtune.predict.write import check_output, write_tables
 from snugtune.progress import Observer
+from snugtune.table_url import hide_password
 
 CORRECT = "correct"
 """What a per-row output adds to what ``predict`` adds; empty for rows that are not scored."""
@@ -76,8 +77,9 @@ def evaluate_table(
         UserInputError: the table cannot be read, a named column is missing, no row has a text, or the
             output cannot be written.
     """
-    observer = observer or Observer()
+    observer, source = observer or Observer(), hide_password(str(source))
     if output is not None:
+        output = hide_password(str(output))
         check_output(output, overwrite=overwrite)
     texts, added = tuple(text or predictor.text_columns), (*predictor.added_names, CORRECT)
     found = survey(
@@ -90,7 +92,7 @@ def evaluate_table(
     writer = None
     if output is not None:
         counts = Summary(texts, ignored=added, separator=predictor.labels.separator) if summary else None
-        writer = writer_like(source, output, added, summary=counts, **reading)
+        writer = writer_like(source, output, added, summary=counts, overwrite=overwrite, **reading)
     observer.phase("predict", found.rows)
     tally = (_SetTally if predictor.several else _Tally)(
         predictor, None if reference is None else DriftTally(reference)

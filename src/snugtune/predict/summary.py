@@ -10,6 +10,10 @@ from typing import Any
 import polars as pl
 
 from snugtune.data.label_sets import split_cell
+from snugtune.errors import UserInputError
+
+Cells = dict[tuple[int, int], tuple[str | float, str]]
+"""Value and format by row and column, from 0."""
 
 TITLE = "Summary"
 NO_LABEL = "(none)"
@@ -85,23 +89,23 @@ class Summary:
     # --- months ------------------------------------------------------------------------------------------
 
     def _choose_date(self, frame: pl.DataFrame) -> None:
-        names = [self.date] if self.date is not None else frame.columns
-        for name in names:
-            if name in (*self.ignored, *self.text) or name not in frame.columns:
-                continue
-            if frame.schema[name] in (pl.Date, pl.Datetime):
-                self.date, self._format = name, None
-                return
-            if frame.schema[name] == pl.String and (found := _date_format(frame[name])):
+        if self.date is not None:
+            self._format = _known_dates(frame[self.date])
+            if self._format is None:
+                raise UserInputError(
+                    f"Column {self.date!r} holds no dates such as 2024-03-01; name another --date, or none."
+                )
+            return
+        for name in frame.columns:
+            if name not in (*self.ignored, *self.text) and (found := _known_dates(frame[name])):
                 self.date, self._format = name, found
                 return
-        self.date = None
 
     def _months(self, frame: pl.DataFrame) -> pl.Series:
         if self.date is None:
             return pl.repeat("", frame.height, dtype=pl.String, eager=True)
         column = frame[self.date]
-        days = column if self._format is None else _days(column, self._format)
+        days = _days(column, self._format) if column.dtype == pl.String else column
         return days.dt.strftime("%Y-%m").fill_null("")
 
     # --- the sheet ---------------------------------------------------------------------------------------
@@ -117,24 +121,31 @@ class Summary:
         sheet.fit_to_pages(1, 0)
         sheet.set_column(0, 0, 36)
         sheet.set_column(1, 4, 16)
-        sheet.write_string(0, 0, "What was predicted", formats["bold"])
-        sheet.write_string(1, 0, self._sentence())
-        header = ("Label", "Rows", "Share", "For review", "Mean confidence")
-        for c, name in enumerate(header):
-            sheet.write_string(3, c, name, formats["bold"])
-        labels = self._labels()
-        for r, label in enumerate(labels, start=4):
-            rows = self.rows[label]
-            sheet.write_string(r, 0, label)
-            sheet.write_number(r, 1, rows, formats["count"])
-            sheet.write_number(r, 2, rows / self.with_text, formats["share"])
-            sheet.write_number(r, 3, self.review[label], formats["count"])
-            sheet.write_number(r, 4, self.confidence[label] / rows, formats["share"])
-        if labels:
-            self._label_chart(book, sheet, min(len(labels), _CHART_LABELS))
-        if self.date is not None and labels:
-            self._month_table(book, sheet, formats)
+        cells = self._label_cells()
+        if self.rows:
+            self._label_chart(book, sheet, min(len(self.rows), _CHART_LABELS))
+        if self.date is not None and self.rows:
+            names, months = self._month_names(), self._month_keys()
+            cells |= self._month_cells(names, months)
+            sheet.set_column(_MONTH_COLUMN, _MONTH_COLUMN + len(names), 16)
+            self._month_chart(book, sheet, rows=len(months), series=len(names) - 1)
+        for (r, c), (value, of) in sorted(cells.items()):  # row by row: a streamed book takes no other order
+            write = sheet.write_string if isinstance(value, str) else sheet.write_number
+            write(r, c, value, formats.get(of))
         return formats
+
+    def _label_cells(self) -> Cells:
+        cells: Cells = {(0, 0): ("What was predicted", "bold"), (1, 0): (self._sentence(), "")}
+        for c, name in enumerate(("Label", "Rows", "Share", "For review", "Mean confidence")):
+            cells[3, c] = name, "bold"
+        for r, label in enumerate(self._labels(), start=4):
+            rows = self.rows[label]
+            cells[r, 0] = label, ""
+            cells[r, 1] = rows, "count"
+            cells[r, 2] = rows / self.with_text, "share"
+            cells[r, 3] = self.review[label], "count"
+            cells[r, 4] = self.confidence[label] / rows, "share"
+        return cells
 
     def _labels(self) -> list[str]:
         """The most frequent first; of equal ones in the order of the alphabet."""
@@ -160,23 +171,26 @@ class Summary:
         chart.set_size({"width": 620, "height": 140 + 22 * count})
         sheet.insert_chart(3, 6, chart)
 
-    def _month_table(self, book: Any, sheet: Any, formats: dict[str, Any]) -> None:
-        months = sorted({month for month, _ in self.months}, key=lambda month: (not month, month))
-        shown = self._labels()[:_MONTH_LABELS]
-        others = len(self.rows) > len(shown)
-        names = [*shown, *(["other labels"] if others else []), "all rows"]
-        sheet.set_column(_MONTH_COLUMN, _MONTH_COLUMN + len(names), 16)
-        sheet.write_string(2, _MONTH_COLUMN, f"By month of {self.date}", formats["bold"])
-        for c, name in enumerate(["Month", *names], start=_MONTH_COLUMN):
-            sheet.write_string(3, c, name, formats["bold"])
+    def _month_keys(self) -> list[str]:
+        return sorted(self.of_month, key=lambda month: (not month, month))
+
+    def _month_names(self) -> list[str]:
+        """The columns behind that of the month."""
+        others = ["other labels"] if len(self.rows) > _MONTH_LABELS else []
+        return [*self._labels()[:_MONTH_LABELS], *others, "all rows"]
+
+    def _month_cells(self, names: Sequence[str], months: Sequence[str]) -> Cells:
+        cells: Cells = {(2, _MONTH_COLUMN): (f"By month of {self.date}", "bold")}
+        for c, name in enumerate(("Month", *names), start=_MONTH_COLUMN):
+            cells[3, c] = name, "bold"
         for r, month in enumerate(months, start=4):
-            counts = [self.months[month, label] for label in shown]
-            rest = sum(rows for (of, _), rows in self.months.items() if of == month) - sum(counts)
-            counts += [*([rest] if others else []), self.of_month[month]]
-            sheet.write_string(r, _MONTH_COLUMN, month or "no date")
-            for c, count in enumerate(counts, start=_MONTH_COLUMN + 1):
-                sheet.write_number(r, c, count, formats["count"])
-        self._month_chart(book, sheet, rows=len(months), series=len(names) - 1)
+            counts = [self.months[month, label] for label in self._labels()]
+            if len(counts) > _MONTH_LABELS:
+                counts = [*counts[:_MONTH_LABELS], sum(counts[_MONTH_LABELS:])]
+            cells[r, _MONTH_COLUMN] = month or "no date", ""
+            for c, count in enumerate((*counts, self.of_month[month]), start=_MONTH_COLUMN + 1):
+                cells[r, c] = count, "count"
+        return cells
 
     def _month_chart(self, book: Any, sheet: Any, *, rows: int, series: int) -> None:
         chart = book.add_chart({"type": "column", "subtype": "stacked"})
@@ -193,8 +207,12 @@ class Summary:
         sheet.insert_chart(7 + (140 + 22 * min(len(self.rows), _CHART_LABELS)) // 20, 6, chart)
 
 
-def _date_format(column: pl.Series) -> str | None:
-    """The format of which nearly all filled cells are dates, if there is exactly one."""
+def _known_dates(column: pl.Series) -> str | None:
+    """The format of which nearly all filled cells are dates, if there is just one; "dates" of real ones."""
+    if column.dtype in (pl.Date, pl.Datetime):
+        return "dates"
+    if column.dtype != pl.String:
+        return None
     filled = column.drop_nulls()
     filled = filled.filter(filled.str.strip_chars() != "")
     enough = _PARSED_SHARE * len(filled)
@@ -202,9 +220,9 @@ def _date_format(column: pl.Series) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _days(column: pl.Series, of: str) -> pl.Series:
+def _days(column: pl.Series, of: str | None) -> pl.Series:
     """Days of cells such as "2024-03-01" and "2024-03-01 10:00"; null where a cell is none."""
     text = column.str.strip_chars()
     rest = text.str.slice(_DATE_CHARACTERS, 1)
-    days = text.str.slice(0, _DATE_CHARACTERS).str.to_date(of, strict=False, exact=True)
+    days = text.str.slice(0, _DATE_CHARACTERS).str.to_date(of or _DATE_FORMATS[0], strict=False, exact=True)
     return pl.select(pl.when(rest.is_in(["", " ", "T"])).then(days)).to_series()

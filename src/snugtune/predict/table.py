@@ -15,6 +15,7 @@ from snugtune.predict.predictor import ADDED_COLUMNS, ROWS_PER_BATCH, Predictor
 from snugtune.predict.summary import Summary
 from snugtune.predict.write import check_fits, check_output, write_tables
 from snugtune.progress import Observer
+from snugtune.table_url import hide_password
 
 
 def predict_table(
@@ -54,8 +55,9 @@ def predict_table(
     Raises:
         UserInputError: the table cannot be read or has not the columns, or the output cannot be written.
     """
-    observer = observer or Observer()
+    observer, source = observer or Observer(), hide_password(str(source))
     if isinstance(output, (str, Path)):
+        output = hide_password(str(output))
         check_output(output, overwrite=overwrite)
     texts, added = tuple(text or predictor.text_columns), predictor.added_names
     found = survey(source, text=texts, output=output, more_columns=added, observer=observer, **reading)
@@ -63,7 +65,7 @@ def predict_table(
         raise UserInputError(f"{source} has no column {date!r}; it has {', '.join(found.columns)}.")
     separator = predictor.labels.separator
     counts = Summary(texts, date, ignored=added, separator=separator) if summary else None
-    writer = writer_like(source, output, added, summary=counts, **reading)
+    writer = writer_like(source, output, added, summary=counts, overwrite=overwrite, **reading)
     observer.phase("predict", found.rows)
     tables = predictor.tables(source, text=text, rows_per_batch=rows_per_batch, observer=observer, **reading)
     return write_tables(tables, output, csv_safe=csv_safe, writer=writer)

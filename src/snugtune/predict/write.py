@@ -6,17 +6,20 @@ import base64
 import datetime as dt
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import polars as pl
 
+from snugtune.data.sql import check_sql_output, create_sql
 from snugtune.errors import UserInputError
 from snugtune.files import replacing
 from snugtune.predict.summary import TITLE, Summary
+from snugtune.table_url import is_table_url, parse_table_url
 
 # What one worksheet holds: support.microsoft.com, "Excel specifications and limits".
 EXCEL_ROWS = 1_048_576  # the header is one of them
@@ -62,6 +65,9 @@ def write_tables(
     if not isinstance(output, (str, Path)):
         stream_csv(counted(), output)
         return counts
+    if is_table_url(output) and not csv_safe:
+        (writer or partial(write_sql, str(output)))(counted(), Path())
+        return counts
     output = Path(output)
     writer = writer or _writer(output)
     if csv_safe and output.suffix.lower() not in (".csv", ".tsv"):
@@ -78,6 +84,9 @@ def check_output(output: str | Path, *, overwrite: bool = False) -> None:
         UserInputError: unknown suffix, no such folder, a folder of that name, or a file that is already
             there and ``overwrite`` is not set.
     """
+    if is_table_url(output):
+        check_sql_output(parse_table_url(str(output)), overwrite=overwrite)
+        return
     output = Path(output)
     _writer(output)
     if not output.parent.is_dir():
@@ -104,7 +113,7 @@ def check_fits(
     Raises:
         UserInputError: too many rows or columns, or a cell that is too long; it says which.
     """
-    if Path(output).suffix.lower() != ".xlsx":
+    if is_table_url(output) or Path(output).suffix.lower() != ".xlsx":
         return
     advice = "write .csv or .parquet instead"
     if rows_before + frame.height > EXCEL_ROWS - 1:
@@ -177,15 +186,18 @@ def _holds_bytes(dtype: pl.DataType) -> bool:
     return dtype.is_nested() and "Binary" in repr(dtype)
 
 
-def _flat(frame: pl.DataFrame, nested: Callable[[pl.DataType], bool] = _is_nested) -> pl.DataFrame:
+def _flat(
+    frame: pl.DataFrame,
+    nested: Callable[[pl.DataType], bool] = _is_nested,
+    others: tuple[type[pl.DataType], ...] = (pl.Binary, pl.Duration, pl.Object),
+) -> pl.DataFrame:
     """Columns that a text file cannot hold as they are, as text.
 
-    Lists and structures (those of ``nested``) become JSON, bytes base64, durations ISO 8601.
+    Lists and structures (those of ``nested``) become JSON; of ``others``, bytes become base64 and durations
+    ISO 8601.
     """
     return frame.with_columns(
-        _as_text(frame[name])
-        for name, dtype in frame.schema.items()
-        if nested(dtype) or dtype in (pl.Binary, pl.Duration, pl.Object)
+        _as_text(frame[name]) for name, dtype in frame.schema.items() if nested(dtype) or dtype in others
     )
 
 
@@ -221,6 +233,24 @@ def write_parquet(frames: Frames, path: Path) -> None:
             frame.write_parquet(parts[-1], compression="lz4")
         whole = pl.concat([pl.scan_parquet(part, glob=False) for part in parts], how="vertical_relaxed")
         whole.sink_parquet(path, row_group_size=ROW_GROUP)
+
+
+# --- databases -------------------------------------------------------------------------------------------
+
+
+def write_sql(
+    output: str,
+    frames: Frames,
+    _path: Path,
+    *,
+    types: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Make ``frames`` a table, when all of them are there: the table may be the one they are read from."""
+    with TemporaryDirectory(prefix="snugtune-") as folder:
+        rows = Path(folder, "rows.parquet")
+        write_parquet((_flat(frame, others=(pl.Duration, pl.Object)) for frame in frames), rows)
+        create_sql(parse_table_url(output), rows, types or {}, overwrite=overwrite)
 
 
 # --- Excel -----------------------------------------------------------------------------------------------
