@@ -71,7 +71,7 @@ def books(draw):
     return book, texts, header, width
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25)
 @given(books(), st.integers(1, 5), st.booleans())
 def test_every_cell_is_as_it_was_and_each_prediction_in_its_row(made, rows_per_batch, summary):
     book, texts, header, width = made
