@@ -16,7 +16,8 @@ os.environ["SNUGTUNE_CACHE"] = tempfile.mkdtemp(prefix="snugtune-tests-")
 atexit.register(shutil.rmtree, os.environ["SNUGTUNE_CACHE"], ignore_errors=True)
 
 # How long an example takes says more of the machine's other work than of the code.
-settings.register_profile("snugtune", deadline=None)
+usual = settings.get_profile("ci" if os.environ.get("CI") else "default")
+settings.register_profile("snugtune", usual, deadline=None)
 settings.load_profile("snugtune")
 
 REAL_DATA = Path(__file__).resolve().parents[1] / "../shared/data"

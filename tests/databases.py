@@ -5,6 +5,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,8 +35,10 @@ def postgresql(folder):
             user = pwd.getpwnam("postgres")
         except KeyError:
             pytest.skip("a PostgreSQL server does not run as root, and there is no user postgres")
-        for parent in (folder, *list(folder.parents)[:2]):
-            parent.chmod(0o755)
+        temporary = Path(tempfile.gettempdir())
+        for parent in (folder, *folder.parents):
+            if temporary in parent.parents:
+                parent.chmod(0o755)
         os.chown(folder, user.pw_uid, user.pw_gid)
     options = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid}
     with socket.socket() as free:

@@ -14,11 +14,11 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import openpyxl
 import polars as pl
@@ -426,9 +426,9 @@ def _open_workbook(request: _Request) -> _Opened:
 
 def _begin_sheet(source: str, sheet: str | None) -> tuple[SheetHeader, Iterator[Row], Generator[Row]]:
     """The header, the rows below it, and what they come from, which closes the workbook."""
-    book, name = _workbook(source, sheet)
+    book, file, name = _workbook(source, sheet)
     where = f"{source}, sheet {name!r}"
-    rows = _sheet_rows(book, name, source)
+    rows = _sheet_rows(book, file, name, source)
     head = list(islice(rows, _HEADER_WITHIN))
     if not head:
         raise UserInputError(f"{where} is empty; name another one with --sheet.")
@@ -438,16 +438,20 @@ def _begin_sheet(source: str, sheet: str | None) -> tuple[SheetHeader, Iterator[
     return SheetHeader(name, at + 1, found), chain(head[at + 1 :], rows), rows
 
 
-def _workbook(source: str, sheet: str | None) -> tuple[Any, str]:
-    """The workbook, opened for streaming, and the name of the sheet to read."""
-    with _damage(source), warnings.catch_warnings():
+def _workbook(source: str, sheet: str | None) -> tuple[Any, BinaryIO, str]:
+    """The workbook, opened for streaming, the file it is read from, and the name of the sheet to read."""
+    with _damage(source), warnings.catch_warnings(), ExitStack() as opened:
         check_archive(source)
         warnings.simplefilter("ignore")  # of looks that openpyxl does not keep: nothing is written back
-        book = openpyxl.load_workbook(source, read_only=True, data_only=True)
+        # By itself, openpyxl leaves a file open that it cannot load.
+        file = opened.enter_context(Path(source).open("rb"))
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        opened.pop_all()
     names = [str(worksheet.title) for worksheet in book.worksheets]  # without sheets that are charts
     if names and sheet in (None, *names):
-        return book, sheet or names[0]
+        return book, file, sheet or names[0]
     book.close()
+    file.close()
     missing = "with cells" if sheet is None else repr(sheet)
     raise UserInputError(f"{source} has no sheet {missing}; it has {_listing(names) or 'none'}.")
 
@@ -466,9 +470,9 @@ def _damage(source: str) -> Iterator[None]:
         ) from error
 
 
-def _sheet_rows(book: Any, name: str, source: str) -> Generator[Row]:
+def _sheet_rows(book: Any, file: BinaryIO, name: str, source: str) -> Generator[Row]:
     """The cells as text, row 1 first; blank rows are kept where rows follow, so that row numbers hold."""
-    with closing(book), _damage(source):
+    with closing(file), closing(book), _damage(source):
         worksheet = book[name]
         worksheet.reset_dimensions()  # the size some writers record is wrong and would cut the table
         blank = 0
