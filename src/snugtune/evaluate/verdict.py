@@ -52,9 +52,7 @@ class Comparison:
     @property
     def against(self) -> Against:
         """Better or worse only where chance explains the difference in accuracy at less than 5 %."""
-        if self.p_value >= SIGNIFICANCE:
-            return "same"
-        return "better" if self.accuracy > 0 else "worse"
+        return against_of(self.accuracy, self.p_value)
 
     def as_dict(self) -> dict[str, Any]:
         """As ``verdict.difference`` of ``run.json``."""
@@ -110,7 +108,7 @@ def verdict(
     ``metrics`` are those of ``part`` ("test", or "validation" where there are no test rows), ``automation``
     is the block of that name, ``class_rows (K,)`` are training rows, ``alarm`` tells of a collapsed model.
     """
-    review_share = 1 - _outcome(automation)["coverage"]
+    review_share = 1 - outcome(automation)["coverage"]
     faults = _faults(comparison, automation, metrics, alarm)
     return {
         "level": level_of(review_share, faults),
@@ -122,6 +120,13 @@ def verdict(
     }
 
 
+def against_of(difference: float, p_value: float) -> Against:
+    """What ``difference`` (model less baseline) says, if chance explains it at less than 5 %."""
+    if p_value >= SIGNIFICANCE:
+        return "same"
+    return "better" if difference > 0 else "worse"
+
+
 def level_of(review_share: float, faults: Sequence[str]) -> Level:
     """The level, from the share that needs review and what speaks against any use."""
     if faults:
@@ -129,7 +134,7 @@ def level_of(review_share: float, faults: Sequence[str]) -> Level:
     return "ready" if review_share <= 1 - READY_COVERAGE + 1e-9 else "ready_with_review"
 
 
-def _outcome(automation: dict[str, Any]) -> dict[str, Any]:
+def outcome(automation: dict[str, Any]) -> dict[str, Any]:
     """What the threshold did on the rows that count: test rows where there are some."""
     result: dict[str, Any] = automation["test"] or automation["validation"]
     return result
@@ -160,7 +165,7 @@ def too_few_rows(metrics: dict[str, Any]) -> str | None:
 def automation_faults(automation: dict[str, Any]) -> list[str]:
     """What speaks against leaving texts to the model, each in a sentence."""
     faults = []
-    coverage = _outcome(automation)["coverage"]
+    coverage = outcome(automation)["coverage"]
     if coverage < WORTHWHILE_COVERAGE:
         faults.append(
             f"At {_percent(automation['precision_target'])} precision {_percent(coverage)} of the texts can "
@@ -231,7 +236,7 @@ def against_advice(against: Against) -> list[str]:
 def automation_advice(automation: dict[str, Any], aid: str = "the second and third label") -> list[str]:
     """Who should look at what; ``aid`` is what saves searching where every prediction is looked at."""
     advice = []
-    coverage = _outcome(automation)["coverage"]
+    coverage = outcome(automation)["coverage"]
     if 0 < coverage < READY_COVERAGE:
         advice.append(
             f"Leave predictions at or above a confidence of {automation['threshold']:.3f} to the model and "

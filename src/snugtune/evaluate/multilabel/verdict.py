@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from snugtune.evaluate.multilabel.metrics import Sets, resampled_scores, scored_rows
 from snugtune.evaluate.multilabel.thresholds import set_score
 from snugtune.evaluate.verdict import (
-    SIGNIFICANCE,
     Against,
     against_advice,
+    against_of,
     automation_advice,
     automation_faults,
     doubtful_confidence,
     interval_of,
     level_of,
+    outcome,
     small_classes,
     too_few_rows,
 )
@@ -42,9 +43,7 @@ class SetComparison:
     @property
     def against(self) -> Against:
         """Better or worse only where chance explains the difference in micro F1 at less than 5 %."""
-        if self.p_value >= SIGNIFICANCE:
-            return "same"
-        return "better" if self.f1_micro > 0 else "worse"
+        return against_of(self.f1_micro, self.p_value)
 
     def as_dict(self) -> dict[str, Any]:
         """As ``verdict.difference`` of ``run.json``."""
@@ -106,7 +105,7 @@ def set_verdict(
             f"(p = {comparison.p_value:.2g})."
         )
     faults += automation_faults(automation)
-    review_share = 1 - (automation["test"] or automation["validation"])["coverage"]
+    review_share = 1 - outcome(automation)["coverage"]
     return {
         "level": level_of(review_share, faults),
         "against_baseline": comparison.against,
