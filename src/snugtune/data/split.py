@@ -56,9 +56,7 @@ def split_rows(
         UserInputError: a fraction is negative, the two leave nothing to train on, or ``fixed`` holds an
             unknown name or leaves a class without a row in training.
     """
-    check_fractions(validation, test)
-    if max_validation is not None:
-        validation = min(validation, max_validation / max(1, len(y)))
+    validation = validation_share(validation, test, len(y), max_validation)
     rng = np.random.default_rng(seed)
     deal = _Deal(y, groups)
     if fixed is not None:
@@ -159,13 +157,18 @@ def _wanted(counts: NDArray[np.int64], fraction: float, rng: np.random.Generator
     return np.diff(edges).astype(np.int64)
 
 
-def check_fractions(validation: float, test: float) -> None:
-    """Raises UserInputError if the shares are negative or leave nothing to train on."""
+def validation_share(validation: float, test: float, rows: int, max_validation: int | None) -> float:
+    """The share of ``rows`` to validate on, at most ``max_validation`` of them.
+
+    Raises:
+        UserInputError: a share is negative, or the two leave nothing to train on.
+    """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise UserInputError(
             f"validation_fraction={validation} and test_fraction={test} leave nothing to train on; "
             "both must be 0 or more and their sum below 1."
         )
+    return validation if max_validation is None else min(validation, max_validation / max(1, rows))
 
 
 def _check_fixed(fixed: NDArray[np.str_]) -> None:

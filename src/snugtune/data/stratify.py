@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from snugtune.data.split import PARTS, Split, check_fractions
+from snugtune.data.split import PARTS, Split, validation_share
 
 Counts = NDArray[np.int64]
 
@@ -29,9 +29,7 @@ def split_label_sets(
     Raises:
         UserInputError: a fraction is negative, or the two leave nothing to train on.
     """
-    check_fractions(validation, test)
-    if max_validation is not None:
-        validation = min(validation, max_validation / max(1, len(y)))
+    validation = validation_share(validation, test, len(y), max_validation)
     shares = np.array([1 - validation - test, validation, test])
     deal = _Deal(y, groups, shares, np.random.default_rng(seed))
     while (label := deal.rarest()) is not None:
