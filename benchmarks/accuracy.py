@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for name in options.data:
-            task = _task(name, Path(temporary))
+            task = task_of(name, Path(temporary))
             if task is not None:
                 results[name] = _measure(name, task, options, Path(temporary))
     if not results:
@@ -63,7 +64,7 @@ def _arguments() -> Any:
     return parser.parse_args()
 
 
-def _task(name: str, temporary: Path) -> Task | None:
+def task_of(name: str, temporary: Path) -> Task | None:
     """The tables of ``name``, or None where its data is missing."""
     folder = common.data_folder(name.partition("-")[0])
     if folder is None:
@@ -118,22 +119,30 @@ def baseline_scores(task: Task) -> dict[str, Any]:
 
 def _fit(name: str, task: Task, options: Any, temporary: Path) -> dict[str, Any]:
     run = (options.keep or temporary) / name
-    command = [
+    seconds, error = fit_once(fit_command(task, run, options.fit), options.threads, options.limit_s)
+    return {"error": error} if error else read_scores(run, seconds)
+
+
+def fit_command(task: Task, run: Path, settings: Sequence[str]) -> list[str]:
+    """The command of a fit of ``task`` to the folder ``run``."""
+    return [
         sys.executable, "-m", "snugtune", "fit", str(task.train), "--test", str(task.test),
-        "--text", task.text, "--label", task.label, "--out", str(run), "--overwrite", *options.fit,
+        "--text", task.text, "--label", task.label, "--out", str(run), "--overwrite", *settings,
     ]  # fmt: skip
+
+
+def fit_once(command: list[str], threads: int, limit_s: float) -> tuple[float, str | None]:
+    """Seconds of the command, and what went wrong, if anything."""
     started = time.perf_counter()
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-            timeout=options.limit_s, env=os.environ | {"OMP_NUM_THREADS": str(options.threads)},
+            timeout=limit_s, env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"error": f"not finished after {options.limit_s:.0f} s"}
+        return limit_s, f"not finished after {limit_s:.0f} s"
     seconds = time.perf_counter() - started
-    if done.returncode:
-        return {"error": " ".join(done.stdout.split())[-300:]}
-    return read_scores(run, seconds)
+    return seconds, " ".join(done.stdout.split())[-300:] if done.returncode else None
 
 
 def read_scores(run: Path, seconds: float) -> dict[str, Any]:

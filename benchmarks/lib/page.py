@@ -104,6 +104,30 @@ def accuracy(result: dict[str, Any]) -> list[str]:
     return [f"{how}, the whole command, scored on the test file.", "", *table(columns, rows)]
 
 
+def choices(result: dict[str, Any]) -> list[str]:
+    """Fits that differ in one setting, on the test file; what `auto` chose."""
+    settings, values = result["settings"], result["values"]
+    rows = []
+    for value, found in values.items():
+        chosen = found.get("told", {}).get("chosen")
+        name = f"`auto`: {chosen}" if value == "auto" and chosen else f"`{value}`"
+        scores = [found["error"], "", "", "", ""] if "error" in found else _choice(found)
+        rows.append([name, *scores])
+    columns = ["value", "accuracy", "macro-F1", "log loss", "training", "whole command"]
+    given = " ".join(settings["fit"])
+    return [
+        f"`--{settings['setting']}` on {settings['data']}, scored on the test file; otherwise "
+        f"{f'`{given}`' if given else 'default settings'}.",
+        "",
+        *table(columns, rows),
+    ]
+
+
+def _choice(found: dict[str, Any]) -> list[str]:
+    scores = [f"{found[name]:.3f}" for name in ("accuracy", "f1_macro", "log_loss")]
+    return [*scores, duration(found["train_s"]), duration(found["seconds"])]
+
+
 def recipe(result: dict[str, Any]) -> list[str]:
     """The recipe's predicted memory and time beside our plan's."""
     theirs, ours, full = result["recipe"], result["ours"], result["full_fine_tuning"]
@@ -157,6 +181,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "speed-gpu": ("One GPU", speed_sections.speed_gpu),
     "growth": ("From a thousand rows to a million", growth),
     "accuracy": ("Accuracy", accuracy),
+    "choices": ("One setting at a time", choices),
     "trust": ("Calibration and promised precision", trust_page.trust),
     "label-noise": ("Wrong labels found by the audit", noise.label_noise),
     "pruning": ("Training on fewer rows", less.pruning),
