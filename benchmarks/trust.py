@@ -120,7 +120,7 @@ def _trained_with(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def measure(run: Run, resplits: int) -> dict[str, Any]:
+def measure(run: Run, times: int) -> dict[str, Any]:
     """Everything that is reported of a run."""
     targets = {f"{target:g}": at_target(run, target) for target in TARGETS}
     return {
@@ -129,7 +129,7 @@ def measure(run: Run, resplits: int) -> dict[str, Any]:
         "trained_with": run.trained_with,
         **quality(run),
         "targets": targets,
-        "resplits": {f"{target:g}": resplit(run, target, resplits) for target in RESPLIT_TARGETS},
+        "resplits": resplits(run, times),
         "imbalance": imbalance(run),
         "drift": drift(run),
     }
@@ -219,14 +219,11 @@ def hindsight(probabilities: Any, y: Any, target: float) -> float:
     return float((reached[-1] + 1) / len(right)) if len(reached) else 0.0
 
 
-def resplit(run: Run, target: float, times: int) -> dict[str, Any]:
-    """How often the promise is kept if validation rows are drawn anew, and at what coverage.
+def resplits(run: Run, times: int) -> dict[str, Any]:
+    """How often each promise is kept if validation rows are drawn anew, and at what coverage.
 
     All known held-out rows stand for the population, from which rows are drawn with replacement.
     """
-    from snugtune.evaluate.decision import decide
-    from snugtune.evaluate.selective import Held
-
     known = [part.y >= 0 for part in run.parts.values()]
     logits, baseline, y = (
         np.concatenate(
@@ -235,24 +232,44 @@ def resplit(run: Run, target: float, times: int) -> dict[str, Any]:
         for name in ("logits", "baseline", "y")
     )
     rng, size = np.random.default_rng(0), len(run.parts["validation"].y)
-    found: dict[str, list[tuple[float, bool]]] = {"model": [], "baseline": []}
+    found: dict[float, dict[str, list[tuple[float, bool]]]] = {
+        target: {"model": [], "baseline": []} for target in RESPLIT_TARGETS
+    }
     for _ in range(times):
         drawn = rng.integers(0, len(y), size)
         for who, scores, second in (("model", logits, baseline), ("baseline", baseline, None)):
-            seconds = None if second is None else second[drawn]
-            decision = decide(scores[drawn], seconds, y[drawn], precision=target).decision
-            held = Held.of(y, decision.probabilities(scores, second))
-            outcome = held.outcome(decision.confidence_threshold)
-            kept = outcome["precision"] is None or outcome["precision"] >= target
-            found[who].append((outcome["coverage"], kept))
+            for target, outcome in outcomes(scores, second, y, drawn).items():
+                kept = outcome["precision"] is None or outcome["precision"] >= target
+                found[target][who].append((outcome["coverage"], kept))
     return {
-        who: {
-            "validation_rows": size,
-            "kept": float(np.mean([kept for _, kept in values])),
-            "coverage": common.spread([coverage for coverage, _ in values]),
-            "mean_coverage": float(np.mean([coverage for coverage, _ in values])),
+        f"{target:g}": {
+            who: {
+                "validation_rows": size,
+                "kept": float(np.mean([kept for _, kept in values])),
+                "coverage": common.spread([coverage for coverage, _ in values]),
+                "mean_coverage": float(np.mean([coverage for coverage, _ in values])),
+            }
+            for who, values in of.items()
         }
-        for who, values in found.items()
+        for target, of in found.items()
+    }
+
+
+def outcomes(scores: Any, second: Any, y: Any, drawn: Any) -> dict[float, dict[str, Any]]:
+    """Coverage and precision on all rows of what is decided on those ``drawn``, by target.
+
+    Pool and calibration are the same for every target; only the threshold is not.
+    """
+    from snugtune.evaluate.decision import decide
+    from snugtune.evaluate.selective import Held, promise
+
+    seconds = None if second is None else second[drawn]
+    decided = decide(scores[drawn], seconds, y[drawn], precision=RESPLIT_TARGETS[0])
+    validation = Held.of(y[drawn], decided.held_out)
+    everything = Held.of(y, decided.decision.probabilities(scores, second))
+    return {
+        target: everything.outcome(promise(validation.confidence, validation.correct, target).threshold)
+        for target in RESPLIT_TARGETS
     }
 
 

@@ -107,7 +107,7 @@ class FitConfig(BaseModel):
     per_device_train_batch_size: PositiveInt | None = None
     per_device_eval_batch_size: PositiveInt | None = None
     gradient_accumulation_steps: PositiveInt | None = None
-    tokens_per_micro_batch: PositiveInt = 4096
+    tokens_per_micro_batch: PositiveInt = 2048
     packing: Literal["auto", "off"] = "auto"
     num_train_epochs: PositiveFloat = 4
     learning_rate: PositiveFloat | None = None

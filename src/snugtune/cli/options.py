@@ -154,7 +154,7 @@ GradientAccumulationSteps: TypeAlias = Annotated[
     int | None, _option(PRECISION, "With the training batch size: the examples per optimiser step.")
 ]
 TokensPerMicroBatch: TypeAlias = Annotated[
-    int | None, _option(PRECISION, "Padded tokens in a forward pass of training (4096).")
+    int | None, _option(PRECISION, "Padded tokens in a forward pass of training (2048).")
 ]
 Packing: TypeAlias = Annotated[
     str | None,

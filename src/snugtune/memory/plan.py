@@ -71,7 +71,7 @@ class Job:
     step_examples: int
     length: int
     max_micro_batch: int
-    cpu_tokens: int = 4096
+    cpu_tokens: int = 2048
     rows: int | None = None
     tokens: int | None = None
     tokens_if_shorter: int | None = None

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
+from snugtune.data.readers.delimited import csv_style
+from snugtune.data.readers.json_lines import json_lines
 from snugtune.data.sql import sql_types
-from snugtune.data.table import csv_style, json_lines
 from snugtune.errors import UserInputError
 from snugtune.predict.summary import Summary
 from snugtune.predict.workbook.roundtrip import Roundtrip

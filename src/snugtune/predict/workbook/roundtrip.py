@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 
 import polars as pl
 
-from snugtune.data.table import SheetHeader, sheet_header
+from snugtune.data.readers.workbook import SheetHeader, sheet_header
 from snugtune.errors import UserInputError
 from snugtune.predict.summary import Summary
 from snugtune.predict.workbook.graft import summary_parts, touched

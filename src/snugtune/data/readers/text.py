@@ -1,0 +1,73 @@
+"""Text files by lines, decoded strictly, and what is said of bytes that cannot be."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Generator
+from pathlib import Path
+
+from snugtune.errors import UserInputError
+
+BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def text_lines(path: Path, codec: str) -> Generator[str]:
+    """Lines with their ends, decoded strictly."""
+    try:
+        with path.open(encoding=codec, newline="") as file:
+            for number, line in enumerate(file, start=1):
+                if "\0" in line:
+                    raise UserInputError(
+                        f"{path}, line {number} contains a NUL byte: the file is binary, damaged, or encoded "
+                        "as UTF-16 (then name it: --encoding utf-16)."
+                    )
+                yield line
+    except UnicodeError as error:
+        raise UserInputError(_about_bytes(path, codec, error)) from None
+
+
+def codec_of(path: Path, encoding: str | None) -> str:
+    """The codec of a text file: as named, as its byte order mark says, or UTF-8.
+
+    Raises:
+        UserInputError: there is no such encoding.
+    """
+    if encoding is None:
+        with path.open("rb") as file:
+            head = file.read(4)
+        return next((codec for mark, codec in BOMS if head.startswith(mark)), "utf-8-sig")
+    try:
+        name = codecs.lookup(encoding).name
+        "".encode(name)  # refuses codecs that are not of text, such as base64
+    except (LookupError, ValueError):
+        raise UserInputError(f"There is no encoding {encoding!r}; use e.g. utf-8 or cp1252.") from None
+    return "utf-8-sig" if name == "utf-8" else name
+
+
+def _about_bytes(path: Path, codec: str, error: UnicodeError) -> str:
+    """Say where decoding fails: text streams know the offset in their buffer only, so read once more."""
+    name = codec.removesuffix("-sig").upper()
+    advice = "name the file's encoding, e.g. --encoding cp1252"
+    decoder = codecs.getincrementaldecoder(codec)()
+    offset, line = 0, 1
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(1 << 20)
+            pending = len(decoder.getstate()[0])
+            try:
+                line += decoder.decode(chunk, final=not chunk).count("\n")
+            except UnicodeDecodeError as fault:
+                at = offset - pending + fault.start
+                line += fault.object[: fault.start].decode(fault.encoding, errors="ignore").count("\n")
+                byte = fault.object[fault.start]
+                return f"{path}, line {line}: byte 0x{byte:02X} at offset {at} is not {name}; {advice}."
+            except UnicodeError as fault:  # some codecs, such as UTF-16 without its mark, say no more
+                return f"{path} is not {name} ({fault}); {advice}."
+            if not chunk:
+                return f"{path} is not {name} ({error}); {advice}."
+            offset += len(chunk)

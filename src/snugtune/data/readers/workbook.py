@@ -1,0 +1,191 @@
+"""Sheets of Excel workbooks, streamed: where the table is in one, and its cells as text."""
+
+from __future__ import annotations
+
+import datetime as dt
+import warnings
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import openpyxl
+from openpyxl.cell.cell import ERROR_CODES
+from openpyxl.utils import get_column_letter
+from openpyxl.utils.escape import unescape
+
+from snugtune.data.archive import check_archive
+from snugtune.data.readers.request import (
+    Opened,
+    Request,
+    Row,
+    column_names,
+    first_line,
+    listing,
+    string_frames,
+)
+from snugtune.errors import UserInputError
+
+_QUIET_ROWS = 256
+_HEADER_WITHIN = 100  # rows of a sheet in which its header is looked for
+
+
+@dataclass(frozen=True)
+class SheetHeader:
+    """Where a sheet's table is: the row of its header, and by name the columns read, both from 1."""
+
+    sheet: str
+    row: int
+    columns: dict[str, int]
+
+
+def sheet_header(source: str | Path, sheet: str | None = None) -> SheetHeader:
+    """Where ``read_table`` finds the header in ``sheet`` (None: the first one) of a workbook.
+
+    Raises:
+        UserInputError: as ``read_table``.
+    """
+    header, _, rows = _begin_sheet(str(source), sheet)
+    rows.close()
+    return header
+
+
+def open_workbook(request: Request) -> Opened:
+    """A sheet of a workbook, from the row that names its columns.
+
+    Raises:
+        UserInputError: as ``read_table``.
+    """
+    header, cells, _ = _begin_sheet(request.source, request.sheet)
+    where = f"{request.source}, sheet {header.sheet!r}"
+    columns = [column - 1 for column in header.columns.values()]
+    numbered = enumerate(cells, start=header.row + 1)
+    data = (_named_cells(row, columns, f"{where}, row {number}") for number, row in numbered)
+    batches = string_frames(list(header.columns), data, request.rows)
+    return Opened(batches, first_row=header.row + 1, sheet=header.sheet)
+
+
+def _begin_sheet(source: str, sheet: str | None) -> tuple[SheetHeader, Iterator[Row], Generator[Row]]:
+    """The header, the rows below it, and what they come from, which closes the workbook."""
+    book, file, name = _workbook(source, sheet)
+    where = f"{source}, sheet {name!r}"
+    rows = _sheet_rows(book, file, name, source)
+    head = list(islice(rows, _HEADER_WITHIN))
+    if not head:
+        raise UserInputError(f"{where} is empty; name another one with --sheet.")
+    at = _header_index(head)
+    columns, names = _sheet_columns(head[at], head[at + 1 :], where)
+    found = dict(zip(names, (column + 1 for column in columns), strict=True))
+    return SheetHeader(name, at + 1, found), chain(head[at + 1 :], rows), rows
+
+
+def _workbook(source: str, sheet: str | None) -> tuple[Any, BinaryIO, str]:
+    """The workbook, opened for streaming, the file it is read from, and the name of the sheet to read."""
+    with _damage(source), warnings.catch_warnings(), ExitStack() as opened:
+        check_archive(source)
+        warnings.simplefilter("ignore")  # of looks that openpyxl does not keep: nothing is written back
+        # By itself, openpyxl leaves a file open that it cannot load.
+        file = opened.enter_context(Path(source).open("rb"))
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        opened.pop_all()
+    names = [str(worksheet.title) for worksheet in book.worksheets]  # without sheets that are charts
+    if names and sheet in (None, *names):
+        return book, file, sheet or names[0]
+    book.close()
+    file.close()
+    missing = "with cells" if sheet is None else repr(sheet)
+    raise UserInputError(f"{source} has no sheet {missing}; it has {listing(names) or 'none'}.")
+
+
+@contextmanager
+def _damage(source: str) -> Iterator[None]:
+    """Whatever the parser stumbles over is damage of the file: it raises all kinds of errors."""
+    try:
+        yield
+    except UserInputError:
+        raise
+    except Exception as error:
+        raise UserInputError(
+            f"{source} is damaged, cut off or not an Excel workbook ({first_line(error)}); "
+            "open it in Excel and save it again."
+        ) from error
+
+
+def _sheet_rows(book: Any, file: BinaryIO, name: str, source: str) -> Generator[Row]:
+    """The cells as text, row 1 first; blank rows are kept where rows follow, so that row numbers hold."""
+    with closing(file), closing(book), _damage(source):
+        worksheet = book[name]
+        worksheet.reset_dimensions()  # the size some writers record is wrong and would cut the table
+        blank = 0
+        for values in _quietly(worksheet.iter_rows(values_only=True)):
+            row = [_cell_text(value) for value in values]
+            if not any(row):
+                blank += 1
+                continue
+            yield from ([] for _ in range(blank))
+            blank = 0
+            yield row
+
+
+def _quietly(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """``rows`` without warnings of looks that openpyxl does not keep; it tells them behind the last row."""
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            some = list(islice(rows, _QUIET_ROWS))
+        if not some:
+            return
+        yield from some
+
+
+def _cell_text(value: Any) -> str | None:
+    """The text of a cell: ISO dates, whole numbers without a point; an error such as #N/A is no value."""
+    if value is None or value in ERROR_CODES:
+        return None
+    if isinstance(value, bool):
+        return str(value).upper()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:  # Excel keeps 15 digits
+        return str(int(value))
+    if isinstance(value, dt.datetime):
+        return value.date().isoformat() if value.time() == dt.time() else value.isoformat(sep=" ")
+    # A carriage return is stored as _x000D_ (ECMA-376 part 1, 22.9.2.19).
+    return unescape(value) or None if isinstance(value, str) else str(value)
+
+
+def _header_index(head: Sequence[Row]) -> int:
+    """The first row in which most of the used columns hold text; titles above it fill one or two cells.
+
+    A column is used if a tenth of the rows fill it, so that a stray note does not count as one.
+    """
+    filled = Counter(c for row in head for c, cell in enumerate(row) if cell)
+    used = [c for c, count in filled.items() if 10 * count >= sum(map(any, head))]
+    for i, row in enumerate(head):
+        texts = sum(c < len(row) and _is_name(row[c]) for c in used)
+        if 2 * texts > len(used):
+            return i
+    return next(i for i, row in enumerate(head) if any(row))
+
+
+def _is_name(cell: str | None) -> bool:
+    return cell is not None and any(character.isalpha() for character in cell)
+
+
+def _sheet_columns(header: Row, below: Iterable[Row], where: str) -> tuple[list[int], list[str]]:
+    """Indices and names of the columns that have a name or cells below the header."""
+    filled = {c for row in chain([header], below) for c, cell in enumerate(row) if cell}
+    columns = sorted(filled)
+    named = [header[c] if c < len(header) and header[c] else f"column_{c + 1}" for c in columns]
+    return columns, column_names(named, where)
+
+
+def _named_cells(row: Row, columns: Sequence[int], where: str) -> Row:
+    stray = {c for c, cell in enumerate(row) if cell} - set(columns)
+    if stray:
+        letter = get_column_letter(min(stray) + 1)
+        raise UserInputError(
+            f"{where} has a value in column {letter}, which has no name; give it one or clear the cell."
+        )
+    return [row[c] if c < len(row) else None for c in columns]
