@@ -85,7 +85,9 @@ def ladder(result: dict[str, Any]) -> list[str]:
     return [
         f"Training, {settings['model']} as published, {settings['rows']} texts a turn with the lengths of "
         f"complaints (cut at {settings['max_length']}), {settings['threads']} threads, {result['dtype']}. "
-        f"Each row keeps the levers of those above it; a lever pays from {result['pays_from']:.2f}x.",
+        f"Each row keeps the levers of those above it; a lever pays from {result['pays_from']:.2f}x. "
+        "Half-precision weights and micro-batches by tokens are there for the memory they save, whether they "
+        "pay here or not.",
         "",
         "![Real tokens per second, one lever after the other](images/ladder.png)",
         "",

@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from snugtune.memory.guard import Guard, device_memory
+from snugtune.memory.guard import Guard, Limit, device_memory
 from snugtune.memory.timing import PADDING
 from snugtune.train import trial
-from snugtune.train.trial import frozen_pass_s, padded_positions, some_rows, training_passes
+from snugtune.train.trial import (
+    frozen_pass_s,
+    padded_positions,
+    some_rows,
+    stepwise_pass_s,
+    training_passes,
+)
 from tiny_training import CPU, examples, tiny_model
 
 
@@ -42,6 +48,33 @@ def test_the_pass_is_scaled_from_the_few_to_all(monkeypatch):
     assert 900 < read_rows.sum() <= 1000
     positions = padded_positions(read_rows, 8192)
     assert seconds == pytest.approx(2.0 / positions * PADDING * tokens.lengths.sum())
+
+
+def test_steps_are_read_as_training_cuts_them(monkeypatch):
+    tokens, read = examples(400, 1).tokens, []
+    monkeypatch.setattr(trial, "predict_logits", lambda model, part, **_: read.append(part.lengths))
+    ticks = iter((100.0, 102.0))
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setitem(trial.TRIAL_TOKENS, "cpu", 1000)
+    guard = Guard(device_memory(CPU), training=Limit(64))
+    seconds = stepwise_pass_s(
+        None, tokens, step_examples=32, pad_token_id=0, device=CPU, dtype=torch.float32, guard=guard
+    )
+    warm_up = np.searchsorted(np.cumsum([len(lengths) for lengths in read]), 32 // trial.WARM_UP) + 1
+    seen = sum(lengths.sum() for lengths in read[warm_up:])
+    assert sum(map(len, read[:warm_up])) == 32 // trial.WARM_UP
+    assert sum(map(len, read[warm_up:])) % 32 == 0
+    assert all(len(lengths) == 1 or len(lengths) * lengths.max() <= 64 for lengths in read)
+    assert 500 < seen <= 1000
+    assert seconds == pytest.approx(2.0 * tokens.lengths.sum() / seen)
+
+
+def test_fewer_texts_than_a_step_has_are_one_step():
+    seconds = stepwise_pass_s(
+        tiny_model(), examples(5, 1).tokens, step_examples=32, pad_token_id=0, device=CPU,
+        dtype=torch.float32, guard=Guard(device_memory(CPU)),
+    )  # fmt: skip
+    assert seconds > 0
 
 
 def test_it_leaves_the_model_and_the_random_numbers_as_they_were():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from snugtune.train.planning import plan_run
 from snugtune.train.prefix import time_share
 from snugtune.train.recovery import HALF_BATCHES, Recovery
 from snugtune.train.spending import Spending, agree
-from snugtune.train.trial import frozen_pass_s, training_passes
+from snugtune.train.trial import frozen_pass_s, stepwise_pass_s, training_passes
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,24 @@ def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
 def _quoted(
     job: Job, plan: Plan, tokens: dict[str, Tokens], guard: Guard, recovery: Recovery | None
 ) -> Spending:
-    """The quote, by a short pass over some of the texts, and the budget if one is set."""
-    pass_s = frozen_pass_s(
-        job.backbone.model, tokens["train"], pad_token_id=job.pad_token_id, device=job.device,
-        dtype=job.dtype, guard=guard, seed=job.config.seed,
-    )  # fmt: skip
+    """The quote, by short passes over some of the texts, and the budget if one is set."""
+    how: dict[str, Any] = {
+        "pad_token_id": job.pad_token_id, "device": job.device, "dtype": job.dtype, "guard": guard,
+        "seed": job.config.seed,
+    }  # fmt: skip
+    pass_s = frozen_pass_s(job.backbone.model, tokens["train"], **how)
+    stepwise_s = stepwise_pass_s(
+        job.backbone.model, tokens["train"], step_examples=job.config.step_examples, **how
+    )
     passes = training_passes(job.config.method, checkpointed=plan.setup.activation_checkpointing > 0)
     work = Work(
         train_rows=len(tokens["train"]), validation_rows=len(tokens["validation"]),
         test_rows=len(tokens["test"]), words=sum(len(text.split()) for text in job.data.parts["train"].texts),
         classes=len(job.data.labels.names), epochs=job.config.num_train_epochs,
-        train_s=passes * pass_s * job.config.num_train_epochs
+        train_s=passes * stepwise_s * job.config.num_train_epochs
         * time_share(job.config, job.backbone.model, job.device),
-        load_s=job.load_s, probe=job.config.probe_start, forward_share=1 / passes, measured=True,
-        audit=job.config.audit,
+        load_s=job.load_s, probe=job.config.probe_start, forward_share=pass_s / stepwise_s / passes,
+        measured=True, audit=job.config.audit,
     )  # fmt: skip
     clock, earlier_s = job.clock, recovery.spent_s if recovery else 0.0
     return agree(

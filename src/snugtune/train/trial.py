@@ -1,8 +1,14 @@
-"""A short real pass over some of the texts: how fast this machine is, now. The quote is made from it."""
+"""Short real passes over some of the texts: how fast this machine is, now. The quote is made from them.
+
+The texts are read twice: as the frozen pass reads them, in micro-batches as large as they may be, and as
+training does, a step's few examples at a time. With short texts a step is so small that what surrounds its
+products counts.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -41,19 +47,62 @@ def frozen_pass_s(
     Raises:
         RestartNeededError: not even a single text fits into memory.
     """
-    chosen = some_rows(tokens.lengths, TRIAL_TOKENS.get(device.type, TRIAL_TOKENS["cpu"]), seed)
+    chosen = some_rows(tokens.lengths, _trial_tokens(device), seed)
 
     def read(rows: NDArray[np.int64]) -> None:
         part = choose_rows([tokens], rows)
         predict_logits(model, part, pad_token_id=pad_token_id, device=device, dtype=dtype, guard=guard)
 
-    read(chosen[: max(1, len(chosen) // WARM_UP)])
-    started = time.perf_counter()
-    read(chosen)
-    seconds = time.perf_counter() - started
+    seconds = _timed([chosen], read)
     budget = min(INFERENCE_TOKENS, guard.evaluation.tokens)
     read_positions = padded_positions(tokens.lengths[chosen], budget)
     return seconds / read_positions * PADDING * float(tokens.lengths.sum())
+
+
+def stepwise_pass_s(
+    model: nn.Module,
+    tokens: Tokens,
+    *,
+    step_examples: int,
+    pad_token_id: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    guard: Guard,
+    seed: int = 0,
+) -> float:
+    """Seconds of a forward pass over ``tokens``, ``step_examples`` texts at a time, by some such steps.
+
+    Each is cut as training cuts it.
+
+    Raises:
+        RestartNeededError: not even a single text fits into memory.
+    """
+    order = np.random.default_rng(seed).permutation(len(tokens.lengths))
+    steps = np.array_split(order, np.arange(step_examples, len(order), step_examples))
+    held = np.cumsum([tokens.lengths[rows].sum() for rows in steps])
+    chosen = steps[: max(1, int(np.searchsorted(held, _trial_tokens(device), side="right")))]
+
+    def read(rows: NDArray[np.int64]) -> None:
+        for part in micro_batches(rows, tokens.lengths, guard.training.tokens):
+            predict_logits(
+                model, choose_rows([tokens], part), pad_token_id=pad_token_id, device=device, dtype=dtype,
+                guard=guard,
+            )  # fmt: skip
+
+    seconds = _timed(chosen, read)
+    return seconds * float(held[-1]) / float(held[len(chosen) - 1])
+
+
+def _timed(parts: list[NDArray[np.int64]], read: Callable[[NDArray[np.int64]], None]) -> float:
+    read(parts[0][: max(1, len(parts[0]) // WARM_UP)])
+    started = time.perf_counter()
+    for rows in parts:
+        read(rows)
+    return time.perf_counter() - started
+
+
+def _trial_tokens(device: torch.device) -> int:
+    return TRIAL_TOKENS.get(device.type, TRIAL_TOKENS["cpu"])
 
 
 def training_passes(method: str, *, checkpointed: bool) -> float:
