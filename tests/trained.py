@@ -14,6 +14,8 @@ from snugtune.data.labels import LabelSet
 from snugtune.data.tokens import tokenize
 from snugtune.evaluate.calibration import softmax
 from snugtune.evaluate.metrics import classification_metrics
+from snugtune.evaluate.multilabel.decision import decide_label_sets
+from snugtune.evaluate.multilabel.metrics import label_set_metrics
 from snugtune.model.adapter import wrap
 from snugtune.model.artifact import save_model
 from snugtune.model.backbone import load_backbone
@@ -25,22 +27,31 @@ CPU = torch.device("cpu")
 ROWS, HELD_OUT, MAX_LENGTH = 90, 30, 10
 
 
-def write_run(folder, family, **settings):
-    """The folder of a run of ``family`` beside its table and its base model; texts are cut to ten tokens."""
+def write_run(folder, family, *, several=False, long_texts="truncate", **settings):
+    """The folder of a run of ``family`` beside its table and its base model; texts are cut to ten tokens.
+
+    With ``several`` labels a text, every fourth text has two and every tenth none.
+    """
     folder = Path(folder)
     source = write_family(folder / "base", family)
     texts, y = texts_and_labels(ROWS)
     table = folder / "table.csv"
-    pl.DataFrame({"text": texts, "label": [LABELS[i] for i in y]}).write_csv(table)
+    cells = [LABELS[i] for i in y]
+    if several:
+        sets = label_sets(y)
+        cells = ["; ".join(np.array(LABELS)[row > 0]) for row in sets]
+        settings["label_separator"] = ";"
+    pl.DataFrame({"text": texts, "label": cells}).write_csv(table)
     config = make_config(
         {"train": str(table), "model": str(source), "r": 4, "max_length": MAX_LENGTH, **settings}
     )
-    backbone = load_backbone(str(source), LabelSet(LABELS, {}), max_length=MAX_LENGTH)
+    labels = LabelSet(LABELS, {}, ";" if several else None)
+    backbone = load_backbone(str(source), labels, max_length=MAX_LENGTH)
     tokenizer, model = backbone.tokenizer, backbone.model
-    tokens = tokenize(texts, tokenizer, MAX_LENGTH)
+    tokens = tokenize(texts, tokenizer, MAX_LENGTH, long_texts)
     options = {"pad_token_id": tokenizer.pad_token_id, "device": CPU}
     head = find_head(model)
-    features = layer_inputs(model, head.feature_layer, tokens, **options)
+    features = layer_inputs(model, head.feature_layer, tokenize(texts, tokenizer, MAX_LENGTH), **options)
     probe, _ = fit_probes(features, np.array(y), len(LABELS), head)
     write_probe(head, probe)
     final = wrap(model, config)
@@ -52,8 +63,58 @@ def write_run(folder, family, **settings):
     run = folder / "run"
     saved = "adapter" if config.method == "lora" else "model"
     save_model(final, tokenizer, run / saved, MAX_LENGTH)
-    write_records(run, config, saved, texts, np.array(y), logits)
+    if several:
+        write_set_records(run, config, saved, texts, sets, logits)
+    else:
+        write_records(run, config, saved, texts, np.array(y), logits)
+    change_record(run, long_texts={"chosen": long_texts})
     return run
+
+
+def label_sets(y):
+    """Label sets (N, K) of texts with classes ``y``: every fourth has the next class too, every tenth none."""
+    sets = np.zeros((len(y), len(LABELS)), np.int8)
+    for i, k in enumerate(y):
+        if i % 10:
+            sets[i, k] = 1
+            sets[i, (k + 1) % len(LABELS)] = i % 4 == 0
+    return sets
+
+
+def change_record(run, **fields):
+    """Write ``fields`` into ``run.json``."""
+    path = run / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(record | fields), encoding="utf-8")
+
+
+def write_set_records(run, config, saved, texts, sets, logits):
+    """As ``write_records`` where a text may carry several labels: ``sets`` (N, K)."""
+    held_out = np.arange(len(sets)) >= len(sets) - HELD_OUT
+    decision = decide_label_sets(
+        logits[held_out], None, sets[held_out], precision=0.5, objective="f1_micro", at_least_one=False
+    ).decision
+    predicted = decision.predict(decision.probabilities(logits))
+    write_records(run, config, saved, texts, sets.argmax(1), logits)
+    rows = pl.read_parquet(run / "predictions.parquet")
+    names = np.array(LABELS, dtype=object)
+    told = (
+        [*("; ".join(names[row > 0]) for row in sets)],
+        [*("; ".join(names[row]) for row in predicted.labels)],
+    )
+    rows.with_columns(
+        label=pl.Series(told[0]),
+        predicted_label=pl.Series(
+            [cell if out else None for cell, out in zip(told[1], held_out, strict=True)]
+        ),
+        confidence=pl.Series(np.where(held_out, predicted.confidence, np.nan)).fill_nan(None),
+    ).write_parquet(run / "predictions.parquet")
+    told = predicted.rows(held_out)
+    metrics = {"validation": label_set_metrics(sets[held_out], told, LABELS)}
+    change_record(
+        run, label_separator=";", decision=decision.as_dict(), metrics=metrics,
+        baseline={"name": "TF-IDF + linear SVM", "metrics": metrics},
+    )  # fmt: skip
 
 
 def write_records(run, config, saved, texts, y, logits):

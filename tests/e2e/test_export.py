@@ -1,7 +1,6 @@
 """``snugtune export``: every kind of export of a tiny run, asked in a new process; what is refused."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -27,6 +26,11 @@ TEXTS = texts_and_labels(12, seed=3)[0]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("trained"), "bert")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("several"), "bert", several=True)
 
 
 def told(folder):
@@ -191,13 +195,65 @@ def test_refusals(run, tmp_path):
     assert (mine / "thesis.txt").read_text() == "mine"
 
 
-def test_a_run_with_several_labels_a_text_is_refused(run, tmp_path):
-    several = shutil.copytree(run, tmp_path / "several")
-    record = json.loads((several / "run.json").read_text())
-    (several / "run.json").write_text(json.dumps(record | {"label_separator": "; "}))
-    with pytest.raises(UserInputError, match="one label a text"):
-        export_run(several, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["several"]
+@pytest.mark.slow
+def test_runs_with_several_labels_a_text(several, tmp_path):
+    from transformers import pipeline
+
+    merged = export_run(several, tmp_path / "merged")
+    assert merged.agreement.several
+    assert merged.agreement.largest_logit_difference < 1e-4
+    assert "keep their labels, accuracy" in merged.agreement.sentence()
+    assert "under thresholds" in merged.notes[0]
+    assert any("raw_scores" in sentence for verdict in merged.serving for sentence in verdict.why)
+    assert [verdict.runs for verdict in merged.serving] == [True, True, True]
+    config = json.loads((tmp_path / "merged" / "config.json").read_text(encoding="utf-8"))
+    assert config["problem_type"] == "multi_label_classification"
+
+    # What others compute, at the thresholds beside it, are the labels that the run gives.
+    thresholds = told(tmp_path / "merged")["thresholds"]
+    classify = pipeline("text-classification", model=str(tmp_path / "merged"), top_k=None)
+    given = [
+        {row["label"] for row in rows if row["score"] >= thresholds[row["label"]]}
+        for rows in classify(TEXTS, truncation=True)
+    ]
+    cells = Predictor.load(several).columns(TEXTS)["predicted_label"].to_list()
+    assert given == [set((cell or "").split("; ")) - {""} for cell in cells]
+    assert any(len(labels) != 1 for labels in given)
+
+    assert export_run(several, tmp_path / "onnx", to="onnx").agreement.largest_logit_difference < 1e-4
+    rounded = export_run(several, tmp_path / "int8", to="onnx-int8").agreement
+    assert rounded.largest_logit_difference > 1e-3
+    assert rounded.changed_labels <= 1
+    assert export_run(several, tmp_path / "adapter", to="adapter").agreement.rows == 16
+
+
+@pytest.mark.slow
+def test_predicting_label_sets_in_int8(several, tmp_path, monkeypatch):
+    monkeypatch.setenv("SNUGTUNE_CACHE", str(tmp_path))
+    observer = Told()
+    given = Predictor.load(several, dtype="int8", observer=observer).probabilities(TEXTS)
+    assert 0 < np.abs(given - Predictor.load(several).probabilities(TEXTS)).max() < 0.1
+    assert "held-out rows keep their labels" in observer.sentences[1]
+
+
+def test_int8_is_measured_on_long_texts_as_the_run_reads_them(run, monkeypatch):
+    seen = []
+    tokenize = int8.tokenize
+    monkeypatch.setattr(
+        int8, "tokenize", lambda *arguments: seen.append(arguments[3]) or tokenize(*arguments)
+    )
+    for way in ("truncate", "windows"):
+        record = read_record(run) | {"long_texts": {"chosen": way}}
+        model, tokenizer = int8.reference_model(run, record)
+        cut = int8.logits_of(model, TEXTS, tokenizer, 10, "truncate")
+        found = int8.logits_of(model, TEXTS, tokenizer, 10, int8.long_texts_of(record))
+        assert (np.abs(found - cut).max() > 0.01) == (way == "windows")
+        seen.clear()
+        int8._measure(model, model, tokenizer, run, record)
+        assert seen == [way, way]
+        names = {int8._content_name(run, read_record(run) | {"long_texts": {"chosen": one}}) for one in seen}
+        assert int8._content_name(run, record) in names
+    assert int8._content_name(run, read_record(run)) not in names
 
 
 def test_a_full_disk_is_told_before_the_work(run, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from snugtune.predict.agreement import EXACT, ROUNDED, agreement
+from snugtune.predict.agreement import EXACT, ROUNDED, agreement, set_agreement
 
 rng = np.random.default_rng(0)
 REFERENCE = (3 * rng.standard_normal((100, 4))).astype(np.float32)
@@ -74,3 +74,33 @@ def test_rows_without_a_known_label_are_not_scored():
 def test_other_classes_cannot_be_compared():
     with pytest.raises(ValueError, match="shape"):
         compared(REFERENCE[:, :3])
+
+
+def sets_compared(given, thresholds=(0.5,) * 4):
+    y = (REFERENCE > 0).astype(np.int8)
+    y[0] = -1  # a row of labels that training never saw
+    return set_agreement(given.astype(np.float32), REFERENCE, y, thresholds)
+
+
+def test_label_sets_change_where_a_label_crosses_its_threshold():
+    same = sets_compared(REFERENCE)
+    assert same.within(EXACT)
+    assert (same.changed_labels, same.accuracy, same.mean_difference) == (0, 1.0, 0.0)
+    assert "100 of 100 held-out rows keep their labels" in same.sentence()
+    given = REFERENCE.copy()
+    given[3, 1] = -given[3, 1]
+    given[4] += np.sign(given[4])  # surer, and the same labels
+    found = sets_compared(given)
+    assert found.changed_labels == 1
+    assert found.accuracy == pytest.approx(98 / 99)
+    assert found.mean_difference > 0
+    # Another threshold, other labels: the same logits may or may not cross it.
+    assert sets_compared(REFERENCE + 0.5).changed_labels > 0
+    assert sets_compared(REFERENCE + 0.5, (1e-9,) * 4).changed_labels == 0
+
+
+def test_the_mean_difference_of_label_sets_is_that_of_the_worst_label():
+    given = REFERENCE.copy()
+    given[:, 2] = -30
+    expected = (1 / (1 + np.exp(-REFERENCE[:, 2].astype(float)))).mean()
+    assert sets_compared(given).mean_difference == pytest.approx(expected, abs=1e-6)

@@ -220,3 +220,16 @@ def test_the_blocks_of_run_json_are_complete_and_consistent():
     assert sum(row["rows"] for row in metrics["slices"]["by_class_size"]) == y.sum()
     validation_only, _ = judge_sets(decided, theirs, {"validation": scored["validation"]}, rows)
     assert validation_only["test"] is None
+
+
+def test_thresholds_for_the_sigmoid_of_the_models_own_logits():
+    rng = np.random.default_rng(3)
+    logits = (2 * rng.standard_normal((400, 5))).astype(np.float32)
+    y = (rng.random(logits.shape) < expit(0.5 * logits - 1)).astype(np.int8)
+    decision = decide_label_sets(
+        logits, None, y, precision=0.9, objective="f1_macro", at_least_one=False
+    ).decision  # fmt: skip
+    given = decision.predict(decision.probabilities(logits)).labels
+    own = np.array(decision.sigmoid_thresholds())
+    assert np.abs(own - decision.thresholds).max() > 0.02
+    assert ((expit(logits.astype(float)) >= own) == given).mean() > 0.999

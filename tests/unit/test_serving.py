@@ -135,3 +135,17 @@ def test_all_faults_are_named_at_once(bert, tmp_path):
         (folder / name).unlink()
     with pytest.raises(ArtifactError, match=r"model\.safetensors.*tokenizer\.json"):
         check(folder)
+
+
+def test_the_problem_type_is_that_of_the_run(bert, tmp_path):
+    with pytest.raises(ArtifactError, match="problem_type in config.json is not multi_label_classification"):
+        check_folder(bert, max_length=MAX_LENGTH, problem_type="multi_label_classification")
+    several = shutil.copytree(bert, tmp_path / "several")
+    path = several / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"problem_type": "multi_label_classification"}), encoding="utf-8")
+    found = check_folder(several, max_length=MAX_LENGTH, problem_type="multi_label_classification")
+    assert [verdict.runs for verdict in found] == [True, True, True]
+    assert "raw_scores" in found[1].why[0]
+    with pytest.raises(ArtifactError, match="is not single_label_classification"):
+        check_folder(several, max_length=MAX_LENGTH)

@@ -13,20 +13,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from snugtune.config import MULTI_LABEL, SINGLE_LABEL
 from snugtune.errors import ArtifactError, UserInputError
 from snugtune.evaluate.decision import Decision
+from snugtune.evaluate.multilabel.decision import LabelSetDecision
 from snugtune.export.check import answers
 from snugtune.export.serving import Verdict, check_folder, complete_config
 from snugtune.files import check_free_space, staged_folder, write_json, write_text
 from snugtune.model.artifact import Saved, check_reloads, save_model, write_tokenizer
-from snugtune.predict.agreement import EXACT, ROUNDED, Agreement, Logits, Tolerance, agreement
+from snugtune.predict.agreement import EXACT, ROUNDED, Agreement, Logits, Tolerance
 from snugtune.predict.held_out import HeldOut, read_held_out
 from snugtune.predict.int8 import (
     ROWS_TO_MEASURE,
+    agreement_on,
     logits_of,
+    long_texts_of,
     reference_model,
-    refuse_label_sets,
-    true_classes,
 )
 from snugtune.predict.onnx import require_onnx, weight_bytes, write_int8, write_onnx
 from snugtune.predict.predictor import read_record
@@ -96,6 +98,24 @@ class Job:
         """The classes, in the order of the logits."""
         return list(self.record["labels"])
 
+    @property
+    def several(self) -> bool:
+        """Whether a text may carry several labels, or none."""
+        return self.record.get("label_separator") is not None
+
+    @property
+    def gives_one_at_least(self) -> bool:
+        """Whether a text that reaches no label's threshold is given its most probable one."""
+        return bool(self.record["decision"].get("at_least_one", False))
+
+    @property
+    def thresholds(self) -> dict[str, float] | None:
+        """By label, from which sigmoid of its logit on it is given; None where each text has one label."""
+        if not self.several:
+            return None
+        decision = LabelSetDecision.from_dict(self.record["decision"])
+        return dict(zip(self.labels, decision.sigmoid_thresholds(), strict=True))
+
 
 def export_run(
     run: str | Path,
@@ -138,7 +158,6 @@ def _check_choices(record: dict[str, Any], to: str, dtype: str) -> None:
         raise UserInputError(f"An export is to one of {', '.join(get_args(To))}, hub, not {to!r}.")
     if dtype not in DTYPES:
         raise UserInputError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    refuse_label_sets(record, "An export")
     if to != "merged" and dtype != "float32":
         raise UserInputError(f"--dtype is for --to merged; leave it out with --to {to}.")
     if to == "adapter" and record["model"]["folder"] != "adapter":
@@ -173,21 +192,18 @@ def _check_recorded(run: Path, record: dict[str, Any], reference: Logits, held_o
 
     That cannot be asked where they depend on more than these logits: on the baseline, on windows.
     """
-    decision = Decision.from_dict(record["decision"])
-    if decision.uses_baseline or _long_texts(record) != "truncate":
+    several = record.get("label_separator") is not None
+    decision = (LabelSetDecision if several else Decision).from_dict(record["decision"])
+    if decision.uses_baseline or long_texts_of(record) != "truncate":
         return
-    now = decision.probabilities(reference).max(1)
+    told = decision.probabilities(reference)
+    now = decision.predict(told).confidence if isinstance(decision, LabelSetDecision) else told.max(1)
     difference = float(np.abs(now - held_out.recorded["confidence"].to_numpy()).max())
     if not difference <= CONFIDENCE_TOLERANCE:
         raise ArtifactError(
             f"The run {run} gives other confidences here than it recorded (by {difference:.3g}); its "
             "weights, or those it was trained on, are not what they were."
         )
-
-
-def _long_texts(record: dict[str, Any]) -> str:
-    """How texts beyond ``max_length`` are read; older runs cut them off."""
-    return str(record.get("long_texts", {}).get("chosen", "truncate"))
 
 
 def _needed_bytes(job: Job) -> int:
@@ -237,9 +253,12 @@ def _check(job: Job, folder: Path) -> Exported:
     if job.to == "adapter":
         found, serving = _check_adapter(job, folder), []
     else:
-        serving = check_folder(folder, max_length=job.max_length, texts=job.held_out.texts)
+        serving = check_folder(
+            folder, max_length=job.max_length, texts=job.held_out.texts,
+            problem_type=MULTI_LABEL if job.several else SINGLE_LABEL,
+        )  # fmt: skip
         given = answers(folder, job.held_out.texts, job.labels, onnx=job.to.startswith("onnx"))
-        found = agreement(given, job.reference, true_classes(job.held_out, job.record))
+        found = agreement_on(job.held_out, job.record, given, job.reference)
     if not found.within(tolerance):
         raise ArtifactError(
             f"The export answers otherwise than the run, so nothing was written: {found.sentence()}; "
@@ -253,7 +272,7 @@ def _check_adapter(job: Job, folder: Path) -> Agreement:
     few = job.held_out.first(ROWS_OF_ADAPTER)
     reference = job.reference[: len(few)]
     difference = check_reloads([Saved(folder, few.texts, reference, job.labels, job.max_length, True)])[0]
-    same = agreement(reference, reference, true_classes(few, job.record))
+    same = agreement_on(few, job.record, reference, reference)
     return replace(same, largest_logit_difference=difference)
 
 
@@ -265,7 +284,13 @@ def _notes(job: Job, folder: Path) -> Iterator[str]:
             f"snugtune predict mixes in the TF-IDF baseline with a share of {100 * share:.0f} %; "
             "the export is the model alone."
         )
-    if (how := _long_texts(job.record)) != "truncate":
+    if job.several:
+        bare = " A text that reaches none has its most probable label." if job.gives_one_at_least else ""
+        yield (
+            "A label is given where the sigmoid of its logit reaches its threshold, which need not be 0.5: "
+            f"they are in {MARKER}, under thresholds.{bare}"
+        )
+    if (how := long_texts_of(job.record)) != "truncate":
         yield (
             f"snugtune predict reads texts of more than {job.max_length} tokens with --long-texts {how}; "
             "the export reads their beginning alone."
@@ -288,6 +313,7 @@ def _told(exported: Exported, job: Job) -> dict[str, Any]:
         "dtype": exported.dtype,
         "labels": job.labels,
         "max_length": job.max_length,
+        **({} if job.thresholds is None else {"thresholds": job.thresholds}),
         "agreement": exported.agreement.as_dict(),
         "tolerance": asdict(exported.tolerance),
         "serving": [asdict(verdict) for verdict in exported.serving],

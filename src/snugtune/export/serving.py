@@ -10,6 +10,7 @@ Read off the programs' own pages and sources, November 2026:
   ``backends/candle/src/models`` says which model types have a classifier, the names of its tensors and the
   keys of its configuration; ``backends/ort/src/lib.rs`` reads ``model.onnx`` in float32
   (github.com/huggingface/text-embeddings-inference).
+  For more than one label it computes the softmax, unless asked for ``raw_scores`` (``core/src/infer.rs``).
 - vLLM's ``classify``: docs.vllm.ai/en/stable/models/pooling_models/classify lists the architectures;
   ``problem_type`` chooses softmax or sigmoid; ``sentence_bert_config.json`` counts if it has both
   ``max_seq_length`` and ``do_lower_case`` (``vllm/transformers_utils/config.py``).
@@ -25,6 +26,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from snugtune.config import MULTI_LABEL, SINGLE_LABEL
 from snugtune.errors import ArtifactError
 from snugtune.files import write_json
 
@@ -79,16 +81,18 @@ def complete_config(folder: Path) -> None:
     write_json(path, config)
 
 
-def check_folder(folder: Path, *, max_length: int, texts: Sequence[str] = ()) -> list[Verdict]:
+def check_folder(
+    folder: Path, *, max_length: int, texts: Sequence[str] = (), problem_type: str = SINGLE_LABEL
+) -> list[Verdict]:
     """Check every file and key of ``folder``, a saved Transformers classifier or its ONNX graph.
 
-    ``max_length`` is the length it was trained with; ``texts`` are tokenized as Transformers does and by
-    ``tokenizer.json`` alone, as TEI does.
+    ``max_length`` is the length it was trained with, ``problem_type`` the one it was trained for; ``texts``
+    are tokenized as Transformers does and by ``tokenizer.json`` alone, as TEI does.
 
     Raises:
         ArtifactError: what every program needs is missing or wrong; all faults are named.
     """
-    faults = list(_faults(folder, max_length, texts))
+    faults = list(_faults(folder, max_length, texts, problem_type))
     if faults:
         raise ArtifactError(f"The folder {folder} is not one that others can use: {'; '.join(faults)}.")
     config = _json(folder / "config.json")
@@ -98,12 +102,12 @@ def check_folder(folder: Path, *, max_length: int, texts: Sequence[str] = ()) ->
     return [Verdict("pipeline", True), _tei(config, folder), _vllm(config)]
 
 
-def _faults(folder: Path, max_length: int, texts: Sequence[str]) -> Iterator[str]:
+def _faults(folder: Path, max_length: int, texts: Sequence[str], problem_type: str) -> Iterator[str]:
     config = _json(folder / "config.json")
     if config is None:
         yield "config.json is missing or damaged"
     else:
-        yield from _config_faults(config)
+        yield from _config_faults(config, problem_type)
         yield from _weight_faults(folder, config)
     yield from _tokenizer_faults(folder, texts)
     length = _json(folder / "sentence_bert_config.json") or {}
@@ -115,7 +119,7 @@ def _faults(folder: Path, max_length: int, texts: Sequence[str]) -> Iterator[str
         yield f"it holds pickled files ({', '.join(pickled)})"
 
 
-def _config_faults(config: dict[str, Any]) -> Iterator[str]:
+def _config_faults(config: dict[str, Any], problem_type: str) -> Iterator[str]:
     architectures = config.get("architectures") or [""]
     if not all(str(name).endswith("ForSequenceClassification") for name in architectures):
         yield "architectures in config.json names no sequence classifier"
@@ -132,6 +136,9 @@ def _config_faults(config: dict[str, Any]) -> Iterator[str]:
         yield "pad_token_id in config.json is no number"
     if not config.get("problem_type"):
         yield "problem_type is missing in config.json"
+    elif config["problem_type"] != problem_type:
+        # It chooses between softmax and sigmoid.
+        yield f"problem_type in config.json is not {problem_type}"
 
 
 def _weight_faults(folder: Path, config: dict[str, Any]) -> Iterator[str]:
@@ -192,7 +199,7 @@ def _tei(config: dict[str, Any], folder: Path) -> Verdict:
     why = [f"it looks for the tensor {name}" for name in TEI_HEADS[kind] if name not in shapes]
     needed = ("pad_token_id", "max_position_embeddings", *TEI_KEYS.get(kind, ()))
     why += [f"it looks for {key} in config.json" for key in needed if config.get(key) is None]
-    return Verdict("text-embeddings-inference", not why, tuple(why))
+    return Verdict("text-embeddings-inference", not why, (*why, *_raw_scores(config)))
 
 
 def _tei_onnx(config: dict[str, Any]) -> Verdict:
@@ -206,7 +213,14 @@ def _tei_onnx(config: dict[str, Any]) -> Verdict:
         if not any(isinstance(config.get(name), int) for name in names)
     ]  # fmt: skip
     why = tuple(f"it looks for {key} in config.json" for key in missing)
-    return Verdict("text-embeddings-inference (CPU image)", not missing, why)
+    return Verdict("text-embeddings-inference (CPU image)", not missing, (*why, *_raw_scores(config)))
+
+
+def _raw_scores(config: dict[str, Any]) -> tuple[str, ...]:
+    """What is to be known of TEI where a text may carry several labels."""
+    if config.get("problem_type") != MULTI_LABEL:
+        return ()
+    return ("it knows the softmax alone: ask for raw_scores and take the sigmoid of each",)
 
 
 def _vllm(config: dict[str, Any]) -> Verdict:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from snugtune.evaluate.calibration import softmax
+from snugtune.evaluate.multilabel.metrics import Bools, Sets, scored_rows
 
 Logits = NDArray[np.float32]
 
@@ -25,7 +27,8 @@ class Tolerance:
     """Share of rows that may get another label; one row may always."""
 
     mean_difference: float | None = None
-    """Mean over rows of the total variation between the two distributions: half the sum of |p - q|."""
+    """Mean over rows of the total variation between the two distributions: half the sum of |p - q|; where a
+    text may carry several labels, of the largest |p - q| of a label."""
 
     def sentence(self) -> str:
         """In words."""
@@ -51,7 +54,8 @@ class Agreement:
     """Answers compared on ``rows`` texts.
 
     ``accuracy`` and ``reference_accuracy`` are those of the top class of the logits on the rows with a known
-    label, None without any.
+    label, None without any. With ``several`` labels a text they are the share of rows whose labels are
+    exactly right, and a row with another set of labels counts as changed.
     """
 
     rows: int
@@ -60,6 +64,7 @@ class Agreement:
     mean_difference: float
     accuracy: float | None
     reference_accuracy: float | None
+    several: bool = False
 
     def within(self, tolerance: Tolerance) -> bool:
         """Whether every limit holds; never where a number is not finite."""
@@ -79,8 +84,10 @@ class Agreement:
             else f", accuracy {self.accuracy:.4f} (before: {self.reference_accuracy:.4f})"
         )
         return (
-            f"{self.rows - self.changed_labels:,} of {self.rows:,} held-out rows keep their label{accuracy}; "
-            f"logits differ by {self.largest_logit_difference:.2g} at most, distributions by "
+            f"{self.rows - self.changed_labels:,} of {self.rows:,} held-out rows keep their "
+            f"label{'s' if self.several else ''}{accuracy}; logits differ by "
+            f"{self.largest_logit_difference:.2g} at most, "
+            f"{'probabilities' if self.several else 'distributions'} by "
             f"{self.mean_difference:.2g} in the mean"
         )
 
@@ -97,8 +104,7 @@ def agreement(given: Logits, reference: Logits, y_true: Sequence[int | None]) ->
     Raises:
         ValueError: the shapes differ.
     """
-    if given.shape != reference.shape:
-        raise ValueError(f"logits of shape {given.shape} and {reference.shape} cannot be compared")
+    _check_shapes(given, reference)
     total_variation = np.abs(softmax(given) - softmax(reference)).sum(1) / 2
     top, reference_top = given.argmax(1), reference.argmax(1)
     known = [i for i, y in enumerate(y_true) if y is not None]
@@ -111,3 +117,36 @@ def agreement(given: Logits, reference: Logits, y_true: Sequence[int | None]) ->
         accuracy=float((top[known] == y).mean()) if known else None,
         reference_accuracy=float((reference_top[known] == y).mean()) if known else None,
     )
+
+
+def set_agreement(given: Logits, reference: Logits, y_true: Sets, thresholds: Sequence[float]) -> Agreement:
+    """``agreement`` where a text may carry several labels: each whose sigmoid reaches its threshold.
+
+    ``y_true`` (N, K) are label sets (-1 where training saw none of a row's labels), ``thresholds`` (K,) those
+    of ``LabelSetDecision.sigmoid_thresholds``.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_shapes(given, reference)
+    probabilities, before = (expit(logits.astype(np.float64)) for logits in (given, reference))
+    labels, labels_before = (told >= np.array(thresholds) for told in (probabilities, before))
+    known = scored_rows(y_true)
+
+    def exact(of: Bools) -> float | None:
+        return float((of[known] == (y_true[known] > 0)).all(axis=1).mean()) if known.any() else None
+
+    return Agreement(
+        rows=len(given),
+        largest_logit_difference=float(np.abs(given - reference).max(initial=0.0)),
+        changed_labels=int((labels != labels_before).any(axis=1).sum()),
+        mean_difference=float(np.abs(probabilities - before).max(axis=1).mean()) if len(given) else 0.0,
+        accuracy=exact(labels),
+        reference_accuracy=exact(labels_before),
+        several=True,
+    )
+
+
+def _check_shapes(given: Logits, reference: Logits) -> None:
+    if given.shape != reference.shape:
+        raise ValueError(f"logits of shape {given.shape} and {reference.shape} cannot be compared")

@@ -13,19 +13,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from snugtune.data.label_sets import split_cell
+from snugtune.data.labels import LabelSet
+from snugtune.data.long_texts import LongTexts
 from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
+from snugtune.evaluate.multilabel.decision import LabelSetDecision
 from snugtune.files import check_free_space, file_digest, write_json
 from snugtune.model.artifact import load_model
 from snugtune.model.first_token import read_first_token_only
 from snugtune.model.pooling import cache_folder
-from snugtune.predict.agreement import ROUNDED, Logits, agreement
+from snugtune.predict.agreement import ROUNDED, Agreement, Logits, agreement, set_agreement
 from snugtune.predict.held_out import HeldOut, read_held_out
 from snugtune.predict.onnx import OPSET, OnnxModel, require_onnx, weight_bytes, write_int8
 from snugtune.train.forward import predict_logits
 
-FORMAT = 1
-"""Goes up when the graphs become others; part of the name under which they are cached."""
+FORMAT = 2
+"""Goes up when the graphs or what is measured of them change; part of the name they are cached under."""
 
 ROWS_TO_MEASURE = 300
 """Held-out rows on which rounded numbers are compared: 2 % of them are 6."""
@@ -39,10 +43,8 @@ def int8_model(run: Path, record: dict[str, Any], say: Callable[[str], None]) ->
     The graph is made at the first call and kept in the user's cache, with what was measured of it.
 
     Raises:
-        UserInputError: packages are missing, the architecture cannot be exported, the disk is full, or the
-            run gives several labels a text.
+        UserInputError: packages are missing, the architecture cannot be exported, or the disk is full.
     """
-    refuse_label_sets(record, "--dtype int8")
     require_onnx()
     folder = cache_folder() / f"int8-{_content_name(run, record)}"
     if not (folder / "measured.json").is_file():
@@ -50,19 +52,6 @@ def int8_model(run: Path, record: dict[str, Any], say: Callable[[str], None]) ->
         _make(folder, run, record)
     say(json.loads((folder / "measured.json").read_text(encoding="utf-8"))["told"])
     return OnnxModel(folder / "model.onnx")
-
-
-def refuse_label_sets(record: dict[str, Any], what: str) -> None:
-    """Answers are compared as one label a text, so ``what`` is not for runs that give several.
-
-    Raises:
-        UserInputError: the run gives several labels a text.
-    """
-    if record.get("label_separator") is not None:
-        raise UserInputError(
-            f"{what} is for runs with one label a text; this one gives several. Its folder "
-            f"{record['model']['folder']}/ loads with Transformers and PEFT as it is."
-        )
 
 
 def reference_model(run: Path, record: dict[str, Any], *, as_quantized: bool = True) -> tuple[Any, Any]:
@@ -83,10 +72,29 @@ def reference_model(run: Path, record: dict[str, Any], *, as_quantized: bool = T
     return model.eval(), tokenizer
 
 
-def logits_of(model: nn.Module, texts: list[str], tokenizer: Any, max_length: int) -> Logits:
-    """Logits (N, K) of ``texts``, cut to ``max_length`` tokens, on the CPU."""
-    tokens = tokenize(texts, tokenizer, max_length)
+def long_texts_of(record: dict[str, Any]) -> LongTexts:
+    """How the run reads texts beyond ``max_length``; older runs cut them off."""
+    chosen: LongTexts = record.get("long_texts", {}).get("chosen", "truncate")
+    return chosen
+
+
+def logits_of(
+    model: nn.Module, texts: list[str], tokenizer: Any, max_length: int, long_texts: LongTexts = "truncate"
+) -> Logits:
+    """Logits (N, K) of ``texts`` on the CPU; ``long_texts``: how those beyond ``max_length`` are read."""
+    tokens = tokenize(texts, tokenizer, max_length, long_texts)
     return predict_logits(model, tokens, pad_token_id=tokenizer.pad_token_id, device=_CPU)
+
+
+def agreement_on(held_out: HeldOut, record: dict[str, Any], given: Logits, reference: Logits) -> Agreement:
+    """Compare logits (N, K) on the held-out rows, as runs of one label or of several a text do."""
+    separator = record.get("label_separator")
+    if separator is None:
+        return agreement(given, reference, true_classes(held_out, record))
+    cells = [split_cell(cell or "", separator) for cell in held_out.recorded["label"].to_list()]
+    y = LabelSet(tuple(record["labels"]), record.get("label_aliases", {}), separator).encode_sets(cells)
+    decision = LabelSetDecision.from_dict(record["decision"])
+    return set_agreement(given, reference, y, decision.sigmoid_thresholds())
 
 
 def true_classes(held_out: HeldOut, record: dict[str, Any]) -> list[int | None]:
@@ -123,11 +131,12 @@ def _measure(
         held_out = read_held_out(run, record, rows=ROWS_TO_MEASURE)
     except UserInputError as error:
         return {"told": f"Whether int8 keeps this run's accuracy is not known: {error}", "agreement": None}
-    length = record["model"]["max_length"]
-    found = agreement(
-        logits_of(given, held_out.texts, tokenizer, length),
-        logits_of(reference, held_out.texts, tokenizer, length),
-        true_classes(held_out, record),
+    length, way = record["model"]["max_length"], long_texts_of(record)
+    found = agreement_on(
+        held_out,
+        record,
+        logits_of(given, held_out.texts, tokenizer, length, way),
+        logits_of(reference, held_out.texts, tokenizer, length, way),
     )
     told = (
         f"int8: {found.sentence()}."
@@ -139,7 +148,8 @@ def _measure(
 
 def _content_name(run: Path, record: dict[str, Any]) -> str:
     """Of everything that the graph and its measurement depend on; weights of a base named by its revision."""
-    digest = hashlib.sha256(json.dumps([FORMAT, OPSET, record["model"]["max_length"]]).encode())
+    settings = [FORMAT, OPSET, record["model"]["max_length"], long_texts_of(record), record["decision"]]
+    digest = hashlib.sha256(json.dumps(settings).encode())
     folder = run / record["model"]["folder"]
     files = [*folder.glob("*.safetensors"), folder / "config.json", run / "predictions.parquet"]
     adapter = folder / "adapter_config.json"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from snugtune.evaluate.multilabel.metrics import PredictedSets, Sets
 from snugtune.evaluate.multilabel.thresholds import Objective, choose_thresholds, give_labels
@@ -113,6 +113,16 @@ class LabelSetDecision:
         labels = give_labels(probabilities, np.array(self.thresholds), at_least_one=self.at_least_one)
         raw = set_probability(probabilities, labels)
         return PredictedSets(probabilities, labels, beta_confidence(raw, self.confidence_map))
+
+    def sigmoid_thresholds(self) -> tuple[float, ...]:
+        """The thresholds (K,) for the sigmoid of the model's own logits, which other programs compute.
+
+        Without a share of the baseline they give the labels that `predict` gives before `at_least_one`; with
+        one, they are those of the model alone, calibrated by itself.
+        """
+        log_odds = np.clip(logit(np.array(self.thresholds)), -_LARGEST_LOGIT, _LARGEST_LOGIT)
+        own = (log_odds - self.model.offset) * self.model.temperature
+        return tuple(np.asarray(expit(own)).tolist())
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, with the keys of ``run.json``."""
