@@ -72,7 +72,7 @@ def write_run(folder, family, *, several=False, long_texts="truncate", **setting
 
 
 def label_sets(y):
-    """Label sets (N, K) of texts with classes ``y``: every fourth has the next class too, every tenth none."""
+    """Label sets (N, K) of texts of classes ``y``: every fourth has the next one, too, every tenth none."""
     sets = np.zeros((len(y), len(LABELS)), np.int8)
     for i, k in enumerate(y):
         if i % 10:
