@@ -27,13 +27,16 @@ CPU = torch.device("cpu")
 ROWS, HELD_OUT, MAX_LENGTH = 90, 30, 10
 
 
-def write_run(folder, family, *, several=False, long_texts="truncate", **settings):
+def write_run(folder, family, *, several=False, long_texts="truncate", tokenizer=None, **settings):
     """The folder of a run of ``family`` beside its table and its base model; texts are cut to ten tokens.
 
-    With ``several`` labels a text, every fourth text has two and every tenth none.
+    With ``several`` labels a text, every fourth text has two and every tenth none. ``tokenizer`` is
+    used instead of the family's own.
     """
     folder = Path(folder)
     source = write_family(folder / "base", family)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(source)
     texts, y = texts_and_labels(ROWS)
     table = folder / "table.csv"
     cells = [LABELS[i] for i in y]

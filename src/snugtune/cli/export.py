@@ -18,7 +18,10 @@ def export(
         Path | None, typer.Option("--output", "-o", help="The folder to write; not with --to hub.")
     ] = None,
     to: Annotated[
-        str, typer.Option(help="merged (a Transformers folder), onnx, onnx-int8, adapter (PEFT), or hub.")
+        str,
+        typer.Option(
+            help="merged (a Transformers folder), onnx, onnx-int8, adapter (PEFT), static (a page), or hub."
+        ),
     ] = "merged",
     dtype: Annotated[
         str, typer.Option(help="Number format of a merged model: float32, bfloat16 or float16.")
@@ -32,6 +35,12 @@ def export(
         typer.Option(help="With --to hub: merged, adapter, or auto: the adapter if its base is there, too."),
     ] = "auto",
     private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    example: Annotated[
+        list[str] | None, typer.Option(help="With --to static: a text to try it with; may be repeated.")
+    ] = None,
+    npm_package_dir: Annotated[
+        Path | None, typer.Option(help="With --to static: where npm pack put the two archives it runs on.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export (no other folder, no run).")
     ] = False,
@@ -48,6 +57,8 @@ def export(
         "Name the folder to write: -o FOLDER.": to != "hub" and output is None,
         "Name the repository on the Hub: --repo-id OWNER/NAME.": to == "hub" and repo_id is None,
         "--repo-id is for --to hub.": to != "hub" and repo_id is not None,
+        "--example and --npm-package-dir are for --to static.": to != "static"
+        and bool(example or npm_package_dir),
     }
     for sentence, found in faults.items():
         if found:
@@ -57,6 +68,7 @@ def export(
         options: dict[str, Any] = {
             "dtype": dtype, "rows": rows, "overwrite": overwrite, "observer": observer,
             **({"what": push, "private": private} if to == "hub" else {"to": to}),
+            **({"examples": example or (), "npm_package_dir": npm_package_dir} if to == "static" else {}),
         }  # fmt: skip
         if repo_id is not None:
             from snugtune.export.hub import export_to_hub

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from snugtune.data.tokens import Tokens
 from snugtune.errors import ArtifactError
 from snugtune.predict.agreement import Logits
 
@@ -42,15 +43,17 @@ config = read("config.json")
 pad = (config.get("text_config") or config)["pad_token_id"]
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 tokenizer.enable_truncation(read("sentence_bert_config.json")["max_seq_length"])
-tokenizer.enable_padding(pad_id=pad)
+tokenizer.no_padding()
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 3
-session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, ["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(str(folder / request["graph"]), options, ["CPUExecutionProvider"])
+ids = request["ids"] or [one.ids for text in request["texts"] for one in [tokenizer.encode(text)]]
 rows = []
-for start in range(0, len(request["texts"]), 8):
-    batch = tokenizer.encode_batch(request["texts"][start : start + 8])
-    arrays = {"input_ids": np.array([one.ids for one in batch], dtype=np.int64),
-              "attention_mask": np.array([one.attention_mask for one in batch], dtype=np.int64)}
+for start in range(0, len(ids), 8):
+    batch = ids[start : start + 8]
+    length = max(map(len, batch))
+    arrays = {"input_ids": np.array([row + [pad] * (length - len(row)) for row in batch], dtype=np.int64),
+              "attention_mask": np.array([[1] * len(row) + [0] * (length - len(row)) for row in batch], np.int64)}
     for row in session.run(["logits"], arrays)[0].tolist():
         rows.append({config["id2label"][str(i)]: value for i, value in enumerate(row)})
 print(json.dumps(rows))
@@ -58,14 +61,25 @@ print(json.dumps(rows))
 """With ONNX Runtime and the tokenizer's own file, without torch or Transformers."""
 
 
-def answers(folder: Path, texts: Sequence[str], label_names: Sequence[str], *, onnx: bool) -> Logits:
+def answers(
+    folder: Path,
+    texts: Sequence[str],
+    label_names: Sequence[str],
+    *,
+    graph: str | None = None,
+    tokens: Tokens | None = None,
+) -> Logits:
     """Logits (N, K), in the order of ``label_names``, that a new process reads out of ``folder``.
+
+    ``graph`` is the ONNX graph in it, None for a Transformers model. With ``tokens`` of the texts (ONNX
+    alone) their rows are read instead of what ``tokenizer.json`` gives, cut off.
 
     Raises:
         ArtifactError: the folder does not load there, or knows other labels.
     """
-    request = json.dumps({"folder": str(folder), "texts": list(texts)})
-    command = [sys.executable, "-W", "ignore", "-c", _ONNX if onnx else _PIPELINE]
+    ids = None if tokens is None else [row.tolist() for row in tokens.ids]
+    request = json.dumps({"folder": str(folder), "texts": list(texts), "graph": graph, "ids": ids})
+    command = [sys.executable, "-W", "ignore", "-c", _ONNX if graph else _PIPELINE]
     done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
     if done.returncode or not lines:
@@ -74,4 +88,5 @@ def answers(folder: Path, texts: Sequence[str], label_names: Sequence[str], *, o
     rows = json.loads(lines[-1])
     if any(set(row) != set(label_names) for row in rows):
         raise ArtifactError(f"The export in {folder} knows other labels than the run.")
-    return np.array([[row[name] for name in label_names] for row in rows], dtype=np.float32)
+    logits = np.array([[row[name] for name in label_names] for row in rows], dtype=np.float32)
+    return logits if tokens is None else tokens.pooled(logits)

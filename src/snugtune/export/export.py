@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from snugtune.config import MULTI_LABEL, SINGLE_LABEL
+from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import ArtifactError, UserInputError
 from snugtune.evaluate.decision import Decision
 from snugtune.evaluate.multilabel.decision import LabelSetDecision
+from snugtune.export import static
 from snugtune.export.check import answers
-from snugtune.export.serving import Verdict, check_folder, complete_config
+from snugtune.export.serving import GRAPH_OF_PAGE, Verdict, check_folder, complete_config
 from snugtune.files import check_free_space, staged_folder, write_json, write_text
 from snugtune.model.artifact import Saved, check_reloads, save_model, write_tokenizer
 from snugtune.predict.agreement import EXACT, ROUNDED, Agreement, Logits, Tolerance
@@ -35,7 +37,7 @@ from snugtune.predict.predictor import read_record
 from snugtune.progress import Observer
 from snugtune.report.card import export_card
 
-To = Literal["merged", "onnx", "onnx-int8", "adapter"]
+To = Literal["merged", "onnx", "onnx-int8", "adapter", "static"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -87,6 +89,8 @@ class Job:
     tokenizer: Any
     held_out: HeldOut
     reference: Logits
+    examples: Sequence[str] = ()
+    npm_package_dir: str | Path | None = None
 
     @property
     def max_length(self) -> int:
@@ -126,13 +130,17 @@ def export_run(
     rows: str | Path | None = None,
     overwrite: bool = False,
     observer: Observer | None = None,
+    examples: Sequence[str] = (),
+    npm_package_dir: str | Path | None = None,
 ) -> Exported:
     """Export the folder ``run`` into the folder ``out`` and compare its answers with the run's.
 
     The folder appears when the check has passed. ``rows`` is the table with the run's held-out rows, if it is
-    no longer where the run was trained on it.
+    no longer where the run was trained on it. For a ``static`` page, ``examples`` are texts to try it with,
+    and ``npm_package_dir`` the folder of the archives that it runs on, if the npm registry cannot be reached.
 
     Raises:
+        RegistryError: what a static page runs on cannot be fetched.
         UserInputError: the run, ``out`` or a choice cannot be used.
         ArtifactError: the export gives other answers than the run, beyond the tolerance, or lacks what other
             programs read.
@@ -143,6 +151,7 @@ def export_run(
     with staged_folder(out, overwrite=overwrite, marker=MARKER) as folder:
         observer.phase("reference")
         job = _load(run, record, to, dtype, rows)
+        job = replace(job, examples=examples, npm_package_dir=npm_package_dir)
         check_free_space(folder, _needed_bytes(job), what="the export")
         observer.phase("export")
         _WRITERS[to](job, folder)
@@ -164,7 +173,7 @@ def _check_choices(record: dict[str, Any], to: str, dtype: str) -> None:
         raise UserInputError(
             "This run has no adapter (it trained the model itself); export it with --to merged."
         )
-    if to.startswith("onnx"):
+    if to.startswith("onnx") or to == "static":
         require_onnx()
 
 
@@ -173,7 +182,11 @@ def _load(run: Path, record: dict[str, Any], to: To, dtype: Dtype, table: str | 
     rows = ROWS_TO_MEASURE if _tolerance(record, to, dtype) is ROUNDED else ROWS_TO_COMPARE
     held_out = read_held_out(run, record, rows=rows, table=table)
     model, tokenizer = reference_model(run, record)
-    reference = logits_of(model, held_out.texts, tokenizer, int(record["model"]["max_length"]))
+    if to == "static":
+        static.check_page(tokenizer)
+    # A page reads long texts as the run does; other folders are read by programs that cut them off.
+    way = long_texts_of(record) if to == "static" else "truncate"
+    reference = logits_of(model, held_out.texts, tokenizer, int(record["model"]["max_length"]), way)
     _check_recorded(run, record, reference, held_out)
     if record["config"].get("load_in_4bit"):
         model, _ = reference_model(run, record, as_quantized=False)
@@ -184,7 +197,7 @@ def _load(run: Path, record: dict[str, Any], to: To, dtype: Dtype, table: str | 
 def _tolerance(record: dict[str, Any], to: str, dtype: str) -> Tolerance:
     """By whether the export computes with other numbers than the run was measured with."""
     in_4bit = bool(record["config"].get("load_in_4bit")) and to != "adapter"
-    return ROUNDED if to == "onnx-int8" or dtype != "float32" or in_4bit else EXACT
+    return ROUNDED if to in ("onnx-int8", "static") or dtype != "float32" or in_4bit else EXACT
 
 
 def _check_recorded(run: Path, record: dict[str, Any], reference: Logits, held_out: HeldOut) -> None:
@@ -208,7 +221,7 @@ def _check_recorded(run: Path, record: dict[str, Any], reference: Logits, held_o
 
 def _needed_bytes(job: Job) -> int:
     # int8 is made from a graph in float32 that lies beside it meanwhile.
-    return OVERHEAD_BYTES + weight_bytes(job.model) * (2 if job.to == "onnx-int8" else 1)
+    return OVERHEAD_BYTES + weight_bytes(job.model) * (2 if job.to in ("onnx-int8", "static") else 1)
 
 
 def _write_merged(job: Job, folder: Path) -> None:
@@ -233,6 +246,14 @@ def _write_beside_graph(job: Job, folder: Path) -> None:
     write_tokenizer(job.tokenizer, folder, job.max_length)
 
 
+def _write_static(job: Job, folder: Path) -> None:
+    _write_beside_graph(job, folder)
+    static.write_page(
+        folder, job.record, job.model, job.tokenizer, examples=job.examples,
+        npm_package_dir=job.npm_package_dir,
+    )  # fmt: skip
+
+
 def _write_adapter(job: Job, folder: Path) -> None:
     for path in (job.run / "adapter").iterdir():
         if path.is_file() and path.name != "README.md":
@@ -244,7 +265,10 @@ _WRITERS: dict[str, Callable[[Job, Path], None]] = {
     "onnx": _write_onnx,
     "onnx-int8": _write_int8,
     "adapter": _write_adapter,
+    "static": _write_static,
 }
+
+_GRAPHS = {"onnx": "model.onnx", "onnx-int8": "model.onnx", "static": GRAPH_OF_PAGE}
 
 
 def _check(job: Job, folder: Path) -> Exported:
@@ -257,14 +281,27 @@ def _check(job: Job, folder: Path) -> Exported:
             folder, max_length=job.max_length, texts=job.held_out.texts,
             problem_type=MULTI_LABEL if job.several else SINGLE_LABEL,
         )  # fmt: skip
-        given = answers(folder, job.held_out.texts, job.labels, onnx=job.to.startswith("onnx"))
+        given = answers(
+            folder, job.held_out.texts, job.labels, graph=_GRAPHS.get(job.to), tokens=_rows_of_page(job)
+        )
         found = agreement_on(job.held_out, job.record, given, job.reference)
     if not found.within(tolerance):
         raise ArtifactError(
             f"The export answers otherwise than the run, so nothing was written: {found.sentence()}; "
             f"{tolerance.sentence()}."
         )
-    return Exported(folder, job.to, job.dtype, found, tolerance, serving, list(_notes(job, folder)))
+    notes = static.page_notes(job.record) if job.to == "static" else list(_notes(job, folder))
+    if job.to == "static":
+        static.write_index(folder, job.record, found, notes)
+    return Exported(folder, job.to, job.dtype, found, tolerance, serving, notes)
+
+
+def _rows_of_page(job: Job) -> Tokens | None:
+    """The held-out texts as a page reads them, where that is not what every program does."""
+    way = long_texts_of(job.record)
+    if job.to != "static" or way == "truncate":
+        return None
+    return tokenize(job.held_out.texts, job.tokenizer, job.max_length, way)
 
 
 def _check_adapter(job: Job, folder: Path) -> Agreement:

@@ -54,6 +54,13 @@ VLLM_ARCHITECTURES = {
 }  # fmt: skip
 """``...ForSequenceClassification`` that vLLM computes, or converts from a decoder of the same kind."""
 
+GRAPH_OF_PAGE = "model_quantized.onnx"
+"""The graph of a static page, under transformers.js's name for one in 8-bit integers."""
+
+PHONE_BYTES = 300 << 20
+"""From which size on a phone's browser is likely to give up: it ends pages of a gigabyte or two, and a model
+is held twice while it starts."""
+
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -97,6 +104,8 @@ def check_folder(
         raise ArtifactError(f"The folder {folder} is not one that others can use: {'; '.join(faults)}.")
     config = _json(folder / "config.json")
     assert config is not None
+    if (folder / GRAPH_OF_PAGE).is_file():
+        return [_browser(folder)]
     if (folder / "model.onnx").is_file():
         return [_tei_onnx(config)]
     return [Verdict("pipeline", True), _tei(config, folder), _vllm(config)]
@@ -142,7 +151,7 @@ def _config_faults(config: dict[str, Any], problem_type: str) -> Iterator[str]:
 
 
 def _weight_faults(folder: Path, config: dict[str, Any]) -> Iterator[str]:
-    if (folder / "model.onnx").is_file():
+    if any((folder / name).is_file() for name in ("model.onnx", GRAPH_OF_PAGE)):
         return
     shapes, broken = _tensor_shapes(folder)
     if broken:
@@ -214,6 +223,14 @@ def _tei_onnx(config: dict[str, Any]) -> Verdict:
     ]  # fmt: skip
     why = tuple(f"it looks for {key} in config.json" for key in missing)
     return Verdict("text-embeddings-inference (CPU image)", not missing, (*why, *_raw_scores(config)))
+
+
+def _browser(folder: Path) -> Verdict:
+    size = (folder / GRAPH_OF_PAGE).stat().st_size
+    if size <= PHONE_BYTES:
+        return Verdict("web browser", True)
+    why = f"its model has {size >> 20} MiB, which may be too much for a phone"
+    return Verdict("web browser", True, (why,))
 
 
 def _raw_scores(config: dict[str, Any]) -> tuple[str, ...]:

@@ -86,8 +86,8 @@ def write_onnx(model: PreTrainedModel, path: Path) -> None:
         ) from error
 
 
-def write_int8(model: PreTrainedModel, path: Path) -> None:
-    """Write ``model`` (float32, on the CPU) in 8-bit integers as the graph ``path``.
+def write_int8(model: PreTrainedModel, path: Path, *, embeddings: bool = False) -> None:
+    """Write ``model`` (float32, on the CPU) in 8-bit integers as the graph ``path``; see ``quantize``.
 
     Raises:
         UserInputError: as ``write_onnx``.
@@ -95,14 +95,15 @@ def write_int8(model: PreTrainedModel, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         whole = Path(folder) / path.name
         write_onnx(model, whole)
-        quantize(whole, path)
+        quantize(whole, path, embeddings=embeddings)
 
 
-def quantize(source: Path, target: Path) -> None:
+def quantize(source: Path, target: Path, *, embeddings: bool = False) -> None:
     """Write the float32 graph ``source`` as ``target``, products with constant matrices in 8-bit integers.
 
     The last of them, the head, stays in float32: it is small, and classes are told apart there. So do word
-    embeddings, which are looked up and not multiplied.
+    embeddings, which are looked up and not multiplied, unless ``embeddings`` asks for them, too: most of a
+    small or multilingual model is these, and a page has to be downloaded.
     ``MatMulNBits`` (github.com/microsoft/onnxruntime, docs/ContribOperators.md) gives each block of ``BLOCK``
     inputs and weights a scale of its own, so a text's logits depend on nothing but the text.
     """
@@ -124,9 +125,50 @@ def quantize(source: Path, target: Path) -> None:
         quantizer = MatMulNBitsQuantizer(whole.model, nodes_to_exclude=products[-1:], algo_config=settings)
         quantizer.process()
     proto = quantizer.model.model
+    if embeddings:
+        _quantize_lookups(proto.graph)
     # Not the size of the whole message: past 2 GiB it is not computed.
     large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > LARGEST_FILE_BYTES
     onnx.save(proto, target, save_as_external_data=large, location=f"{target.name}.data")
+
+
+def _quantize_lookups(graph: Any) -> None:
+    """Tables that rows are looked up in, in place: 8-bit integers, each row with a scale of its own.
+
+    In operators that every runtime has: ``Gather`` of the integers times ``Gather`` of the scales.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    tables = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    uses = [name for node in graph.node for name in node.input]
+    nodes = []
+    for node in graph.node:
+        table = tables.get(node.input[0]) if node.op_type == "Gather" else None
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        is_large = table is not None and table.data_type == TensorProto.FLOAT and np.prod(table.dims) >= 2**15
+        if table is None or axis or not is_large or uses.count(table.name) > 1:
+            nodes.append(node)
+            continue
+        weights = numpy_helper.to_array(table)
+        scales = np.maximum(np.abs(weights).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        rounded, name = np.rint(weights / scales).astype(np.int8), table.name
+        graph.initializer.remove(table)
+        graph.initializer.extend(
+            [
+                numpy_helper.from_array(rounded, f"{name}_int8"),
+                numpy_helper.from_array(scales.astype(np.float32), f"{name}_scale"),
+            ]
+        )
+        ids, out = node.input[1], node.output[0]
+        nodes += [
+            helper.make_node("Gather", [f"{name}_int8", ids], [f"{out}_int8"]),
+            helper.make_node("Gather", [f"{name}_scale", ids], [f"{out}_scale"]),
+            helper.make_node("Cast", [f"{out}_int8"], [f"{out}_whole"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{out}_whole", f"{out}_scale"], [out]),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def weight_bytes(model: nn.Module) -> int:
