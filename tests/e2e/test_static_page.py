@@ -42,7 +42,7 @@ def word_pieces():
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [*dict.fromkeys(word for topic in TOPICS for word in topic.split()), *FILLER]
     tokens = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *words, *letters, *map("##{}".format, letters)]
-    tokens += [*"0123456789.,'<>/σςß银行", *map("##{}".format, "0123456789σς")]
+    tokens += [*"0123456789.,'<>/\u03c3\u03c2ß银行", *map("##{}".format, "0123456789\u03c3\u03c2")]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -115,7 +115,7 @@ def look(browser):
 def told(page, texts):
     """What the page computes of ``texts``: (N, K), and the whole answers."""
     answers = page.evaluate(
-        "async (texts) => { const a = []; for (const t of texts) a.push(await snugtune.classify(t)); return a; }",
+        "(texts) => Promise.all(texts.map((text) => snugtune.classify(text)))",
         texts,
     )
     return np.array([answer["probabilities"] for answer in answers]), answers

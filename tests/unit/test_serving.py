@@ -138,9 +138,7 @@ def test_all_faults_are_named_at_once(bert, tmp_path):
 
 
 def test_the_problem_type_is_that_of_the_run(bert, tmp_path):
-    with pytest.raises(
-        ArtifactError, match=r"problem_type in config\.json is not multi_label_classification"
-    ):
+    with pytest.raises(ArtifactError, match=r"problem_type in config\.json is not multi_label"):
         check_folder(bert, max_length=MAX_LENGTH, problem_type="multi_label_classification")
     several = shutil.copytree(bert, tmp_path / "several")
     path = several / "config.json"

@@ -19,9 +19,7 @@ def export(
     ] = None,
     to: Annotated[
         str,
-        typer.Option(
-            help="merged (a Transformers folder), onnx, onnx-int8, adapter (PEFT), static (a page), or hub."
-        ),
+        typer.Option(help="merged (a Transformers folder), onnx, onnx-int8, adapter (PEFT), static or hub."),
     ] = "merged",
     dtype: Annotated[
         str, typer.Option(help="Number format of a merged model: float32, bfloat16 or float16.")

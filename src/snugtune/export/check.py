@@ -52,8 +52,10 @@ rows = []
 for start in range(0, len(ids), 8):
     batch = ids[start : start + 8]
     length = max(map(len, batch))
-    arrays = {"input_ids": np.array([row + [pad] * (length - len(row)) for row in batch], dtype=np.int64),
-              "attention_mask": np.array([[1] * len(row) + [0] * (length - len(row)) for row in batch], np.int64)}
+    short = [length - len(row) for row in batch]
+    arrays = {"input_ids": [row + [pad] * n for row, n in zip(batch, short)],
+              "attention_mask": [[1] * len(row) + [0] * n for row, n in zip(batch, short)]}
+    arrays = {name: np.array(value, dtype=np.int64) for name, value in arrays.items()}
     for row in session.run(["logits"], arrays)[0].tolist():
         rows.append({config["id2label"][str(i)]: value for i, value in enumerate(row)})
 print(json.dumps(rows))

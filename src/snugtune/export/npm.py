@@ -37,7 +37,7 @@ class RegistryError(SnugtuneError):
 
 
 def pinned() -> dict[str, dict[str, Any]]:
-    """The packages by name: ``version``, ``integrity``, ``files`` (place in the archive: place in the page)."""
+    """The packages by name: ``version``, ``integrity``, ``files`` (from where in the archive to where)."""
     found: dict[str, dict[str, Any]] = json.loads(
         (files("snugtune.export") / "packages.json").read_text(encoding="utf-8")
     )
@@ -69,11 +69,11 @@ def _archive(name: str, package: dict[str, Any], package_dir: str | Path | None)
         given = Path(package_dir) / file
         if not given.is_file():
             raise UserInputError(
-                f"There is no {file} in {package_dir}; make it there with: npm pack {name}@{package['version']}"
+                f"There is no {file} in {package_dir}; make it there: npm pack {name}@{package['version']}"
             )
         if _integrity(given) != package["integrity"]:
             raise UserInputError(
-                f"{given} is not {name} {package['version']} as published (its SHA-512 is another); fetch it anew."
+                f"{given} is not {name} {package['version']} as published (another SHA-512); fetch it anew."
             )
         return given
     kept = cache_folder() / "npm" / file
@@ -89,7 +89,7 @@ def _download(name: str, package: dict[str, Any], path: Path) -> None:
     url = f"{registry}{name}/-/{name.rsplit('/', maxsplit=1)[-1]}-{version}.tgz"
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     wanted = " ".join(f"{one}@{found['version']}" for one, found in pinned().items())
-    offline = f"with a connection run: npm pack {wanted}, and name the folder of the archives with --npm-package-dir."
+    offline = f"with a connection run npm pack {wanted}, and name the folder with --npm-package-dir."
     with replacing(path) as temporary:
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer, temporary.open("wb") as file:
@@ -101,8 +101,8 @@ def _download(name: str, package: dict[str, Any], path: Path) -> None:
             ) from None
         if _integrity(temporary) != package["integrity"]:
             raise RegistryError(
-                f"What {registry} gives as {name} {version} is not what was published (its SHA-512 is another), "
-                f"so it is not used; {offline}"
+                f"What {registry} gives as {name} {version} is not what was published (another SHA-512), so it "
+                f"is not used; {offline}"
             )
 
 
@@ -113,7 +113,7 @@ def registry_of(name: str) -> tuple[str, str | None]:
     """
     settings = dict(_npmrc())
     scope = name.split("/", maxsplit=1)[0] if name.startswith("@") else None
-    environment = os.environ.get("npm_config_registry") or os.environ.get("NPM_CONFIG_REGISTRY")
+    environment = _npm_setting("registry")
     registry = settings.get(f"{scope}:registry") or environment or settings.get("registry") or REGISTRY
     if not registry.startswith(("https://", "http://")):
         raise UserInputError(f"npm's registry must begin with https:// or http://, not be {registry!r}.")
@@ -121,9 +121,15 @@ def registry_of(name: str) -> tuple[str, str | None]:
     return registry, settings.get(f"{registry.split(':', 1)[1]}:_authToken")
 
 
+def _npm_setting(name: str) -> str | None:
+    """What the environment says, in npm's own small letters or in capitals."""
+    small = f"npm_config_{name}"
+    return os.environ.get(small) or os.environ.get(small.upper())
+
+
 def _npmrc() -> Iterator[tuple[str, str]]:
     """Settings of the user's file, then those of the one here, which go before them."""
-    user = os.environ.get("npm_config_userconfig") or os.environ.get("NPM_CONFIG_USERCONFIG")
+    user = _npm_setting("userconfig")
     for path in (Path(user) if user else Path.home() / ".npmrc", Path(".npmrc")):
         try:
             lines = path.read_text(encoding="utf-8").splitlines()

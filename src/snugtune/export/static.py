@@ -92,8 +92,8 @@ def check_page(tokenizer: Any) -> None:
     unknown = [part for part in parts if part not in (*MODELS, *SPLITTERS, "NoneType")]
     if unknown:
         raise UserInputError(
-            f"This model's tokenizer has a part ({unknown[0]}) that a browser would not split texts by as the run "
-            "did; export it with --to onnx-int8."
+            f"This model's tokenizer has a part ({unknown[0]}) by which a browser would not split texts as "
+            "the run did; export it with --to onnx-int8."
         )
 
 
@@ -117,8 +117,8 @@ def write_page(
     write_int8(model, folder / GRAPH_OF_PAGE, embeddings=True)
     if (folder / f"{GRAPH_OF_PAGE}.data").exists():
         raise UserInputError(
-            f"In 8-bit integers the model still has more than {LARGEST_FILE_BYTES / 1e9:g} GB, which no browser "
-            "holds; export a smaller one, or use --to onnx-int8 on a server."
+            f"In 8-bit integers the model still has more than {LARGEST_FILE_BYTES / 1e9:g} GB, which no "
+            "browser holds; export a smaller one, or use --to onnx-int8 on a server."
         )
     for name in OWN_FILES:
         with as_file(files("snugtune.export") / "static" / name) as path:
@@ -144,7 +144,7 @@ def write_index(folder: Path, record: dict[str, Any], found: Agreement, notes: S
         date=record["created_at"][:10],
         labels=f"{labels:,}",
         sentences=[
-            "The model runs in this browser. Texts are sent to nobody, and the page loads nothing from elsewhere.",
+            "The model runs in this browser. Texts are sent to nobody; nothing is loaded from elsewhere.",
             f"Its numbers are rounded to 8 bits: {found.sentence()}.",
             *notes,
         ],
@@ -158,8 +158,8 @@ def page_notes(record: dict[str, Any]) -> list[str]:
     if not share:
         return ["Probabilities are calibrated as the run's are."]
     return [
-        f"snugtune predict mixes in a TF-IDF baseline with a share of {100 * share:.0f} %, which is not on this "
-        "page: the model is alone here, with its own calibration.",
+        f"snugtune predict mixes in a TF-IDF baseline with a share of {100 * share:.0f} %, which is not on "
+        "this page: the model is alone here, with its own calibration.",
         "So the page does not say which texts a person should look at: that was promised of both together.",
     ]
 

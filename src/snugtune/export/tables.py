@@ -1,8 +1,8 @@
 """A tokenizer's normaliser and word borders as tables of characters, for a browser that must give the same.
 
 JavaScript's own classes of characters are those of the browser's version of Unicode, and it lowers a capital
-sigma by its place in the word; the tokenizers library, in Rust, has older classes and lowers each character by
-itself. So what Rust makes of every character is written down here and looked up there.
+sigma by its place in the word; the tokenizers library, in Rust, has other classes and lowers each character
+by itself. So what Rust makes of every character is written down here and looked up there.
 """
 
 from __future__ import annotations
