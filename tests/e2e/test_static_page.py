@@ -103,7 +103,7 @@ def look(browser):
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address)
-        page.wait_for_function("document.documentElement.dataset.ready")
+        page.wait_for_selector("html[data-ready]", state="attached")
         own = (address, f"blob:{address}")
         return page, lambda: [url for url in asked if not url.startswith(own)], complaints
 
@@ -164,7 +164,7 @@ def test_what_a_visitor_sees(look, page_folder):
     )
     page.fill("#text", TEXTS[-1])
     page.keyboard.press("Control+Enter")
-    page.wait_for_function("document.querySelector('#length').textContent.includes('overlapping windows')")
+    page.wait_for_selector("#length:has-text('overlapping windows')")
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES["phone"][0]
     page.fill("#text", "   ")
     page.click("#classify")

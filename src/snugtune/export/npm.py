@@ -101,8 +101,8 @@ def _download(name: str, package: dict[str, Any], path: Path) -> None:
             ) from None
         if _integrity(temporary) != package["integrity"]:
             raise RegistryError(
-                f"What {registry} gives as {name} {version} is not what was published (another SHA-512), so it "
-                f"is not used; {offline}"
+                f"What {registry} gives as {name} {version} is not what was published (another SHA-512), so "
+                f"it is not used; {offline}"
             )
 
 

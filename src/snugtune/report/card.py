@@ -29,8 +29,11 @@ def card(record: dict[str, Any]) -> str:
 
 
 def export_card(record: dict[str, Any], to: str, name: str = "FOLDER") -> str:
-    """The card of an export ``to`` merged, adapter, onnx or onnx-int8, which users find under ``name``."""
+    """The card of an export ``to`` merged, adapter, onnx, onnx-int8 or static, users find under ``name``."""
     metadata = _metadata(record)
+    if to == "static":
+        shown = "```\npython -m http.server\n```\n\nin this folder, and http://localhost:8000 in a browser."
+        return _card(record, metadata | {"library_name": "onnx"}, shown)
     if to == "adapter":
         loader = _adapter_loader(name, quantized=_in_4bit(record))
     else:

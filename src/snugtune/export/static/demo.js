@@ -3,7 +3,7 @@
 const find = (selector) => document.querySelector(selector);
 const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
 const SHOWN = 5;
-const CLOSE_ENOUGH = 0.02;
+const CLOSE_ENOUGH = 0.05;
 
 const element = (name, properties = {}, ...children) => {
   const made = Object.assign(document.createElement(name), properties);
