@@ -146,7 +146,7 @@ def _quantize_lookups(graph: Any) -> None:
     for node in graph.node:
         table = tables.get(node.input[0]) if node.op_type == "Gather" else None
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-        is_large = table is not None and table.data_type == TensorProto.FLOAT and np.prod(table.dims) >= 2**15
+        is_large = table is not None and table.data_type == TensorProto.FLOAT and np.prod(table.dims) >= 2**12
         if table is None or axis or not is_large or uses.count(table.name) > 1:
             nodes.append(node)
             continue

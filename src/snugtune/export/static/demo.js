@@ -111,7 +111,7 @@ const bar = (i, p, given) => {
 
 const reviewOf = ({ confidence }) => {
   const threshold = demo.confidence_threshold;
-  const target = percent(demo.precision_target);
+  const target = `${Number((100 * demo.precision_target).toFixed(1))}\u00a0%`;
   const right = several ? "exactly right" : "right";
   if (threshold === null) return null;
   if (threshold > 1) return ["amber", `A person should look: no confidence reaches ${target} ${right} in this run.`];

@@ -111,10 +111,13 @@ const rustSpaces = (pattern) => {
   return new RegExp(source, pattern.flags);
 };
 
-const replacePatterns = (part) => {
+const WORDS = rustSpaces(/\S+/g);
+
+const replacePatterns = (part, described) => {
   if (!part) return;
   if (part.pattern instanceof RegExp) part.pattern = rustSpaces(part.pattern);
-  for (const one of part.tokenizers ?? []) replacePatterns(one);
+  if (described.type === "WhitespaceSplit") part.pre_tokenize_text = (text) => text.match(WORDS) ?? [];
+  (part.tokenizers ?? []).forEach((one, i) => replacePatterns(one, described.pretokenizers[i]));
 };
 
 const replaceNormalizers = (tokenizer, spec, tables) => {
@@ -156,13 +159,16 @@ export const makeRows = (ids, reading) => {
   return [framed(reading.truncation_side === "left" ? ids.slice(ids.length - room) : ids.slice(0, room))];
 };
 
+// As Python's strip, by which texts were cleaned: no U+FEFF, but U+0085 and the separators of ASCII.
+const EDGES = new RegExp(`^[\\x1c-\\x1f${SPACES}]+|[\\x1c-\\x1f${SPACES}]+$`, "g");
+
 export const makeTokenizer = (description, reading, tables) => {
   const tokenizer = new Tokenizer(description, {});
   replaceNormalizers(tokenizer, description.normalizer, tables);
   if (tables.words) tokenizer.pre_tokenizer = tableWords(tables.words);
-  else replacePatterns(tokenizer.pre_tokenizer);
+  else replacePatterns(tokenizer.pre_tokenizer, description.pre_tokenizer);
   return (text) => {
-    const { ids } = tokenizer.encode(text.trim(), { add_special_tokens: false });
+    const { ids } = tokenizer.encode(text.replace(EDGES, ""), { add_special_tokens: false });
     return { rows: makeRows(ids, reading), tokens: ids.length + reading.before.length + reading.after.length };
   };
 };
