@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from families import FILLER, TOPICS, texts_and_labels
+from families import FILLER, LABELS, TOPICS, texts_and_labels
 from snugtune.errors import UserInputError
 from snugtune.evaluate.calibration import softmax
 from snugtune.evaluate.decision import Decision
@@ -169,13 +169,13 @@ def test_it_answers_as_the_run_does_and_asks_nobody_else(look, run, page_folder)
     assert complaints == []
 
 
-def test_what_a_visitor_sees(look, run, page_folder):
+def test_what_a_visitor_sees(look, page_folder):
     page, elsewhere, complaints = look(page_folder, "phone", "dark")
     page.locator("#examples button").nth(1).click()
     page.wait_for_selector("#answer:not([hidden])")
     assert page.input_value("#text") == "<b>fee</b> charged twice"
-    said = Predictor.load(run).columns(["<b>fee</b> charged twice"])["predicted_label"][0]
-    assert page.inner_text("#label") == said
+    ((probabilities,), _) = told(page, ["<b>fee</b> charged twice"])
+    assert page.inner_text("#label") == LABELS[probabilities.argmax()]
     assert page.locator("#bars li").count() == 3
     assert "person should look" in page.inner_text("#review") or "Nobody need look" in page.inner_text(
         "#review"
