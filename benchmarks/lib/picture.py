@@ -64,11 +64,11 @@ def ladder(result: dict[str, Any], path: Path) -> None:
     for i, rung in enumerate(rungs):
         step = f"  {speeds[i]:,.0f}"
         if rung["step"]:
-            step += f"  ({rung['step']['median']:.2f}x{'' if rung['pays'] else ', does not pay'})"
+            step += f"  ({rung['step']['median']:.2f}x{'' if rung['pays'] else ', for memory'})"
         axes.annotate(step, (speeds[i], i), va="center", fontsize=8)
     axes.set_yticks(range(len(rungs)), [rung["name"] for rung in rungs], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.35 * max(speeds))
+    axes.set_xlim(0, 1.5 * max(speeds))
     axes.set_xlabel("real tokens per second in training")
     axes.set_title(f"One lever at a time, {_where(result)}", fontsize=10)
     _save(figure, path)
