@@ -10,7 +10,7 @@ from typing import Any
 from snugtune.files import write_text
 from snugtune.units import duration
 
-from . import less, noise, picture, speed_sections, trust_page
+from . import less, noise, picture, serve_section, speed_sections, trust_page
 from .common import REPOSITORY, RESULTS
 from .growth_section import growth
 from .speed_sections import sooner
@@ -178,6 +178,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "ladder": ("One lever at a time", speed_sections.ladder),
     "prefix-cache": ("Adapters in the top layers only", less.prefix_cache),
     "prediction": ("Prediction speed", speed_sections.prediction),
+    "serve": ("Serving over HTTP", serve_section.serve),
     "speed-gpu": ("One GPU", speed_sections.speed_gpu),
     "growth": ("From a thousand rows to a million", growth),
     "accuracy": ("Accuracy", accuracy),

@@ -683,7 +683,23 @@ def _every_result():
         write_s=_spread(0.4),
         screens={"phone": screen},
     )
-    speed = [throughput, prediction, ladder, peers, grown, card]
+    server = {
+        "requests_per_s": _spread(20.0), "p50_ms": _spread(40.0), "p99_ms": _spread(90.0), "errors": 0
+    }  # fmt: skip
+    served = _result(
+        "serve",
+        settings={"rows": 192, "model": "minilm", "threads": 2},
+        texts="texts as long as complaints",
+        litserve={"max_batch_size": 8, "batch_timeout": 0.01},
+        server_versions={"litserve": "0.2"},
+        clients={
+            "8": {
+                "contestants": {"ours": server, "LitServe": server},
+                "ratios": {"LitServe": dict.fromkeys(("requests_per_s", "p50", "p99"), _spread(1.5))},
+            }
+        },
+    )
+    speed = [served, throughput, prediction, ladder, peers, grown, card]
     return [
         _time_to_quality("2026-01-02", 40.0),
         *speed,

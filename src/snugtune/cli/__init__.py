@@ -17,6 +17,7 @@ from snugtune.cli.plan import plan
 from snugtune.cli.predict import predict
 from snugtune.cli.report import report
 from snugtune.cli.sample import sample
+from snugtune.cli.serve import serve
 from snugtune.cli.watch import watch
 from snugtune.errors import SnugtuneError
 from snugtune.quiet import quiet_imports
@@ -35,6 +36,7 @@ app.command()(demo)
 app.command()(sample)
 app.add_typer(data_app, name="data")
 app.command()(predict)
+app.command()(serve)
 app.command()(export)
 app.command()(compare)
 app.command()(watch)

@@ -110,10 +110,14 @@ def join_texts(frame: pl.DataFrame, text: Sequence[str]) -> list[str]:
     columns = [_as_strings(frame, name) for name in text]
     if len(columns) == 1:
         return columns[0]
-    return [
-        "\n".join(f"{name}: {value}" for name, value in zip(text, row, strict=True) if value.strip())
-        for row in zip(*columns, strict=True)
-    ]
+    return [join_cells(text, row) for row in zip(*columns, strict=True)]
+
+
+def join_cells(names: Sequence[str], cells: Sequence[str]) -> str:
+    """The text of a row whose text columns ``names`` hold ``cells``, as `join_texts` makes it."""
+    if len(names) == 1:
+        return cells[0]
+    return "\n".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=True) if cell.strip())
 
 
 def _as_strings(frame: pl.DataFrame, name: str) -> list[str]:

@@ -161,16 +161,30 @@ class Predictor:
         """
         if not len(texts):
             return np.empty((0, len(self.labels.names)))
-        tokens = tokenize(texts, self.tokenizer, self.max_length, self.long_texts)
-        logits = predict_logits(
+        logits = self.logits(self.tokens(texts), on_rows=on_rows)
+        return self.decision.probabilities(logits, self.baseline_scores(texts))
+
+    def tokens(self, texts: Sequence[str], tokenizer: Any = None) -> Tokens:
+        """``texts`` as the model reads them; ``tokenizer`` is a copy of the run's, for a thread of its own.
+
+        Raises:
+            UserInputError: as ``tokenize``.
+        """
+        return tokenize(texts, tokenizer or self.tokenizer, self.max_length, self.long_texts)
+
+    def logits(self, tokens: Tokens, *, on_rows: Callable[[int], None] | None = None) -> NDArray[np.float32]:
+        """The model's logits (N, K) of N tokenized texts; ``on_rows`` is told of texts as they are done."""
+        return predict_logits(
             self.model,
             tokens,
             pad_token_id=self.tokenizer.pad_token_id,
             device=self.device,
             on_rows=on_rows and _by_texts(on_rows, tokens),
         )
-        scores = None if self.baseline is None else self.baseline.decision(texts)
-        return self.decision.probabilities(logits, scores)
+
+    def baseline_scores(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
+        """What the decision mixes with the logits: (N, K), or None where the model decides alone."""
+        return None if self.baseline is None else self.baseline.decision(texts)
 
     def columns(self, texts: Sequence[str]) -> pl.DataFrame:
         """The columns ``predict`` adds to a table, one row per text; an empty text always needs review."""

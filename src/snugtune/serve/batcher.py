@@ -1,0 +1,265 @@
+"""Which of the waiting texts are computed together, and the one thread that computes them.
+
+Nothing waits on purpose: what arrives while a batch is computed makes the next one. The oldest text is always
+part of it, so none is passed over for long; its companions are those closest to it in length, so that little
+is padded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from snugtune.serve.engine import Answered, Prepared
+from snugtune.serve.refusal import Refusal, draining, failed
+
+log = logging.getLogger("snugtune.serve")
+
+NOT_COMPUTED = "Inference failed."
+TOO_LATE = "No answer within the time limit."
+
+
+@dataclass
+class Waiting:
+    """A text in the queue, and who waits for it until ``deadline`` (``time.monotonic``)."""
+
+    text: Prepared
+    future: asyncio.Future[Computed]
+    deadline: float
+    arrived: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An answer with the seconds it waited and those its batch took."""
+
+    answer: Answered
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True)
+class BatchInfo:
+    """What was computed together: texts, their tokens, those with padding, and seconds."""
+
+    texts: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+
+
+class BatchObserver(Protocol):
+    """Is told, in the event loop, of what the worker did."""
+
+    def on_batch(self, info: BatchInfo) -> None:
+        """A batch was computed."""
+
+    def on_dropped(self, reason: str, texts: int) -> None:
+        """Texts left the queue without having been computed: ``late`` or ``gone``."""
+
+    def on_failure(self, texts: int) -> None:
+        """Texts could not be computed, not even one by one."""
+
+
+def companions(
+    longest: Sequence[int], rows: Sequence[int], tokens: Sequence[int], budget: int, max_padding: int | None
+) -> list[int]:
+    """Indices of the texts computed with the first one, the oldest: itself and others, in order of length.
+
+    A text has ``rows`` rows of ``tokens`` in all, the longest with ``longest``. Those taken lie side by side
+    in the order of lengths, together at most ``budget`` tokens with padding, of which at most ``max_padding``
+    is padding; of the two neighbours that which pads less comes first. A first text beyond the budget goes
+    alone.
+    """
+    order = sorted(range(len(longest)), key=lambda i: (longest[i], i))
+    low = high = order.index(0)
+    count, real, width = rows[0], tokens[0], longest[0]
+
+    def padded(i: int) -> int:
+        return (count + rows[i]) * max(width, longest[i])
+
+    while True:
+        beside = [order[k] for k in (low - 1, high + 1) if 0 <= k < len(order)]
+        fitting = [
+            (padded(i) - real - tokens[i], i)
+            for i in beside
+            if padded(i) <= budget and (max_padding is None or padded(i) - real - tokens[i] <= max_padding)
+        ]
+        if not fitting:
+            return order[low : high + 1]
+        _, best = min(fitting)
+        if low and order[low - 1] == best:
+            low -= 1
+        else:
+            high += 1
+        count, real, width = count + rows[best], real + tokens[best], max(width, longest[best])
+
+
+class Batcher:
+    """The queue of one model and its worker. All methods are for the event loop's thread.
+
+    Args:
+        observer: is told of batches.
+        max_batch_tokens: padded tokens computed together; None: what the engine says.
+        device_lock: held while computing, so that several models take turns on one device.
+    """
+
+    def __init__(
+        self,
+        observer: BatchObserver,
+        *,
+        max_batch_tokens: int | None = None,
+        device_lock: threading.Lock | None = None,
+    ) -> None:
+        self._observer, self._max_batch_tokens = observer, max_batch_tokens
+        self._device_lock = device_lock or threading.Lock()
+        self._waiting: list[Waiting] = []
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._worker: threading.Thread | None = None
+        self.tokens = 0
+        """Tokens of texts that wait or are computed."""
+
+    @property
+    def size(self) -> int:
+        """Texts that wait."""
+        return len(self._waiting)
+
+    def submit(self, texts: Sequence[Prepared], deadline: float) -> list[asyncio.Future[Computed]]:
+        """Put ``texts`` into the queue; each future will hold what became of its text.
+
+        A future that is cancelled takes its text out of the queue.
+        """
+        loop = asyncio.get_running_loop()
+        items = [Waiting(text, loop.create_future(), deadline) for text in texts]
+        if self._stopped:
+            for item in items:
+                item.future.set_result(Computed(draining(), 0.0, 0.0))
+            return [item.future for item in items]
+        self.tokens += sum(item.text.tokens for item in items)
+        self._keep_working(loop)
+        with self._changed:
+            self._waiting += items
+            self._changed.notify()
+        return [item.future for item in items]
+
+    def stop(self) -> None:
+        """Compute nothing more; what still waits is told so."""
+        with self._changed:
+            self._stopped, left = True, self._waiting
+            self._waiting = []
+            self._changed.notify()
+        for item in left:
+            self._deliver(item, Computed(draining(), time.monotonic() - item.arrived, 0.0))
+
+    def _keep_working(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._worker is None or not self._worker.is_alive():
+            self._worker = threading.Thread(
+                target=self._work, args=(loop,), name="snugtune-batcher", daemon=True
+            )
+            self._worker.start()
+
+    # --- in the worker's thread -------------------------------------------------------------------
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while (batch := self._take(loop)) is not None:
+            if batch:
+                self._compute(batch, loop)
+
+    def _take(self, loop: asyncio.AbstractEventLoop) -> list[Waiting] | None:
+        """The next batch, empty if all that waited had to be dropped; None: the work is over."""
+        with self._changed:
+            while not self._waiting and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                return None
+            now = time.monotonic()
+            gone = [item for item in self._waiting if item.future.cancelled()]
+            late = [item for item in self._waiting if item.deadline <= now and not item.future.cancelled()]
+            if gone or late:
+                dropped = {id(item) for item in (*gone, *late)}
+                self._waiting = [item for item in self._waiting if id(item) not in dropped]
+            batch = self._choose(self._waiting)
+            taken = {id(item) for item in batch}
+            self._waiting = [item for item in self._waiting if id(item) not in taken]
+        if gone or late:
+            _call(loop, self._drop, gone, late)
+        return batch
+
+    def _choose(self, waiting: Sequence[Waiting]) -> list[Waiting]:
+        if not waiting:
+            return []
+        engine = waiting[0].text.engine  # after a reload the queue may hold texts of two versions
+        same = [item for item in waiting if item.text.engine is engine]
+        chosen = companions(
+            [item.text.longest for item in same],
+            [len(item.text.rows) for item in same],
+            [item.text.tokens for item in same],
+            self._max_batch_tokens or engine.batch_tokens,
+            engine.max_padding,
+        )
+        return [same[i] for i in chosen]
+
+    def _compute(self, batch: list[Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        began = time.monotonic()
+        with self._device_lock:
+            answers = answers_of([item.text for item in batch])
+        seconds = time.monotonic() - began
+        computed = [
+            Computed(answer, began - item.arrived, seconds)
+            for item, answer in zip(batch, answers, strict=True)
+        ]
+        width = max(item.text.longest for item in batch)
+        info = BatchInfo(
+            texts=len(batch),
+            tokens=sum(item.text.tokens for item in batch),
+            padded_tokens=width * sum(len(item.text.rows) for item in batch),
+            seconds=seconds,
+        )
+        _call(loop, self._finish, batch, computed, info)
+
+    # --- back in the event loop -------------------------------------------------------------------
+
+    def _finish(self, batch: list[Waiting], computed: list[Computed], info: BatchInfo) -> None:
+        for item, found in zip(batch, computed, strict=True):
+            self._deliver(item, found)
+        self._observer.on_batch(info)
+        failures = sum(isinstance(found.answer, Refusal) for found in computed)
+        if failures:
+            self._observer.on_failure(failures)
+
+    def _drop(self, gone: list[Waiting], late: list[Waiting]) -> None:
+        for item in (*gone, *late):
+            self._deliver(item, Computed(failed(TOO_LATE), time.monotonic() - item.arrived, 0.0))
+        for reason, items in (("gone", gone), ("late", late)):
+            if items:
+                self._observer.on_dropped(reason, len(items))
+
+    def _deliver(self, item: Waiting, found: Computed) -> None:
+        self.tokens -= item.text.tokens
+        if not item.future.done():
+            item.future.set_result(found)
+
+
+def answers_of(texts: Sequence[Prepared]) -> list[Answered]:
+    """The answers to ``texts``, all of one engine; if they fail together, each is asked by itself."""
+    try:
+        return texts[0].engine.answers(texts)
+    except BaseException as error:  # whatever it is, the texts' owners must be told and the thread must live
+        log.warning("A batch of %d failed: %s", len(texts), type(error).__name__)
+    # The handler is left: its traceback held the batch's tensors.
+    if len(texts) == 1:
+        return [failed(NOT_COMPUTED)]
+    return [answer for text in texts for answer in answers_of([text])]
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
+    try:
+        loop.call_soon_threadsafe(function, *args)
+    except RuntimeError:
+        log.debug("The event loop is closed; nobody waits any more.")
