@@ -23,8 +23,8 @@ def serve(result: dict[str, Any]) -> list[str]:
     versions = ", ".join(f"{name} {number}" for name, number in result["server_versions"].items())
     return [
         f"{settings['rows']} {result['texts']} a turn, each a request; so many clients ask again "
-        f"as soon as they are answered. {settings['model']} in float32, {settings['threads']} threads. LitServe "
-        f"with the best of the settings tried: batches of {best['max_batch_size']:g}, "
+        f"as soon as they are answered. {settings['model']} in float32, {settings['threads']} threads. "
+        f"LitServe with the best of the settings tried: batches of {best['max_batch_size']:g}, "
         f"{best['batch_timeout']:g} s. {versions}.",
         "",
         *table(COLUMNS, rows),
