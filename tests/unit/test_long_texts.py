@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from families import make_tokenizer
-from snugtune.data.dataset import Part
+from snugtune.data.part import Part
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.evaluate.calibration import log_softmax
 from snugtune.model.adapter import trainable_state

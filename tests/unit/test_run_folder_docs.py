@@ -11,7 +11,7 @@ OPEN = {
     "parameters.parts",
     "decision.calibration", "decision.mixture", "decision.promise", "automation", "verdict",
     "metrics.validation", "metrics.test", "baseline.metrics", "versions",
-    "reload.without_quantization", "audit", "frozen_pass", "data.corrections", "cost.price",
+    "reload.without_quantization", "audit", "frozen_pass", "data.additions", "data.corrections", "cost.price",
     "cost.compute_units",
     "cost.per_1000_predictions", "cost.per_year", "cost.quote", "long_texts.candidates",
     "imbalance.candidates",

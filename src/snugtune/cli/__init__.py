@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from snugtune.cli.app import app as open_app
 from snugtune.cli.audit import audit
 from snugtune.cli.compare import compare
 from snugtune.cli.data import app as data_app
@@ -38,6 +39,7 @@ app.add_typer(data_app, name="data")
 app.command()(predict)
 app.command()(serve)
 app.command()(export)
+app.command(name="app")(open_app)
 app.command()(compare)
 app.command()(watch)
 app.command()(report)

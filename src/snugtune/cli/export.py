@@ -19,7 +19,10 @@ def export(
     ] = None,
     to: Annotated[
         str,
-        typer.Option(help="merged (a Transformers folder), onnx, onnx-int8, adapter (PEFT), static or hub."),
+        typer.Option(
+            help="merged (a Transformers folder), onnx, onnx-int8, adapter (PEFT), static (a page that runs "
+            "in the browser), space (a web app for Hugging Face Spaces), or hub."
+        ),
     ] = "merged",
     dtype: Annotated[
         str, typer.Option(help="Number format of a merged model: float32, bfloat16 or float16.")

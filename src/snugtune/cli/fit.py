@@ -41,6 +41,7 @@ def fit(
     encoding: options.Encoding = None,
     delimiter: options.Delimiter = None,
     corrections: options.Corrections = None,
+    add: options.Add = None,
     duplicates: options.Duplicates = None,
     conflicts: options.Conflicts = None,
     merge_label_variants: options.MergeLabelVariants = None,

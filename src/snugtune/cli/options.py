@@ -44,6 +44,9 @@ Delimiter: TypeAlias = Annotated[str | None, _option(DATA, "Delimiter of a CSV, 
 Corrections: TypeAlias = Annotated[
     str | None, _option(DATA, "The label_issues.xlsx of an audit with its corrected_label column filled in.")
 ]
+Add: TypeAlias = Annotated[
+    str | None, _option(DATA, "The reviews.db of snugtune app: what people decided joins the training rows.")
+]
 Duplicates: TypeAlias = Annotated[str | None, _option(DATA, "Exact duplicates: drop (default) or keep.")]
 Conflicts: TypeAlias = Annotated[str | None, _option(DATA, "Same text, other label: keep (default) or drop.")]
 MergeLabelVariants: TypeAlias = Annotated[

@@ -23,6 +23,8 @@ from snugtune.data.label_sets import (
     separator_hint,
 )
 from snugtune.data.labels import CleaningPolicy, CleanResult, LabelSet, clean
+from snugtune.data.part import Part
+from snugtune.data.reviews import add_reviews
 from snugtune.data.split import PARTS, Split, split_rows
 from snugtune.data.stratify import split_label_sets
 from snugtune.data.table import Table, read_table
@@ -31,24 +33,6 @@ from snugtune.progress import Observer
 
 MAX_VALIDATION_ROWS = 10_000
 """Past it the validation score is known to half a point, and each look at it costs training time."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of one part: where they stand in their file (0-based data rows), their texts and labels ``y``.
-
-    Where each text has one label, ``y`` (N,) are class ids, and -1 marks a label unseen in training. Where it
-    may have several, ``y`` (N, K) is 1 for each that applies and else 0; a row of -1 has unseen labels only.
-    ``levels`` are the cells of columns above the label, blank where they are empty.
-    """
-
-    rows: NDArray[np.int64]
-    texts: list[str]
-    y: NDArray[Any]
-    levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.y)
 
 
 @dataclass(frozen=True)
@@ -82,12 +66,14 @@ class Data:
     """Cleaned, split data.
 
     ``parts`` are the split rows of ``table``, or of a separate test file; ``overlap`` is how many rows of
-    such a file are near-duplicates of training rows.
+    such a file are near-duplicates of training rows. ``additions`` says what a file of reviews changed, None
+    without one.
     """
 
     parts: dict[str, Part]
     table: Usable
     overlap: int | None = None
+    additions: dict[str, Any] | None = None
 
     @property
     def labels(self) -> LabelSet:
@@ -129,7 +115,9 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
     )  # fmt: skip
     data = Data(_parts(split, table), table)
     _check_validation(data)
-    return _with_test_file(data, config, observer) if config.test else data
+    if config.test:
+        data = _with_test_file(data, config, observer)
+    return data if config.add is None else _with_reviews(data, config, observer)
 
 
 def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
@@ -248,6 +236,15 @@ def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
             "scores on them flatter the model."
         )
     return Data({**data.parts, "test": test}, data.table, overlap)
+
+
+def _with_reviews(data: Data, config: FitConfig, observer: Observer) -> Data:
+    assert config.add is not None
+    train, additions = add_reviews(
+        config.add, data.parts, data.labels, may_lack_labels=config.min_class_count > 1
+    )
+    observer.say(additions.sentence())
+    return replace(data, parts={**data.parts, "train": train}, additions=additions.as_dict())
 
 
 def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:

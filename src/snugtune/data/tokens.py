@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any, overload
@@ -121,6 +121,19 @@ class Tokens:
             return values
         counts = np.diff(self.starts).astype(np.float32)
         return np.asarray(np.add.reduceat(values, self.starts[:-1], axis=0) / counts[:, None])
+
+    def first(self, texts: int) -> Tokens:
+        """The same of the first ``texts`` texts alone."""
+        if texts == len(self):
+            return self
+        assert self.whole is not None
+        rows = texts if self.starts is None else int(self.starts[texts])
+        lengths, whole = self.lengths[:rows], self.whole[:texts]
+        return replace(
+            self, ids=self.ids[:rows], lengths=lengths, whole=whole,
+            truncation=_truncation(self.truncation.max_length, whole, lengths, self.long_texts),
+            starts=None if self.starts is None else self.starts[: texts + 1],
+        )  # fmt: skip
 
     @property
     def price(self) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from snugtune.config import MULTI_LABEL, SINGLE_LABEL
 from snugtune.data.tokens import Tokens, tokenize
@@ -21,6 +22,7 @@ from snugtune.evaluate.multilabel.decision import LabelSetDecision
 from snugtune.export import static
 from snugtune.export.check import answers
 from snugtune.export.serving import GRAPH_OF_PAGE, Verdict, check_folder, complete_config
+from snugtune.export.space import check_public, check_space, require_app, write_space
 from snugtune.files import check_free_space, staged_folder, write_json, write_text
 from snugtune.model.artifact import Saved, check_reloads, save_model, write_tokenizer
 from snugtune.predict.agreement import EXACT, ROUNDED, Agreement, Logits, Tolerance
@@ -33,11 +35,11 @@ from snugtune.predict.int8 import (
     reference_model,
 )
 from snugtune.predict.onnx import require_onnx, weight_bytes, write_int8, write_onnx
-from snugtune.predict.predictor import read_record
+from snugtune.predict.predictor import Predictor, read_record
 from snugtune.progress import Observer
 from snugtune.report.card import export_card
 
-To = Literal["merged", "onnx", "onnx-int8", "adapter", "static"]
+To = Literal["merged", "onnx", "onnx-int8", "adapter", "static", "space"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -148,6 +150,8 @@ def export_run(
     run, observer = Path(run), observer or Observer()
     record = read_record(run)
     _check_choices(record, to, dtype)
+    if to == "space":
+        return _export_space(run, record, Path(out), rows=rows, overwrite=overwrite, observer=observer)
     with staged_folder(out, overwrite=overwrite, marker=MARKER) as folder:
         observer.phase("reference")
         job = _load(run, record, to, dtype, rows)
@@ -162,11 +166,69 @@ def export_run(
     return replace(exported, folder=Path(out))
 
 
+def _export_space(
+    run: Path,
+    record: dict[str, Any],
+    out: Path,
+    *,
+    rows: str | Path | None,
+    overwrite: bool,
+    observer: Observer,
+) -> Exported:
+    """A Space: whole predictions are compared, mixing and calibration included, by their log-odds."""
+    with staged_folder(out, overwrite=overwrite, marker=MARKER) as folder:
+        observer.phase("reference")
+        predictor = Predictor.load(run)
+        held_out = read_held_out(run, record, rows=ROWS_TO_COMPARE, table=rows)
+        reference = predictor.probabilities(held_out.texts)
+        check_free_space(folder, OVERHEAD_BYTES + weight_bytes(predictor.model), what="the export")
+        observer.phase("export")
+        write_space(run, record, folder, out.resolve().name)
+        check_public(run, record, folder)
+        observer.phase("compare")
+        given = check_space(folder, held_out.texts, predictor)
+        in_4bit = bool(record.get("config", {}).get("load_in_4bit"))
+        tolerance = ROUNDED if in_4bit else EXACT
+        found = agreement_on(held_out, record, _log_odds(given), _log_odds(reference))
+        if not found.within(tolerance):
+            raise ArtifactError(
+                f"The Space answers otherwise than the run, so nothing was written: {found.sentence()}; "
+                f"{tolerance.sentence()}."
+            )
+        exported = Exported(out, "space", "float32", found, tolerance, [], _space_notes(record))
+        told = {
+            "format": FORMAT, "run": run.resolve().name, "to": "space", "dtype": "float32",
+            "labels": list(record["labels"]), "max_length": int(record["model"]["max_length"]),
+            "agreement": found.as_dict(), "tolerance": asdict(tolerance), "serving": [],
+            "notes": exported.notes,
+            "versions": {name: version(name) for name in ("snugtune", "torch", "transformers", "gradio")},
+        }  # fmt: skip
+        write_json(folder / MARKER, told)
+    return exported
+
+
+def _log_odds(probabilities: NDArray[np.floating[Any]]) -> Logits:
+    """Of probabilities (N, K), which 1e-6 keeps from infinity."""
+    p = np.clip(probabilities.astype(np.float64), 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(p) - np.log1p(-p), dtype=np.float32)
+
+
+def _space_notes(record: dict[str, Any]) -> list[str]:
+    notes = ["The Space has no review page: what is written there goes when it is restarted."]
+    if record["decision"]["mixture"].get("weight"):
+        notes.append("The folder holds words of the training texts: the TF-IDF baseline goes by them.")
+    if record.get("config", {}).get("load_in_4bit"):
+        notes.append("The run computed on 4-bit weights; the Space holds the published ones, unrounded.")
+    return notes
+
+
 def _check_choices(record: dict[str, Any], to: str, dtype: str) -> None:
     if to not in get_args(To):
         raise UserInputError(f"An export is to one of {', '.join(get_args(To))}, hub, not {to!r}.")
     if dtype not in DTYPES:
         raise UserInputError(f"The dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    if to == "space":
+        require_app()
     if to != "merged" and dtype != "float32":
         raise UserInputError(f"--dtype is for --to merged; leave it out with --to {to}.")
     if to == "adapter" and record["model"]["folder"] != "adapter":

@@ -266,9 +266,12 @@ class Predictor:
         text: Sequence[str] | None = None,
         rows_per_batch: int = ROWS_PER_BATCH,
         observer: Observer | None = None,
+        on_batch: Callable[[Batch], None] | None = None,
         **reading: Any,
     ) -> Iterator[pl.DataFrame]:
         """The table ``source`` batch by batch, in its order, with the predicted columns added.
+
+        ``on_batch`` is given each batch with its probabilities, too.
 
         Raises:
             UserInputError: as ``batches``.
@@ -276,6 +279,8 @@ class Predictor:
         for batch in self.batches(
             source, text=text, rows_per_batch=rows_per_batch, observer=observer, **reading
         ):
+            if on_batch is not None:
+                on_batch(batch)
             yield replace_columns(batch.frame, self.added_columns(batch.texts, batch.probabilities))
 
 

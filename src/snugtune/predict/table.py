@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +11,7 @@ from snugtune.data.columns import choose_columns, join_texts
 from snugtune.data.table import iter_tables
 from snugtune.errors import UserInputError
 from snugtune.predict.alike import writer_like
-from snugtune.predict.predictor import ADDED_COLUMNS, ROWS_PER_BATCH, Predictor
+from snugtune.predict.predictor import ADDED_COLUMNS, ROWS_PER_BATCH, Batch, Predictor
 from snugtune.predict.summary import Summary
 from snugtune.predict.write import check_fits, check_output, write_tables
 from snugtune.progress import Observer
@@ -30,6 +30,7 @@ def predict_table(
     date: str | None = None,
     rows_per_batch: int = ROWS_PER_BATCH,
     observer: Observer | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
     **reading: Any,
 ) -> dict[str, int]:
     """Write the rows of ``source``, in their order, to ``output`` with the predicted columns added.
@@ -50,6 +51,7 @@ def predict_table(
         date: column by whose months the summary counts; found among the columns if left out.
         rows_per_batch: rows read and held at a time.
         observer: is told of the phases and the rows done.
+        on_batch: is given each batch with its probabilities.
         **reading: ``sheet``, ``encoding`` and ``delimiter``, as for ``read_table``.
 
     Raises:
@@ -67,7 +69,9 @@ def predict_table(
     counts = Summary(texts, date, ignored=added, separator=separator) if summary else None
     writer = writer_like(source, output, added, summary=counts, overwrite=overwrite, **reading)
     observer.phase("predict", found.rows)
-    tables = predictor.tables(source, text=text, rows_per_batch=rows_per_batch, observer=observer, **reading)
+    tables = predictor.tables(
+        source, text=text, rows_per_batch=rows_per_batch, observer=observer, on_batch=on_batch, **reading
+    )
     return write_tables(tables, output, csv_safe=csv_safe, writer=writer)
 
 

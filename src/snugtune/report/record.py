@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
 from snugtune.data.audit import shortened
-from snugtune.data.dataset import Data, Part
+from snugtune.data.dataset import Data
 from snugtune.data.identity import text_id
 from snugtune.data.label_sets import join_label_sets
 from snugtune.data.labels import LabelSet
+from snugtune.data.part import Part
 from snugtune.data.tokens import Truncation
 from snugtune.evaluate.decision import Decision
 from snugtune.evaluate.levels import Level
@@ -106,6 +107,7 @@ def run_record(facts: RunFacts) -> dict[str, Any]:
             "test_rows_like_training": data.overlap,
             "first_row": data.first_row,
             "corrections": data.table.corrections,
+            "additions": data.additions,
         },
         "audit": facts.audit,
         "frozen_pass": facts.frozen_pass,
@@ -158,14 +160,15 @@ class Told:
 def write_predictions(data: Data, told: dict[str, Told], path: Path, *, texts: bool = True) -> None:
     """Row by row: the part it fell in and, where scored, what was predicted.
 
-    ``row`` counts the data rows of its file from 0; test rows of a separate file count in that file.
+    ``row`` counts the data rows of its file from 0; test rows of a separate file count in that file, texts
+    from reviews have none.
     ``text_id`` is the same for the same text in every run. ``text`` is the beginning of the texts that were
     classified wrongly, the examples of a report; with ``texts=False`` there is no such column.
     """
     frames = []
     for name, part in data.parts.items():
         columns: dict[str, Any] = {
-            "row": part.rows,
+            "row": [None if row < 0 else row for row in part.rows.tolist()],
             "part": [name] * len(part),
             "text_id": list(map(text_id, part.texts)),
             "label": _given(data.labels, part),
@@ -179,7 +182,7 @@ def write_predictions(data: Data, told: dict[str, Told], path: Path, *, texts: b
                     shortened(text, TEXT_CHARACTERS) if given not in (None, label) else None
                     for text, given, label in rows
                 ]
-        schema = {"label": pl.String, "text_id": pl.UInt64, "text": pl.String}
+        schema = {"row": pl.Int64, "label": pl.String, "text_id": pl.UInt64, "text": pl.String}
         frames.append(pl.DataFrame(columns, schema_overrides=schema))
     with replacing(path) as temporary:
         pl.concat(frames, how="diagonal").write_parquet(temporary)

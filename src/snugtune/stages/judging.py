@@ -105,11 +105,14 @@ def audit_data(
     if not job.config.audit:
         return None
     table, parts = job.data.table, job.data.parts
+    # Texts from reviews are not in the table; they are the last ones of the training part.
+    own, trained = len(parts["train"]) - parts["train"].reviewed, len(parts["train"])
+    tokens = {**tokens, "train": tokens["train"].first(own)}
     of_table = [tokens[name] for name in parts if name != "test" or job.config.test is None]
-    judged = np.concatenate([parts[name].rows for name in ("train", "validation")])
+    judged = np.concatenate([parts["train"].rows[:own], parts["validation"].rows])
     return examine(
         table, Lengths.of_parts(of_table), np.searchsorted(table.rows, judged),
-        None if frozen is None else frozen.features,
+        None if frozen is None else np.delete(frozen.features, slice(own, trained), axis=0),
         leaked_rows=job.data.overlap, seed=job.config.seed, folder=folder, observer=job.clock,
         texts=job.config.report_texts,
     )  # fmt: skip

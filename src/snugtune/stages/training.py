@@ -214,7 +214,7 @@ def _run_engine(
     part, validation = job.data.parts["train"], job.data.parts["validation"]
     result = train(
         trainee.model,
-        Examples(tokens["train"], part.y, part.rows + job.data.first_row),
+        Examples(tokens["train"], part.y, np.where(part.rows < 0, -1, part.rows + job.data.first_row)),
         Examples(tokens["validation"], validation.y),
         job.config.model_copy(update={"tokens_per_micro_batch": plan.tokens_per_micro_batch}),
         head_names=trainee.head_names,

@@ -496,6 +496,7 @@ def _target(y: NDArray[Any]) -> Tensor:
 
 def _not_finite(step: int, examples: Examples, texts: NDArray[np.int64], loss: float) -> str:
     in_file = texts if examples.file_rows is None else examples.file_rows[texts]
+    in_file = in_file[in_file >= 0]  # texts from reviews are in no file
     shown = ", ".join(str(i) for i in in_file[:8]) + (", ..." if len(in_file) > 8 else "")
     what = "loss" if not math.isfinite(loss) else "gradient"
     return (

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from snugtune.data.dataset import Part
 from snugtune.data.long_texts import WAYS, LongTexts
+from snugtune.data.part import Part
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.evaluate.calibration import fit_temperature, log_softmax
 from snugtune.evaluate.metrics import classification_metrics

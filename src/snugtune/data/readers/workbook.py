@@ -53,6 +53,19 @@ def sheet_header(source: str | Path, sheet: str | None = None) -> SheetHeader:
     return header
 
 
+def sheet_names(source: str | Path) -> list[str]:
+    """The sheets of a workbook that hold cells, in its order.
+
+    Raises:
+        UserInputError: it is damaged or no workbook.
+    """
+    book, file, _ = _workbook(str(source), None)
+    names = [str(worksheet.title) for worksheet in book.worksheets]
+    book.close()
+    file.close()
+    return names
+
+
 def open_workbook(request: Request) -> Opened:
     """A sheet of a workbook, from the row that names its columns.
 

@@ -1,0 +1,1 @@
+"""The web app of a run: try a text, predict a table, review predictions, read the report."""
