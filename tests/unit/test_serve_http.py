@@ -12,6 +12,7 @@ from serving import Service
 from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.predict.predictor import Predictor
 from snugtune.serve.refusal import failed
+from snugtune.serve.server import until_broken
 from snugtune.serve.settings import Limits
 from trained import change_record, write_run
 
@@ -267,6 +268,26 @@ def test_nothing_is_taken_on_while_shutting_down(run):
         assert service.get("/health").status_code == 503
     finally:
         service.close()
+
+
+class Failing:
+    """Models that fail their checks as told; the first failure is known already."""
+
+    def __init__(self, *outcomes):
+        self.outcomes, self.healthy = list(outcomes), False
+
+    async def check(self):
+        self.healthy = self.outcomes.pop(0)
+
+
+def test_a_model_that_stays_broken_ends_the_server_and_one_that_recovers_does_not():
+    broken = Failing(False, False, False)
+    asyncio.run(asyncio.wait_for(until_broken(broken, every_s=0.001), 10))
+    assert broken.outcomes == []
+    recovers = Failing(False, False, True)
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(asyncio.wait_for(until_broken(recovers, every_s=0.001), 0.5))
+    assert recovers.healthy
 
 
 # --- a new run -------------------------------------------------------------------------------------

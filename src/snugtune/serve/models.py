@@ -154,11 +154,12 @@ class ServedModel:
         """Was it the texts, or is the model broken? A text known to be good tells."""
         self._observer.on_failure(texts)
         if not self._checks:
-            task = asyncio.get_running_loop().create_task(self._check())
+            task = asyncio.get_running_loop().create_task(self.check())
             self._checks.add(task)
             task.add_done_callback(self._checks.discard)
 
-    async def _check(self) -> None:
+    async def check(self) -> None:
+        """Ask a text known to be good."""
         was = self.healthy
         self.healthy = await asyncio.to_thread(self.engine.works)
         if was and not self.healthy:
@@ -226,6 +227,12 @@ class Models:
     def healthy(self) -> bool:
         """Whether all of them answer."""
         return all(model.healthy for model in self.by_name.values())
+
+    async def check(self) -> None:
+        """Ask those that did not answer once more: what was wrong may have passed."""
+        for model in self.by_name.values():
+            if not model.healthy:
+                await model.check()
 
     @property
     def in_house(self) -> int:

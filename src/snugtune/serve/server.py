@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from snugtune.errors import UserInputError
+from snugtune.errors import SnugtuneError, UserInputError
 from snugtune.progress import Observer
 from snugtune.serve.settings import ServeSettings, read_key
 
@@ -25,7 +25,15 @@ BACKLOG = 2048
 _LAST_S = 5.0
 """For answers that are ready to be sent, after the grace time."""
 
+CHECK_EVERY_S = 1.0
+CHECKS = 3
+"""A model that fails so many checks in a row is broken; what fails once may have met with a shortage."""
+
 Watch = Callable[["Stop"], None]
+
+
+class BrokenModelError(SnugtuneError):
+    """A model answers nothing any more, so the process ends; whoever keeps it starts the next one."""
 
 
 class Stop:
@@ -89,6 +97,7 @@ def serve_here(
 
     Raises:
         UserInputError: a setting is wrong, the ``serve`` extra is missing, or a run cannot be loaded.
+        BrokenModelError: a model stopped answering.
     """
     settings.limits.check()
     key = read_key(settings, os.environ)
@@ -185,12 +194,25 @@ async def _serve(
         observer.say(f"Serving {', '.join(models.by_name)} on {address_of(listening)} (its page: /docs).")
         looking = asyncio.create_task(_look_for_new_runs(models, settings.watch_s, observer))
         asked = asyncio.create_task(stop.asked.wait())
-        await asyncio.wait({asked, serving}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (looking, asked):
+        broken = asyncio.create_task(until_broken(models))
+        await asyncio.wait({asked, serving, broken}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (looking, asked, broken):
             task.cancel()
         if not serving.done():
             await _drain(server, models, state, stop, settings.limits.grace_s)
         await serving
+        if broken.done() and not broken.cancelled():
+            raise BrokenModelError("A model no longer answers.")
+
+
+async def until_broken(models: Models, *, every_s: float = CHECK_EVERY_S) -> None:
+    """Wait until a model has failed ``CHECKS`` checks in a row, as after a CUDA error that outlasts it."""
+    failed = 0
+    while failed < CHECKS:
+        await asyncio.sleep(every_s)
+        if not models.healthy:
+            await models.check()
+        failed = 0 if models.healthy else failed + 1
 
 
 async def _drain(server: Any, models: Models, state: State, stop: Stop, grace_s: float) -> None:
