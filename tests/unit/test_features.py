@@ -9,8 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from snugtune.config import make_config
-from snugtune.cost.quote import Work
 from snugtune.data.tokens import Tokens, Truncation, choose_rows
 from snugtune.errors import UserInputError
 from snugtune.model.head import find_head
@@ -18,7 +16,6 @@ from snugtune.train import feature_store
 from snugtune.train.feature_store import LIMIT_VARIABLE, FeatureStore, features_folder, open_store
 from snugtune.train.features import frozen_pass, model_digest, row_keys
 from snugtune.train.forward import layer_inputs
-from snugtune.train.spending import Spending
 from tiny_training import CPU, examples, tiny_model
 
 
@@ -322,29 +319,3 @@ def test_the_folder_follows_the_users_cache(monkeypatch, tmp_path):
     assert features_folder() == tmp_path / "xdg" / "snugtune" / "features"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # not valid by the specification
     assert features_folder().is_absolute()
-
-
-# The forecast by the frozen pass
-
-
-def forecast(pace=None, tokens_per_s=1000.0, share=1.0):
-    config = make_config({"train": "x", "num_train_epochs": 2})
-    work = Work(
-        train_rows=100, validation_rows=0, test_rows=0, words=0, classes=2, epochs=2, train_s=1.0, load_s=0.0,
-        probe=True, pace=pace,
-    )  # fmt: skip
-    spending = Spending(config, None, None, work, None, None, np.full(100, 50))
-    return spending.forecast_by_pass(tokens_per_s, share)
-
-
-def test_the_whole_pass_corrects_the_quote_where_it_was_far_off():
-    told = forecast()  # 10,000 tokens, three forward passes each
-    assert told == "By the speed of the frozen pass, training takes about 30.0 s, not 1.0 s."
-    assert "about 15.0 s" in forecast(share=0.5)
-    assert forecast(tokens_per_s=10_000.0 / 1.24 * 3) is None
-    assert "about 1.3 s" in forecast(tokens_per_s=10_000.0 / 1.26 * 3)
-
-
-def test_earlier_runs_know_better_than_the_frozen_pass():
-    assert forecast(pace=1.3) is None
-    assert forecast(tokens_per_s=None) is None

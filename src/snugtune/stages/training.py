@@ -32,7 +32,7 @@ from snugtune.train.features import FrozenPass
 from snugtune.train.imbalance import Balanced, balance_with_probe, balance_without_probe
 from snugtune.train.long_texts import Reading
 from snugtune.train.planning import record_run
-from snugtune.train.prefix import Prefix, kept_prefix, time_share
+from snugtune.train.prefix import Prefix, kept_prefix
 from snugtune.train.probe import HeldOut, write_start
 from snugtune.train.recovery import ALL_LEVERS, Recovery, fingerprint_of
 from snugtune.train.retreats import evaluation_retreats, retreats
@@ -93,12 +93,10 @@ def make_trainee(job: Job, agreed: Agreed, reading: Reading, recovery: Recovery 
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
     )
     _draw_levers(guard, recovery)
-    trainee = Trainee(
+    return Trainee(
         trained, head.modules_to_save, parameters, on_trained(trained, begin_from), balanced,
         _of_texts(frozen, judged),
     )  # fmt: skip
-    _forecast(job, agreed.spending, trainee)
-    return trainee
 
 
 def _balanced(job: Job, head: Head, judged: list[Tokens], frozen: FrozenPass | None) -> Balanced:
@@ -124,14 +122,6 @@ def _of_texts(frozen: FrozenPass | None, judged: list[Tokens]) -> FrozenPass | N
     of_texts = [tokens.pooled(rows) for tokens, rows in zip(judged, of_rows, strict=True)]
     # In half precision they wait for the audit while the model trains.
     return replace(frozen, features=np.concatenate(of_texts).astype(np.float16))
-
-
-def _forecast(job: Job, spending: Spending, trainee: Trainee) -> None:
-    """How long training takes, now that the frozen model was seen reading."""
-    if trainee.frozen is not None:
-        share = time_share(job.config, trainee.model, job.device)
-        if told := spending.forecast_by_pass(trainee.frozen.tokens_per_s, share):
-            job.clock.say(told)
 
 
 def train_within(

@@ -22,17 +22,13 @@ from snugtune.memory.plan import Plan
 from snugtune.train.alternatives import Measured, estimated_alternatives
 from snugtune.train.engine import TrainResult
 from snugtune.train.pace import known_pace, record_pace
-from snugtune.units import GIB, duration
+from snugtune.units import GIB
 
 BYTES_PER_GB = 1e9
 """The recipe's author counts decimal GB."""
 
 CARD_FULL_PRECISION_GAIN = 0.5
 """A card comes nearer to its peak rate in float32 than on tensor cores, whose peak is far higher."""
-
-
-MUCH_THE_SAME = 1.25
-"""Two times of training no further apart than by this factor are not worth a second sentence."""
 
 
 @dataclass(frozen=True)
@@ -84,25 +80,6 @@ class Spending:
             baseline_score=baseline_score,
         )
         return bill(usage, terms, budget_ended_run=result.over_budget, estimated=estimated)
-
-    def forecast_by_pass(self, tokens_per_s: float | None, time_share: float) -> str | None:
-        """A sentence on training's time by the whole frozen pass, if it is another than was quoted.
-
-        None where it is much the same, or earlier runs told it better. ``time_share`` is what is left of
-        training's time by ``snugtune.train.prefix.time_share``.
-        """
-        quoted = quote(self.work)
-        if tokens_per_s is None or self.work.pace is not None or quoted is None:
-            return None
-        forward_s = float(self.lengths.sum()) * self.config.num_train_epochs / tokens_per_s
-        found = quote(replace(self.work, train_s=time_share * forward_s / self.work.forward_share))
-        assert found is not None
-        if max(found.train_s, quoted.train_s) <= MUCH_THE_SAME * min(found.train_s, quoted.train_s):
-            return None
-        return (
-            f"By the speed of the frozen pass, training takes about {duration(found.train_s)}, "
-            f"not {duration(quoted.train_s)}."
-        )
 
     def remember(self, result: TrainResult) -> None:
         """Keep how long training took, for later quotes; ``result`` is of training without a mishap."""
