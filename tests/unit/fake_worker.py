@@ -54,8 +54,8 @@ def act(word, observer, recovery, config):
             message
         )
     elif name == "train":
-        observer.say("training")
-        try:
+        try:  # Ctrl-C follows the word at once
+            observer.say("training")
             time.sleep(30)
         except KeyboardInterrupt:
             observer.say("stopping")
