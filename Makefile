@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 BENCHMARKS := $(wildcard benchmarks/*.py)
 
-.PHONY: help setup demo test lint bench docs clean
+.PHONY: help setup demo test test-long lint bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup   create $(VENV) with the exact versions of constraints.txt"
 	@echo "make demo    run snugtune demo"
-	@echo "make test    lint, then every test"
+	@echo "make test    lint, then the tests (about ten minutes)"
+	@echo "make test-long  what takes longer: the documents' commands, the notebook, kills and mutated files by the hundred"
 	@echo "make lint    ruff, mypy, layering contracts"
 	@echo "make bench   run the scripts in benchmarks/"
 	@echo "make docs    build the documentation into site/"
@@ -40,6 +41,9 @@ lint: $(READY)
 # The tests' models compute on one thread each; a file's tests stay together, for they share what is dear to make.
 test: lint
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-long: $(READY)
+	$(BIN)/pytest -m long -n auto --maxprocesses 2 --dist loadfile
 
 bench: $(READY)
 	@test -n "$(BENCHMARKS)" || { echo "There is nothing in benchmarks/ yet."; exit 1; }
