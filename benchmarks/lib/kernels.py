@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface
 
-from snugtune.model import attention
+from snugtune.model import attention, fused_linear
 from snugtune.train.forward import predict_logits
 
 from .common import best_time_s, synchronize
@@ -66,11 +66,15 @@ def forward_shares(data: TokenData) -> dict[str, float]:
 
 
 def observe(model: nn.Module, forward: Callable[[], None]) -> Products:
-    """The products of one call of ``forward``, seen at the layers' linear modules and at our attention."""
-    found, plain = Products(), attention.attention
+    """The products of one call of ``forward``, seen at linear modules, fused products and our attention."""
+    found, plain, fused = Products(), attention.attention, fused_linear.linear_pointwise
 
     def on_linear(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.linear.append((module.weight, module.bias, inputs[0].numel() // module.in_features))
+
+    def on_fused(module: nn.Module, x: Tensor, gelu: str | None = None) -> Tensor:
+        on_linear(module, (x,))
+        return fused(module, x, gelu)
 
     def noted(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
         texts, heads, queries, size = query.shape
@@ -83,10 +87,12 @@ def observe(model: nn.Module, forward: Callable[[], None]) -> Products:
         if isinstance(module, nn.Linear) and ".layer." in name
     ]
     AttentionInterface.register(attention.NAME, noted)
+    fused_linear.linear_pointwise = on_fused
     try:
         forward()
     finally:
         attention.register()
+        fused_linear.linear_pointwise = fused
         for hook in hooks:
             hook.remove()
     if not found.linear:

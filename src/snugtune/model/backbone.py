@@ -25,6 +25,7 @@ from snugtune.errors import UserInputError
 from snugtune.files import sha256
 from snugtune.model import attention
 from snugtune.model.first_token import read_first_token_only
+from snugtune.model.fused_linear import fuse_gelu
 from snugtune.model.head import NEW_PARAMETERS
 from snugtune.model.known import hub_options, no_text_classifier
 from snugtune.model.pooling import MEAN_POOLING_TYPES, pooled_folder, wants_mean_pooling
@@ -141,6 +142,7 @@ def load_backbone(
     )
     compute_as_trained(model)
     read_first_token_only(model)
+    fuse_gelu(model)
     setattr(model, NEW_PARAMETERS, _new_parameters(model, info, name))
     _ensure_pad_token(tokenizer, model, name)
     _check_vocabulary(tokenizer, model, name)

@@ -31,6 +31,7 @@ from snugtune.memory.host import bound_primitive_caches
 from snugtune.model import attention
 from snugtune.model.artifact import load_model
 from snugtune.model.first_token import read_first_token_only
+from snugtune.model.fused_linear import fuse_gelu, pack_linears
 from snugtune.model.head import find_head
 from snugtune.model.precision import pick_device
 from snugtune.progress import Observer
@@ -146,7 +147,7 @@ class Predictor:
         if number == torch.int8:
             model, tokenizer = _load_int8(run, record, observer or Observer())
         else:
-            model, tokenizer = _load(folder, number)
+            model, tokenizer = _load(folder, number, device)
         baseline = TfidfBaseline.load(run / "baseline") if settings["decision"].uses_baseline else None
         return cls(
             model=model.to(device).eval(), tokenizer=tokenizer, device=device, baseline=baseline, **settings
@@ -365,7 +366,7 @@ def _load_int8(run: Path, record: dict[str, Any], observer: Observer) -> tuple[n
     return model, AutoTokenizer.from_pretrained(run / record["model"]["folder"], trust_remote_code=False)
 
 
-def _load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
     """The merged model in ``dtype``, but for its last layer, and the tokenizer."""
     try:
         model, tokenizer = load_model(folder, dtype=dtype, attn_implementation=attention.register())
@@ -378,4 +379,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
         # A logit of 8 has steps of 1/16 in bfloat16: classes would tie that are well apart.
         final = find_head(model).final.float()
         final.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        fuse_gelu(model)
+        pack_linears(model)
     return model, tokenizer

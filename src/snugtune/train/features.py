@@ -28,7 +28,7 @@ from snugtune.model.head import Head
 from snugtune.train.feature_store import LEAST_TOKENS, Keys, open_store
 from snugtune.train.forward import layer_inputs
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same model and ids would give other features."""
 
 WITHOUT_EFFECT = {"id2label", "label2id", "problem_type", "_name_or_path", "architectures"}
