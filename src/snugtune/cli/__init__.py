@@ -11,6 +11,7 @@ from snugtune.cli.audit import audit
 from snugtune.cli.compare import compare
 from snugtune.cli.data import app as data_app
 from snugtune.cli.demo import demo
+from snugtune.cli.doctor import doctor
 from snugtune.cli.evaluate import evaluate
 from snugtune.cli.export import export
 from snugtune.cli.fit import fit
@@ -33,6 +34,7 @@ app.command()(fit)
 app.command()(audit)
 app.command()(evaluate)
 app.command()(plan)
+app.command()(doctor)
 app.command()(demo)
 app.command()(sample)
 app.add_typer(data_app, name="data")

@@ -161,15 +161,21 @@ def _this_cpu() -> Device:
     import platform
 
     import psutil
-    import torch
 
     float32 = CPU_FLOAT32_GFLOPS_PER_CORE * (os.cpu_count() or 1) / 1000
-    has_bfloat16 = bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    has_bfloat16 = cpu_has_bfloat16()
     return Device(
         "cpu", "cpu", gib(psutil.virtual_memory().available), 0.0, (0, 0),
         float32 * (CPU_BFLOAT16_GAIN if has_bfloat16 else 1), has_bfloat16, float32, CPU_BANDWIDTH_GB_S,
         "psutil.virtual_memory", "CPU", f"cpu with {os.cpu_count()} cores", platform.machine() or "cpu",
     )  # fmt: skip
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor multiplies matrices in bfloat16 (AVX512_BF16 or AMX)."""
+    import torch
+
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 @cache
