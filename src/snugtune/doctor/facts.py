@@ -62,7 +62,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class Memory:
-    """Main memory in bytes; ``limit`` is the container's, and ``left_in_limit`` what it has not used of it."""
+    """Main memory in bytes; ``limit`` is the container's, ``left_in_limit`` what is left of it."""
 
     total_bytes: int
     available_bytes: int

@@ -13,7 +13,7 @@ from snugtune.units import GIB
 Status = Literal["ok", "note", "problem"]
 
 BFLOAT16_FROM = (8, 0)
-"""Compute capability with bfloat16 in its tensor cores (CUDA C++ Programming Guide, "Compute Capabilities")."""
+"""Compute capability with bfloat16 in its tensor cores (CUDA C++ Programming Guide, appendix on them)."""
 
 PACKS_FROM = (8, 0)
 """FlashAttention 2, which PyTorch's variable-length attention is, needs Ampere
@@ -122,20 +122,20 @@ def torch_checks(facts: Facts) -> Iterator[Check]:
 
 
 def _build_check(facts: Facts, torch: Torch, build: str) -> Check:
-    card = next(iter(facts.cards), None)
-    if torch.trial_error and torch.sees is None:
-        return Check(
-            "PyTorch", "problem", f"{build}; it cannot reach the card: {torch.trial_error}", stops=True
-        )
     if torch.hip:
         return Check("PyTorch", "note", f"{build}; AMD cards are not tested, and texts are not packed there")
-    capability = torch.sees or (card.compute_capability if card else None)
-    if card is None and torch.sees is None:
+    if not facts.cards and torch.sees is None and not torch.trial_error:
         return Check("PyTorch", "ok", build)
     if facts.hidden:
         return Check(
             "PyTorch", "note", f"{build}; CUDA_VISIBLE_DEVICES hides the card", "unset CUDA_VISIBLE_DEVICES"
         )
+    return _card_build_check(facts, torch, build)
+
+
+def _card_build_check(facts: Facts, torch: Torch, build: str) -> Check:
+    """The same where there is a card."""
+    capability = torch.sees or (facts.cards[0].compute_capability if facts.cards else None)
     driver_cuda = facts.driver.cuda if facts.driver else None
     better = build_for(capability, driver_cuda) if capability else None
     command = install(better) if better else ""
@@ -143,11 +143,12 @@ def _build_check(facts: Facts, torch: Torch, build: str) -> Check:
         return Check("PyTorch", "problem", f"{build} alone, so the card lies idle", command)
     if driver_cuda and driver_cuda[0] < parse(torch.cuda)[0]:
         return _old_driver(facts, torch, build, command)
-    return _kernels_check(facts, torch, build, capability, command)
+    return _kernels_check(torch, build, capability, command)
 
 
 def _old_driver(facts: Facts, torch: Torch, build: str, command: str) -> Check:
-    assert facts.driver is not None and torch.cuda is not None
+    assert facts.driver is not None
+    assert torch.cuda is not None
     least = LEAST_DRIVER.get(parse(torch.cuda)[0])
     update = f"update the driver to {least} or newer" if least else "update the driver"
     return Check(
@@ -158,18 +159,17 @@ def _old_driver(facts: Facts, torch: Torch, build: str, command: str) -> Check:
     )  # fmt: skip
 
 
-def _kernels_check(
-    facts: Facts, torch: Torch, build: str, capability: tuple[int, int] | None, command: str
-) -> Check:
+def _kernels_check(torch: Torch, build: str, capability: tuple[int, int] | None, command: str) -> Check:
     if capability and torch.architectures and not has_kernels(torch.architectures, capability):
-        sm = f"sm_{capability[0]}{capability[1]}"
         advice = command or "no published build has kernels for it; set CUDA_VISIBLE_DEVICES= to use the CPU"
-        return Check("PyTorch", "problem", f"{build}; it has no kernels for the card ({sm})", advice, True)
+        return Check(
+            "PyTorch", "problem", f"{build}; it has no kernels for the card ({_sm(capability)})", advice, True
+        )
     if torch.trial_error:
         return Check(
             "PyTorch", "problem", f"{build}; a small product on the card failed: {torch.trial_error}",
             "see who else uses the card, start the machine anew, or set CUDA_VISIBLE_DEVICES= for the CPU",
-            stops=torch.sees is not None,
+            stops=True,
         )  # fmt: skip
     if torch.sees is None:
         return Check(

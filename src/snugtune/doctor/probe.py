@@ -222,7 +222,7 @@ def _groups(root: Path, controller: str, own: str | None) -> Iterator[Path]:
     yield root
     yield root / controller
     for line in (own or "").splitlines():
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
         folder = (root / controller if controllers else root) / path.lstrip("/")
