@@ -13,6 +13,7 @@ from snugtune.cli.data import app as data_app
 from snugtune.cli.demo import demo
 from snugtune.cli.doctor import doctor
 from snugtune.cli.evaluate import evaluate
+from snugtune.cli.examples import epilog
 from snugtune.cli.export import export
 from snugtune.cli.fit import fit
 from snugtune.cli.plan import plan
@@ -30,21 +31,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(fit)
-app.command()(audit)
-app.command()(evaluate)
-app.command()(plan)
-app.command()(doctor)
-app.command()(demo)
-app.command()(sample)
+COMMANDS = {
+    "fit": fit,
+    "audit": audit,
+    "evaluate": evaluate,
+    "plan": plan,
+    "doctor": doctor,
+    "demo": demo,
+    "sample": sample,
+    "predict": predict,
+    "serve": serve,
+    "export": export,
+    "app": open_app,
+    "compare": compare,
+    "watch": watch,
+    "report": report,
+}
+"""Those that stand alone, by name."""
+
+for _name, _command in COMMANDS.items():
+    app.command(name=_name, epilog=epilog(_name))(_command)
 app.add_typer(data_app, name="data")
-app.command()(predict)
-app.command()(serve)
-app.command()(export)
-app.command(name="app")(open_app)
-app.command()(compare)
-app.command()(watch)
-app.command()(report)
 
 
 def main() -> None:

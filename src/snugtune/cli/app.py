@@ -7,46 +7,77 @@ from typing import Annotated
 
 import typer
 
+from snugtune.cli import completion
+
+REVIEW, ACCESS = "Review", "Who may use it, and how much"
+
 
 def app(
-    run: Annotated[Path, typer.Argument(help="The run folder that fit wrote.")],
+    run: Annotated[
+        Path, typer.Argument(autocompletion=completion.runs, help="The run folder that fit wrote.")
+    ],
     queue: Annotated[
         list[str] | None,
-        typer.Option(help="A table whose uncertain rows go into the review queue; repeat for several."),
+        typer.Option(
+            rich_help_panel=REVIEW,
+            help="A table whose uncertain rows go into the review queue; repeat for several.",
+        ),
     ] = None,
     reviews: Annotated[
-        Path | None, typer.Option(help="Where decisions are kept (RUN.reviews.db beside the run).")
+        Path | None,
+        typer.Option(
+            rich_help_panel=REVIEW, help="Where decisions are kept (RUN.reviews.db beside the run)."
+        ),
     ] = None,
     review: Annotated[
-        bool, typer.Option("--review/--no-review", help="Leave the review page out: nothing is kept.")
+        bool,
+        typer.Option(
+            "--review/--no-review", rich_help_panel=REVIEW, help="Leave the review page out: nothing is kept."
+        ),
     ] = True,
     audit_share: Annotated[
         float,
-        typer.Option(help="Share of the confident predictions that are reviewed, too, drawn at random."),
+        typer.Option(
+            rich_help_panel=REVIEW,
+            help="Share of the confident predictions that are reviewed, too, drawn at random.",
+        ),
     ] = 0.02,
     guidelines: Annotated[
-        Path | None, typer.Option(help="Rules for reviewers, in Markdown, shown beside the text.")
+        Path | None,
+        typer.Option(rich_help_panel=REVIEW, help="Rules for reviewers, in Markdown, shown beside the text."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen at; others than this machine's own need a password.")
+        str,
+        typer.Option(
+            rich_help_panel=ACCESS,
+            help="Address to listen at; others than this machine's own need a password.",
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes any.")] = 7860,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, rich_help_panel=ACCESS, help="Port to listen at; 0 takes any.")
+    ] = 7860,
     password_file: Annotated[
         Path | None,
-        typer.Option(help="A file with the password on its first line; or set SNUGTUNE_APP_PASSWORD."),
+        typer.Option(
+            rich_help_panel=ACCESS,
+            help="A file with the password on its first line; or set SNUGTUNE_APP_PASSWORD.",
+        ),
     ] = None,
     max_upload_mb: Annotated[
-        int, typer.Option(min=1, help="The largest table that may be uploaded, MiB.")
+        int, typer.Option(min=1, rich_help_panel=ACCESS, help="The largest table that may be uploaded, MiB.")
     ] = 50,
-    max_rows: Annotated[int, typer.Option(min=1, help="The most rows it may have.")] = 100_000,
+    max_rows: Annotated[
+        int, typer.Option(min=1, rich_help_panel=ACCESS, help="The most rows it may have.")
+    ] = 100_000,
     dtype: Annotated[
         str,
         typer.Option(
-            help="Arithmetic: auto (float32, as measured); bfloat16, often faster; int8, a CPU: less exact."
+            autocompletion=completion.choice_of(*completion.DTYPES),
+            help="Arithmetic: auto (float32, as measured); bfloat16, often faster; int8, a CPU: less exact.",
         ),
     ] = "auto",
 ) -> None:
-    """A web page for a run: try texts, predict tables, review predictions: snugtune app runs/run.
+    """A web page for a run: try texts, predict tables, review predictions.
 
     What reviewers decide is kept in a SQLite file that fit takes: snugtune fit TABLE --add
     runs/run.reviews.db

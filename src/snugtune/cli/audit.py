@@ -47,7 +47,7 @@ def audit(
     max_length: options.MaxLength = None,
     long_texts: options.LongTexts = None,
 ) -> None:
-    """Look at a table before spending anything on it: snugtune audit complaints.csv -o audit."""
+    """Look at a table before spending anything on it."""
     from snugtune.audit import audit as run_audit
     from snugtune.cli.audit_tables import show_audit
     from snugtune.cli.render import RichObserver

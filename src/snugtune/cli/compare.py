@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snugtune.cli import completion
+
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders; the first is the yardstick.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            autocompletion=completion.runs, help="Two or more run folders; the first is the yardstick."
+        ),
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON alone.")] = False,
 ) -> None:
-    """Runs side by side, and whether they differ by more than noise: snugtune compare runs/a runs/b."""
+    """Runs side by side, and whether they differ by more than noise."""
     from rich.console import Console
 
     from snugtune.report.compare import compare_runs

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from snugtune.cli.examples import epilog
 from snugtune.errors import RunInterruptedError, UserInputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def _group() -> None:
     """Keeps ``cfpb`` a command of its own while it is the only one."""
 
 
-@app.command()
+@app.command(epilog=epilog("data cfpb"))
 def cfpb(
     since: Annotated[str, typer.Option(help="First day of receipt, as in 2024-01-31.")],
     rows: Annotated[int, typer.Option(help="How many complaints, the newest first.")],
@@ -33,10 +34,7 @@ def cfpb(
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,
     base_url: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Download complaints with their texts from the CFPB's public database; run again, it resumes.
-
-    snugtune data cfpb --since 2024-01-01 --rows 20000 -o complaints.parquet
-    """
+    """Download complaints with their texts from the CFPB's public database; run again, it resumes."""
     from snugtune.data.cfpb import CFPB_SEARCH_URL, download
 
     first, last = _day("--since", since), _day("--until", until) if until else None

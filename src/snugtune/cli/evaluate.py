@@ -8,40 +8,68 @@ from typing import Annotated
 
 import typer
 
+from snugtune.cli import completion
+
+INPUT, OUTPUT = "How the input is read", "How the output is written"
+
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="The run folder that fit wrote.")],
+    run: Annotated[
+        Path, typer.Argument(autocompletion=completion.runs, help="The run folder that fit wrote.")
+    ],
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="The table to score on; - is a CSV piped in.")
     ],
     text: Annotated[
-        list[str] | None, typer.Option(help="Text column, if named otherwise than in training.")
+        list[str] | None,
+        typer.Option(rich_help_panel=INPUT, help="Text column, if named otherwise than in training."),
     ] = None,
     label: Annotated[
         list[str] | None,
-        typer.Option(help="Label column, likewise; repeat for several. None at all is fine."),
+        typer.Option(
+            rich_help_panel=INPUT, help="Label column, likewise; repeat for several. None at all is fine."
+        ),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", help="Also write each row with its prediction and whether it is right."
+            "--output",
+            "-o",
+            rich_help_panel=OUTPUT,
+            help="Also write each row with its prediction and whether it is right.",
         ),
     ] = None,
-    sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
-    table: Annotated[str | None, typer.Option(help="Table of a database, if INPUT names none.")] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV, if it is not found.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
+    sheet: Annotated[str | None, typer.Option(rich_help_panel=INPUT, help="Sheet of a workbook.")] = None,
+    table: Annotated[
+        str | None, typer.Option(rich_help_panel=INPUT, help="Table of a database, if INPUT names none.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(rich_help_panel=INPUT, help="Encoding of a CSV that is not UTF-8.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(rich_help_panel=INPUT, help="Delimiter of a CSV, if it is not found.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace an --output that exists.")
+    ] = False,
     summary: Annotated[
         bool,
-        typer.Option("--summary/--no-summary", help="Add a sheet of counts and charts to a workbook."),
+        typer.Option(
+            "--summary/--no-summary",
+            rich_help_panel=OUTPUT,
+            help="Add a sheet of counts and charts to a workbook.",
+        ),
     ] = True,
     dtype: Annotated[
-        str, typer.Option(help="Arithmetic: auto (float32, as measured), bfloat16, or int8 on a CPU.")
+        str,
+        typer.Option(
+            autocompletion=completion.choice_of(*completion.DTYPES),
+            help="Arithmetic: auto (float32, as measured), bfloat16, or int8 on a CPU.",
+        ),
     ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON alone.")] = False,
 ) -> None:
-    """Score a run on a table, and say how it differs from the run's: snugtune evaluate runs/run may.csv."""
+    """Score a run on a table, and say how it differs from the run's."""
     from snugtune.cli.pipe import readable
     from snugtune.cli.render import RichObserver, show_evaluation
     from snugtune.predict.evaluation import evaluate_table, read_reference

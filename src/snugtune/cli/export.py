@@ -8,46 +8,75 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snugtune.cli import completion
+
+TARGETS = ("merged", "onnx", "onnx-int8", "adapter", "static", "space", "hub")
+DTYPES, PUSHES = ("float32", "bfloat16", "float16"), ("auto", "merged", "adapter")
+"""For completion; they are checked where they are used."""
+
+HUB, STATIC = "To the Hugging Face Hub (--to hub)", "A page that runs in the browser (--to static)"
+
 if TYPE_CHECKING:
     from snugtune.export.export import Exported
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="The run folder that fit wrote.")],
+    run: Annotated[
+        Path, typer.Argument(autocompletion=completion.runs, help="The run folder that fit wrote.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The folder to write; not with --to hub.")
     ] = None,
     to: Annotated[
         str,
         typer.Option(
+            autocompletion=completion.choice_of(*TARGETS),
             help="merged (a Transformers folder), onnx, onnx-int8, adapter (PEFT), static (a page that runs "
-            "in the browser), space (a web app for Hugging Face Spaces), or hub."
+            "in the browser), space (a web app for Hugging Face Spaces), or hub.",
         ),
     ] = "merged",
     dtype: Annotated[
-        str, typer.Option(help="Number format of a merged model: float32, bfloat16 or float16.")
+        str,
+        typer.Option(
+            autocompletion=completion.choice_of(*DTYPES),
+            help="Number format of a merged model: float32, bfloat16 or float16.",
+        ),
     ] = "float32",
     rows: Annotated[
         str | None, typer.Option(help="The table with the run's held-out rows, if it has moved since.")
     ] = None,
-    repo_id: Annotated[str | None, typer.Option(help="OWNER/NAME on the Hub, with --to hub.")] = None,
+    repo_id: Annotated[
+        str | None, typer.Option(rich_help_panel=HUB, help="OWNER/NAME on the Hub, with --to hub.")
+    ] = None,
     push: Annotated[
         str,
-        typer.Option(help="With --to hub: merged, adapter, or auto: the adapter if its base is there, too."),
+        typer.Option(
+            autocompletion=completion.choice_of(*PUSHES),
+            rich_help_panel=HUB,
+            help="With --to hub: merged, adapter, or auto: the adapter if its base is there, too.",
+        ),
     ] = "auto",
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", rich_help_panel=HUB, help="Make a new repository a private one.")
+    ] = False,
     example: Annotated[
-        list[str] | None, typer.Option(help="With --to static: a text to try it with; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=STATIC, help="With --to static: a text to try it with; may be repeated."
+        ),
     ] = None,
     npm_package_dir: Annotated[
-        Path | None, typer.Option(help="With --to static: where npm pack put the two archives it runs on.")
+        Path | None,
+        typer.Option(
+            rich_help_panel=STATIC, help="With --to static: where npm pack put the two archives it runs on."
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an export (no other folder, no run).")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON alone.")] = False,
 ) -> None:
-    """A run for other programs, checked in a new process: snugtune export runs/run -o model --to onnx."""
+    """A run for other programs, checked in a new process."""
     from snugtune.cli.render import RichObserver
     from snugtune.errors import UserInputError
     from snugtune.export.export import export_run

@@ -99,10 +99,7 @@ def fit(
     max_units: options.MaxUnits = None,
     track: options.Track = None,
 ) -> None:
-    """Train a classifier on a table.
-
-    snugtune fit complaints.csv --text narrative --label issue --out runs/issue
-    """
+    """Train a classifier on a table."""
     from snugtune.cli.render import RichObserver, read_run, show_run
     from snugtune.config import make_config, read_config
     from snugtune.errors import RunInterruptedError

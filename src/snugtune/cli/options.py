@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from snugtune.cli import completion
+
 DATA, MODEL, ADAPTER = "Data", "Model", "Adapter (PEFT's names)"
 TRAINING, PRECISION, RESULT = "Training", "Batches and number formats", "Result"
 BUDGET = "Budget"
@@ -17,14 +19,29 @@ SHORTHANDS = {"multi_label"}
 """Options that stand for a value of a setting of another name."""
 
 
-def _option(panel: str, help_text: str, *names: str) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, show_default=False)
+def _option(panel: str, help_text: str, *names: str, values: Any = None) -> Any:
+    """An option of ``panel``; ``values`` completes what may be given, and is the shell's own if left out."""
+    return typer.Option(
+        *names, help=help_text, rich_help_panel=panel, show_default=False, autocompletion=values
+    )
 
 
-Text: TypeAlias = Annotated[list[str] | None, _option(DATA, "Text column; repeat for several.")]
+def _choice(setting: str, panel: str, help_text: str, *names: str) -> Any:
+    """An option whose values are those of ``setting``."""
+    return _option(panel, help_text, *names, values=completion.choice_of_setting(setting))
+
+
+Text: TypeAlias = Annotated[
+    list[str] | None,
+    _option(DATA, "Text column; repeat for several.", values=completion.columns("train", "data")),
+]
 Label: TypeAlias = Annotated[
     list[str] | None,
-    _option(DATA, "Label column; with --multi-label repeat it, one for each label (or a,b,c)."),
+    _option(
+        DATA,
+        "Label column; with --multi-label repeat it, one for each label (or a,b,c).",
+        values=completion.columns("train", "data"),
+    ),
 ]
 LabelLevels: TypeAlias = Annotated[
     str | None,
@@ -47,8 +64,12 @@ Corrections: TypeAlias = Annotated[
 Add: TypeAlias = Annotated[
     str | None, _option(DATA, "The reviews.db of snugtune app: what people decided joins the training rows.")
 ]
-Duplicates: TypeAlias = Annotated[str | None, _option(DATA, "Exact duplicates: drop (default) or keep.")]
-Conflicts: TypeAlias = Annotated[str | None, _option(DATA, "Same text, other label: keep (default) or drop.")]
+Duplicates: TypeAlias = Annotated[
+    str | None, _choice("duplicates", DATA, "Exact duplicates: drop (default) or keep.")
+]
+Conflicts: TypeAlias = Annotated[
+    str | None, _choice("conflicts", DATA, "Same text, other label: keep (default) or drop.")
+]
 MergeLabelVariants: TypeAlias = Annotated[
     bool | None,
     _option(
@@ -64,40 +85,49 @@ TestFraction: TypeAlias = Annotated[
 ]
 Seed: TypeAlias = Annotated[int | None, _option(DATA, "Seed of split, order and initial weights (0).")]
 
-Model: TypeAlias = Annotated[str | None, _option(MODEL, "'minilm' (default), a folder, or a Hub name.")]
+Model: TypeAlias = Annotated[
+    str | None, _option(MODEL, "'minilm' (default), a folder, or a Hub name.", values=completion.models)
+]
 Revision: TypeAlias = Annotated[str | None, _option(MODEL, "Branch, tag or commit on the Hub.")]
 MaxLength: TypeAlias = Annotated[int | None, _option(MODEL, "Tokens kept of each text (the model's limit).")]
 LongTexts: TypeAlias = Annotated[
     str | None,
-    _option(
+    _choice(
+        "long_texts",
         MODEL,
         "Longer texts: truncate (default), head_tail (first and last tokens), windows (all of it), or auto "
         "(by validation).",
     ),
 ]
-Method: TypeAlias = Annotated[str | None, _option(MODEL, "lora (default), full, or head.")]
+Method: TypeAlias = Annotated[str | None, _choice("method", MODEL, "lora (default), full, or head.")]
 LoadIn4bit: TypeAlias = Annotated[
     bool | None,
     _option(MODEL, "Hold frozen weights in 4 bits (NF4); needs snugtune\\[quantized].", "--load-in-4bit"),
 ]
 Pooling: TypeAlias = Annotated[
     str | None,
-    _option(MODEL, "What the head reads: auto (default; as the model was trained), first token, or mean."),
+    _choice(
+        "pooling",
+        MODEL,
+        "What the head reads: auto (default; as the model was trained), first token, or mean.",
+    ),
 ]
 HiddenDropout: TypeAlias = Annotated[float | None, _option(MODEL, "Dropout inside the model (0).")]
 
 ProblemType: TypeAlias = Annotated[
     str | None,
-    _option(MODEL, "single_label_classification (default) or multi_label_classification."),
+    _choice("problem_type", MODEL, "single_label_classification (default) or multi_label_classification."),
 ]
-TaskType: TypeAlias = Annotated[str | None, _option(ADAPTER, "SEQ_CLS, the only one here.")]
+TaskType: TypeAlias = Annotated[str | None, _choice("task_type", ADAPTER, "SEQ_CLS, the only one here.")]
 R: TypeAlias = Annotated[int | None, _option(ADAPTER, "LoRA rank (16).", "--r")]
 LoraAlpha: TypeAlias = Annotated[float | None, _option(ADAPTER, "LoRA scaling: alpha / r (32).")]
 TargetModules: TypeAlias = Annotated[
     str | None, _option(ADAPTER, "Module names, by commas, or all-linear (query and value).")
 ]
 LoraDropout: TypeAlias = Annotated[float | None, _option(ADAPTER, "Dropout before the adapter (0).")]
-Bias: TypeAlias = Annotated[str | None, _option(ADAPTER, "Biases trained: none (default), all, lora_only.")]
+Bias: TypeAlias = Annotated[
+    str | None, _choice("bias", ADAPTER, "Biases trained: none (default), all, lora_only.")
+]
 ModulesToSave: TypeAlias = Annotated[
     str | None, _option(ADAPTER, "Modules trained in full, by commas (the head).")
 ]
@@ -106,7 +136,7 @@ UseRslora: TypeAlias = Annotated[
     bool | None, _option(ADAPTER, "Rank-stabilised LoRA: scale by alpha / sqrt(r).", "--use-rslora")
 ]
 InitLoraWeights: TypeAlias = Annotated[
-    str | None, _option(ADAPTER, "true (default), gaussian, pissa, olora or orthogonal.")
+    str | None, _choice("init_lora_weights", ADAPTER, "true (default), gaussian, pissa, olora or orthogonal.")
 ]
 LayersToTransform: TypeAlias = Annotated[
     str | None, _option(ADAPTER, "Layers that get an adapter, by commas, counted from 0 (all).")
@@ -122,7 +152,7 @@ WarmupRatio: TypeAlias = Annotated[
     float | None, _option(TRAINING, "Share of the steps in which the rate rises (.1).")
 ]
 LrSchedulerType: TypeAlias = Annotated[
-    str | None, _option(TRAINING, "After warm-up: linear (default), cosine or constant.")
+    str | None, _choice("lr_scheduler_type", TRAINING, "After warm-up: linear (default), cosine or constant.")
 ]
 MaxGradNorm: TypeAlias = Annotated[float | None, _option(TRAINING, "Gradients are clipped to it (1).")]
 LabelSmoothing: TypeAlias = Annotated[float | None, _option(TRAINING, "Of the cross-entropy (0).")]
@@ -132,8 +162,10 @@ ProbeStart: TypeAlias = Annotated[
 ]
 Metric: TypeAlias = Annotated[
     str | None,
-    _option(
-        TRAINING, "Validation score that chooses the weights: accuracy (default), f1_macro, or f1_micro."
+    _choice(
+        "metric",
+        TRAINING,
+        "Validation score that chooses the weights: accuracy (default), f1_macro, or f1_micro.",
     ),
 ]
 Patience: TypeAlias = Annotated[
@@ -161,7 +193,7 @@ TokensPerMicroBatch: TypeAlias = Annotated[
 ]
 Packing: TypeAlias = Annotated[
     str | None,
-    _option(PRECISION, "Train without padding where GPU and model can: auto (default) or off."),
+    _choice("packing", PRECISION, "Train without padding where GPU and model can: auto (default) or off."),
 ]
 Fp16: TypeAlias = Annotated[
     bool | None, _option(PRECISION, "Hold and multiply frozen weights in float16.", "--fp16")
@@ -197,7 +229,8 @@ MixWithBaseline: TypeAlias = Annotated[
 ]
 Imbalance: TypeAlias = Annotated[
     str | None,
-    _option(
+    _choice(
+        "imbalance",
         RESULT,
         "Favour rare classes where validation says that raises --metric: auto (default); or none, weights, "
         "logit_adjustment, sampling.",
@@ -226,7 +259,7 @@ MaxUnits: TypeAlias = Annotated[
 ]
 Track: TypeAlias = Annotated[
     str | None,
-    _option(RESULT, "Also log to tensorboard (in the run folder), mlflow, wandb or trackio."),
+    _choice("track", RESULT, "Also log to tensorboard (in the run folder), mlflow, wandb or trackio."),
 ]
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snugtune.cli import options
+from snugtune.cli import completion, options
 from snugtune.errors import UserInputError
 
 if TYPE_CHECKING:
     from snugtune.memory.devices import Device
 
 Option = typer.Option
+WHERE = "Where"
 NOT_SETTINGS = {
     "data", "labels", "rows", "gpu", "memory", "max_hours", "max_time", "max_cost", "recipe", "picture",
     "config", "json",
@@ -29,15 +30,32 @@ def plan(
         int | None, Option(help="Without a table: how many texts, to tell time and cost.")
     ] = None,
     gpu: Annotated[
-        str | None, Option(help="GPUs by commas, as t4,l4,a100-40; this machine if left out.")
+        str | None,
+        Option(
+            help="GPUs by commas, as t4,l4,a100-40; this machine if left out.",
+            autocompletion=completion.gpus,
+            rich_help_panel=WHERE,
+        ),
     ] = None,
-    memory: Annotated[str | None, Option(help="Memory to stay within, as 15GiB (what is free now).")] = None,
+    memory: Annotated[
+        str | None, Option(help="Memory to stay within, as 15GiB (what is free now).", rich_help_panel=WHERE)
+    ] = None,
     max_hours: Annotated[
-        float | None, Option(help="The longest it may take; says what would keep it.")
+        float | None,
+        Option(help="The longest it may take; says what would keep it.", rich_help_panel=options.BUDGET),
     ] = None,
-    max_time: Annotated[str | None, Option(help="The same as for fit: 90min, 1.5h.")] = None,
-    max_cost: Annotated[float | None, Option(help="The most it may cost in USD; likewise.")] = None,
-    recipe: Annotated[str | None, Option(help="'blog': a well-known recipe beside our plan.")] = None,
+    max_time: Annotated[
+        str | None, Option(help="The same as for fit: 90min, 1.5h.", rich_help_panel=options.BUDGET)
+    ] = None,
+    max_cost: Annotated[
+        float | None, Option(help="The most it may cost in USD; likewise.", rich_help_panel=options.BUDGET)
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        Option(
+            help="'blog': a well-known recipe beside our plan.", autocompletion=completion.choice_of("blog")
+        ),
+    ] = None,
     picture: Annotated[
         Path | None, Option(help="Draw what the peaks consist of into this file (.svg, .png or .pdf).")
     ] = None,
@@ -78,7 +96,7 @@ def plan(
     bf16: options.Bf16 = None,
     price_per_hour_usd: options.Price = None,
 ) -> None:
-    """Say what a fit trains, takes and costs, before it runs: snugtune plan --labels 20 --gpu t4,l4."""
+    """Say what a fit trains, takes and costs, before it runs."""
     from snugtune.cli.plan_tables import show_parameters, show_plans, show_recipe
     from snugtune.config import make_config, read_config
     from snugtune.memory.limits import Limits

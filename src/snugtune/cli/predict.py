@@ -10,9 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
+from snugtune.cli import completion
+
+INPUT, OUTPUT = "How the input is read", "How the output is written"
+
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The run folder that fit wrote.")],
+    run: Annotated[
+        Path, typer.Argument(autocompletion=completion.runs, help="The run folder that fit wrote.")
+    ],
     source: Annotated[
         str, typer.Argument(metavar="INPUT", help="The table to classify; - is a CSV piped in.")
     ],
@@ -26,40 +32,59 @@ def predict(
         ),
     ],
     text: Annotated[
-        list[str] | None, typer.Option(help="Text column, if named otherwise than in training.")
+        list[str] | None,
+        typer.Option(rich_help_panel=INPUT, help="Text column, if named otherwise than in training."),
     ] = None,
-    sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
-    table: Annotated[str | None, typer.Option(help="Table of a database, if INPUT names none.")] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV that is not UTF-8.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV, if it is not found.")] = None,
+    sheet: Annotated[str | None, typer.Option(rich_help_panel=INPUT, help="Sheet of a workbook.")] = None,
+    table: Annotated[
+        str | None, typer.Option(rich_help_panel=INPUT, help="Table of a database, if INPUT names none.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(rich_help_panel=INPUT, help="Encoding of a CSV that is not UTF-8.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(rich_help_panel=INPUT, help="Delimiter of a CSV, if it is not found.")
+    ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an OUTPUT that exists; it may be INPUT itself.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            rich_help_panel=OUTPUT,
+            help="Replace an OUTPUT that exists; it may be INPUT itself.",
+        ),
     ] = False,
     csv_safe: Annotated[
         bool,
         typer.Option(
-            "--csv-safe", help="An apostrophe before labels in a CSV that look like a formula (= + - @)."
+            "--csv-safe",
+            rich_help_panel=OUTPUT,
+            help="An apostrophe before labels in a CSV that look like a formula (= + - @).",
         ),
     ] = False,
     summary: Annotated[
         bool,
         typer.Option(
             "--summary/--no-summary",
+            rich_help_panel=OUTPUT,
             help="Add a sheet of counts by label and month, with charts, to a workbook.",
         ),
     ] = True,
     date: Annotated[
-        str | None, typer.Option(help="Column of the summary's months; the first one of dates if left out.")
+        str | None,
+        typer.Option(
+            rich_help_panel=OUTPUT, help="Column of the summary's months; the first one of dates if left out."
+        ),
     ] = None,
     dtype: Annotated[
         str,
         typer.Option(
-            help="Arithmetic: auto (float32, as measured); bfloat16, often faster; int8, a CPU: less exact."
+            autocompletion=completion.choice_of(*completion.DTYPES),
+            help="Arithmetic: auto (float32, as measured); bfloat16, often faster; int8, a CPU: less exact.",
         ),
     ] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,
 ) -> None:
-    """Classify a table: snugtune predict runs/run new.xlsx -o done.xlsx.
+    """Classify a table.
 
     Every row of INPUT comes out in its order with five columns added: predicted_label, confidence,
     needs_review, second_label, third_label; or, of a run with several labels a text, label_confidences and

@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from snugtune.cli import completion
+
 PAGE_SUFFIXES = {".html", ".htm"}
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The run folder that fit has written.")],
+    run: Annotated[
+        Path, typer.Argument(autocompletion=completion.runs, help="The run folder that fit has written.")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The page to write (report.html in the run folder)."),
@@ -25,7 +29,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Make a run's report again: snugtune report runs/issue -o issue.html."""
+    """Make a run's report again."""
     from snugtune.errors import UserInputError
     from snugtune.report.page import write_report
 

@@ -17,7 +17,7 @@ def sample(
     overwrite: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,
 ) -> None:
-    """Write a table of invented complaints to try the tool on: snugtune sample complaints.xlsx."""
+    """Write a table of invented complaints to try the tool on."""
     from snugtune.data.sample import write_sample
     from snugtune.errors import UserInputError
 

@@ -7,29 +7,46 @@ from typing import Annotated
 
 import typer
 
+from snugtune.cli import completion
+
+ACCESS = "Access"
+
 LIMITS = "Limits"
 
 
 def serve(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Run folders, or NAME=FOLDER; the first is the default model."),
+        typer.Argument(
+            autocompletion=completion.runs,
+            metavar="RUN...",
+            help="Run folders, or NAME=FOLDER; the first is the default model.",
+        ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; this machine only by default.")
+        str, typer.Option(rich_help_panel=ACCESS, help="Address to listen on; this machine only by default.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", "-p", help="Port to listen on; 0: any that is free.")] = 8080,
+    port: Annotated[
+        int,
+        typer.Option("--port", "-p", rich_help_panel=ACCESS, help="Port to listen on; 0: any that is free."),
+    ] = 8080,
     key_file: Annotated[
         Path | None,
-        typer.Option(help="File with the key that requests must bring; or set SNUGTUNE_KEY."),
+        typer.Option(
+            rich_help_panel=ACCESS, help="File with the key that requests must bring; or set SNUGTUNE_KEY."
+        ),
     ] = None,
     no_key: Annotated[
-        bool, typer.Option("--no-key", help="Answer everyone, also on an address others can reach.")
+        bool,
+        typer.Option(
+            "--no-key", rich_help_panel=ACCESS, help="Answer everyone, also on an address others can reach."
+        ),
     ] = False,
     dtype: Annotated[
         str,
         typer.Option(
-            help="Arithmetic: auto (float32, as measured), bfloat16, float16 (a GPU), int8 (a CPU)."
+            autocompletion=completion.choice_of(*completion.DTYPES),
+            help="Arithmetic: auto (float32, as measured), bfloat16, float16 (a GPU), int8 (a CPU).",
         ),
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of the model (all cores).")] = None,
@@ -81,7 +98,7 @@ def serve(
         typer.Option(help="Seconds to finish what was taken on, after SIGTERM.", rich_help_panel=LIMITS),
     ] = 30.0,
 ) -> None:
-    """Serve runs over HTTP: snugtune serve runs/issue, or several: snugtune serve a=runs/issue b=runs/x.
+    """Serve one or several runs over HTTP.
 
     POST /predict takes what text-embeddings-inference takes; POST /v1/classify answers with label,
     confidence and needs_review. What a run says here is what snugtune predict says.

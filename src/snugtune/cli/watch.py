@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from snugtune.cli import completion
 from snugtune.errors import SnugtuneError, UserInputError
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ SHOWN_SENTENCES, SHOWN_LOOKS = 5, 6
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="The run folder, as given to fit --out.")],
+    run: Annotated[
+        Path, typer.Argument(autocompletion=completion.runs, help="The run folder, as given to fit --out.")
+    ],
     json: Annotated[bool, typer.Option("--json", help="Print the state now as JSON, and end.")] = False,
 ) -> None:
-    """Follow a run that trains in another window, until it is complete: snugtune watch runs/run."""
+    """Follow a run that trains in another window, until it is complete."""
     from rich.console import Console
 
     from snugtune.train.live import Watcher
