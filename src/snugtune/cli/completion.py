@@ -62,7 +62,9 @@ def columns(*arguments: str) -> Callable[..., list[str]]:
     """Completes a column of the CSV that is given already, as one of these ``arguments``."""
 
     def complete(ctx: Any, incomplete: str) -> list[str]:
-        table = next((ctx.params[name] for name in arguments if ctx.params.get(name)), None)
+        # While an option lacks its value, the arguments before it are not told apart yet.
+        given = (*(ctx.params.get(name) for name in arguments), *ctx.args)
+        table = next(filter(None, given), None)
         return _beginning(_header(table), incomplete)
 
     # Typer looks at the annotations, and must not find a name that only type checkers import.

@@ -111,7 +111,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "A web page that needs no server",
-            "snugtune export runs/issue -o page --to static --example 'My card was stolen'",
+            "snugtune export runs/issue -o page --to static --example 'Card stolen'",
         ),
     ),
     "app": (

@@ -86,10 +86,11 @@ def predict(
 ) -> None:
     """Classify a table.
 
-    Every row of INPUT comes out in its order with five columns added: predicted_label, confidence,
-    needs_review, second_label, third_label; or, of a run with several labels a text, label_confidences and
-    next_label. Columns of these names that INPUT already has are replaced.
-    A workbook written as a workbook keeps everything else it has: sheets, formats, formulas, filters.
+    Every row of INPUT comes out in its order with five columns added:
+    predicted_label, confidence, needs_review, second_label, third_label; or, of
+    a run with several labels a text, label_confidences and next_label. Columns
+    of these names that INPUT already has are replaced. A workbook keeps
+    everything else it has: sheets, formats, formulas, filters.
     """
     from snugtune.cli.pipe import PIPE, readable, standard_output
     from snugtune.cli.render import RichObserver
