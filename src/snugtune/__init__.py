@@ -11,10 +11,24 @@ if TYPE_CHECKING:
     from snugtune.classifier import Classifier
     from snugtune.config import FitConfig, make_config
     from snugtune.errors import SnugtuneError, UserInputError
+    from snugtune.notebook import audit_table, fit_table, open_run, plan, write_sample
     from snugtune.predict.predictor import Predictor
     from snugtune.supervise import fit
 
-__all__ = ["Classifier", "FitConfig", "Predictor", "SnugtuneError", "UserInputError", "fit", "make_config"]
+__all__ = [
+    "Classifier",
+    "FitConfig",
+    "Predictor",
+    "SnugtuneError",
+    "UserInputError",
+    "audit_table",
+    "fit",
+    "fit_table",
+    "make_config",
+    "open_run",
+    "plan",
+    "write_sample",
+]
 
 _HOME = {
     "Classifier": "snugtune.classifier",
@@ -22,7 +36,12 @@ _HOME = {
     "make_config": "snugtune.config",
     "SnugtuneError": "snugtune.errors",
     "UserInputError": "snugtune.errors",
+    "audit_table": "snugtune.notebook",
     "fit": "snugtune.supervise",
+    "fit_table": "snugtune.notebook",
+    "open_run": "snugtune.notebook",
+    "plan": "snugtune.notebook",
+    "write_sample": "snugtune.notebook",
     "Predictor": "snugtune.predict.predictor",
 }
 
@@ -30,6 +49,10 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     # Public names load on first use, so that ``import snugtune`` stays fast.
     if name in _HOME:
+        if _HOME[name] == "snugtune.notebook":
+            from snugtune.quiet import quiet_imports
+
+            quiet_imports()  # else what libraries say of themselves comes above a cell's own output
         value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value

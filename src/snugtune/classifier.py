@@ -153,6 +153,22 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._take(predictor, _read_classes(folder, predictor), folder)
         return self
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the settings that differ from the usual, and once it is fitted, the run."""
+        from snugtune.report.inline import classifier_html
+        from snugtune.report.page import read_run_files
+
+        usual, own = _defaults(), self.get_params()
+        settings = [(name, str(own[name])) for name in own if name != "model" and own[name] != usual[name]]
+        fitted = hasattr(self, "predictor_")
+        run = read_run_files(self.run_) if fitted else None
+        classes = len(self.classes_) if fitted else 0
+        return classifier_html(str(self.model), settings, run, classes).html
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """What IPython asks for first; scikit-learn's own would be its diagram."""
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
     def _take(self, predictor: Predictor, classes: NDArray[Any], run: Path | _TemporaryFolder) -> None:
         """Become fitted; ``run`` as a temporary folder lives as long as this estimator."""
         self.predictor_ = predictor

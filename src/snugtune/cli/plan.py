@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from snugtune.cli import completion, options
 from snugtune.errors import UserInputError
-
-if TYPE_CHECKING:
-    from snugtune.memory.devices import Device
 
 Option = typer.Option
 WHERE = "Where"
@@ -99,10 +96,11 @@ def plan(
     """Say what a fit trains, takes and costs, before it runs."""
     from snugtune.cli.plan_tables import show_parameters, show_plans, show_recipe
     from snugtune.config import make_config, read_config
+    from snugtune.memory.devices import devices_named
     from snugtune.memory.limits import Limits
     from snugtune.model.parameters import plan_parameters
     from snugtune.quiet import quiet_libraries
-    from snugtune.train.planning import plan_devices
+    from snugtune.train.planning import labels_and_lengths, plan_devices
 
     quiet_libraries()
     given_limits = Limits(_hours(max_hours, max_time), _positive("--max-cost", max_cost))
@@ -117,9 +115,9 @@ def plan(
     # Those of a fit's configuration hold here, too.
     in_config = None if settings.max_time_s is None else settings.max_time_s / 3600
     limits = Limits(given_limits.max_hours or in_config, given_limits.max_cost_usd or settings.max_cost_usd)
-    labels, lengths = _job(settings, labels, rows)
+    labels, lengths = labels_and_lengths(settings, labels, rows)
     report = plan_parameters(settings, labels)
-    plans = plan_devices(settings, labels, _devices(gpu, memory), lengths=lengths, limits=limits)
+    plans = plan_devices(settings, labels, devices_named(gpu, memory), lengths=lengths, limits=limits)
     if picture is not None:
         from snugtune.report.peak_picture import draw_peaks
 
@@ -130,34 +128,6 @@ def plan(
     else:
         show_parameters(settings.model, labels, report)
         show_plans(plans)
-
-
-def _job(settings: Any, labels: int | None, rows: int | None) -> tuple[int, Any]:
-    """The number of classes, and the texts' lengths in tokens (None where nothing is known of them)."""
-    if settings.train:
-        from snugtune.train.survey import survey
-
-        found = survey(settings)
-        return labels or found.labels, found.lengths
-    if labels is None:
-        raise UserInputError("Give the number of classes with --labels, or a table to count them in.")
-    if rows is None:
-        return labels, None
-    if rows < 1:
-        raise UserInputError(f"--rows must be at least 1, not {rows}.")
-    from snugtune.train.planning import longest_texts
-
-    return labels, longest_texts(settings, labels, rows)
-
-
-def _devices(gpu: str | None, memory: str | None) -> list[Device]:
-    from snugtune.memory.devices import find_device, parse_memory, this_device, with_memory
-
-    devices = [find_device(name) for name in gpu.split(",") if name.strip()] if gpu else [this_device()]
-    if memory is None:
-        return devices
-    budget = parse_memory(memory)
-    return [with_memory(device, min(budget, device.usable_gib) if gpu else budget) for device in devices]
 
 
 def _hours(max_hours: float | None, max_time: str | None) -> float | None:

@@ -106,6 +106,19 @@ def parse_memory(text: str) -> float:
     return gib(float(match.group(1)) * factor)
 
 
+def devices_named(names: str | None, memory: str | None) -> list[Device]:
+    """The cards of a list by commas, or this machine, each with no more than so much ``memory``.
+
+    Raises:
+        UserInputError: a card is not known, or ``memory`` is no amount.
+    """
+    devices = [find_device(name) for name in names.split(",") if name.strip()] if names else [this_device()]
+    if memory is None:
+        return devices
+    budget = parse_memory(memory)
+    return [with_memory(device, min(budget, device.usable_gib) if names else budget) for device in devices]
+
+
 def this_device() -> Device:
     """The accelerator of this machine, or its CPU, with the memory that is free now."""
     import torch

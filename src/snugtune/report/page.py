@@ -94,17 +94,17 @@ def read_run_files(run: str | Path) -> RunFiles:
 def report_html(run: RunFiles) -> str:
     """The whole page."""
     # A field that is null says no more than one that is missing; a setting that is null is one.
-    told = {**_without_nulls(run.record), "config": run.record.get("config") or {}}
+    told = {**without_nulls(run.record), "config": run.record.get("config") or {}}
     run = replace(run, record=told)
-    style, script = _part("page.css"), _part("page.js")
+    style, script = part_of_page("page.css"), part_of_page("page.js")
     context = {
         "run": run.record,
-        **_views(run),
+        **page_views(run),
         "style": Markup(style),
         "script": Markup(script),
         "policy": content_security_policy(style, script),
     }
-    page = _environment().get_template("page.html").render(context)
+    page = environment().get_template("page.html").render(context)
     # Half of a surrogate pair, which JSON can carry, is no text that a file can hold.
     return page.encode("utf-8", "replace").decode("utf-8")
 
@@ -125,7 +125,8 @@ def data_block(value: Any) -> Markup:
     return Markup(text)
 
 
-def _views(run: RunFiles) -> dict[str, Any]:
+def page_views(run: RunFiles) -> dict[str, Any]:
+    """Everything the templates show beside the record itself."""
     record, part = run.record, views.shown_part(run.record)
     best_step = record.get("training", {}).get("best_step")
     metric = record.get("config", {}).get("metric", "accuracy")
@@ -162,13 +163,15 @@ def _views(run: RunFiles) -> dict[str, Any]:
     }
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """The value without fields that are null, at any depth."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """What renders the templates; whatever the data holds is escaped."""
     environment = Environment(
         loader=PackageLoader("snugtune.report", "templates"), autoescape=True,
         undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True,
@@ -183,7 +186,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _part(name: str) -> str:
+def part_of_page(name: str) -> str:
+    """A file of the page's templates as it is."""
     return (files("snugtune.report") / "templates" / name).read_text(encoding="utf-8")
 
 

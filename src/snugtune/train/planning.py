@@ -23,6 +23,7 @@ from snugtune.model.offload import word_embedding
 from snugtune.model.packing import is_packable, kernel_takes
 from snugtune.model.parameters import meta_model
 from snugtune.train.rehearsal import Rehearsal, model_shape
+from snugtune.train.survey import survey
 
 
 def plan_run(
@@ -153,6 +154,28 @@ def make_planner(
         embedding_bytes=0 if full else 2 * embedding.numel(),
         subject=Subject(config.model, shape.model_type, config.method),
     )
+
+
+def labels_and_lengths(
+    config: FitConfig, labels: int | None, rows: int | None
+) -> tuple[int, NDArray[np.int64] | None]:
+    """The number of classes, and the texts' lengths in tokens (R,), None where nothing is known of them.
+
+    From the table of ``config``, if it names one, else from ``labels`` and ``rows``.
+
+    Raises:
+        UserInputError: there is no table and no number of classes, or the table cannot be used.
+    """
+    if config.train:
+        found = survey(config)
+        return labels or found.labels, found.lengths
+    if labels is None:
+        raise UserInputError("Give the number of classes with --labels, or a table to count them in.")
+    if rows is None:
+        return labels, None
+    if rows < 1:
+        raise UserInputError(f"--rows must be at least 1, not {rows}.")
+    return labels, longest_texts(config, labels, rows)
 
 
 def longest_texts(config: FitConfig, num_labels: int, rows: int) -> NDArray[np.int64]:
