@@ -33,6 +33,9 @@ SETTING = """
 .snugtune section { padding-top: .4rem; }
 .snugtune section + section { padding-top: 1.6rem; }
 .snugtune .js { display: none; }
+.snugtune .meta { margin: 0 0 .8rem; }
+.snugtune > .pair { margin-top: 1.4rem; }
+.snugtune .tall caption { padding: .6rem .7rem; }
 .snugtune .progress { max-width: 30rem; }
 .snugtune .progress .span { height: 1rem; }
 .snugtune td, .snugtune th { text-align: left; background: none; }
@@ -78,7 +81,7 @@ def page_html(run: RunFiles, height_px: int = 720) -> Html:
     """The whole page in a frame of its own, where it can do no more than show itself."""
     page = escape(report_html(run))
     frame = (
-        f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="The report of a run" loading="lazy" '
+        f'<iframe srcdoc="{page}" sandbox="allow-scripts" title="The report of a run" '
         f'style="width: 100%; height: {int(height_px)}px; border: 1px solid #8886; border-radius: .6rem">'
         "</iframe>"
     )
