@@ -2,7 +2,7 @@
 
     python notebooks/execute.py notebooks/complaints.ipynb -o done.ipynb --size sample
 
-The first cell that fails ends it, with its traceback. ``jupyter nbconvert --to html done.ipynb`` makes a page.
+The first cell that fails ends it, with its traceback.
 """
 
 from __future__ import annotations

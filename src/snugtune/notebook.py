@@ -65,6 +65,10 @@ class Plans:
     parameters: ParameterReport
     devices: tuple[Plan, ...]
 
+    def __repr__(self) -> str:
+        told = (f"{one.name} {'fits' if one.fits else 'does not fit'}" for one in self.devices)
+        return f"Plans({self.model!r}, {self.labels:,} labels: {', '.join(told)})"
+
     def _repr_html_(self) -> str:
         return plans_html(self.model, self.labels, self.parameters, self.devices).html
 

@@ -12,6 +12,8 @@ def quiet_imports() -> None:
     bitsandbytes tells of kernels for 4-bit weights on a CPU, and PEFT imports it wherever it is installed.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # tqdm's, in a notebook that has no ipywidgets; we draw progress without them.
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def quiet_libraries() -> None:

@@ -76,6 +76,7 @@ class opened:  # noqa: N801  # used as a function
             if word is not None:
                 self._wait(word)
                 return word.rstrip("/")
+        self.__exit__()
         raise AssertionError("the app did not start")
 
     def _wait(self, address):
@@ -222,3 +223,144 @@ def test_others_cannot_reach_it_without_a_password(run):
     assert done.returncode == 2
     assert "password" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+ATTACKS = {
+    "script": "<script>alert(1)</script> card lost",
+    "image": "<img src=x onerror=alert(1)> card",
+    "attribute": '" onmouseover="alert(1)" x="',
+    "template": "${alert(1)} `${1}` {{ 7 * 7 }} {% raw %} card",
+    "link": "[card](javascript:alert(1)) javascript:alert(1)",
+    "bidi": "card \u202egnorw si sihT\u202c \u2066left\u2069 \u200f",
+    "marks": "Z\u0300\u0301\u0302\u0303" * 200,
+    "end": "</textarea></div></script><!-- ]]>",
+}
+
+
+@pytest.fixture(scope="module")
+def attacked(run, tmp_path_factory):
+    """The address of an app whose queue holds nothing but hostile texts, and the table they come from."""
+    folder = tmp_path_factory.mktemp("attacked")
+    table = folder / "<b>hostile&amp;.csv"
+    texts = [*ATTACKS.values(), "card \x1b[31m lost", "card " * 200_000]
+    pl.DataFrame({"text": texts, "<img src=x onerror=alert(1)>": range(len(texts))}).write_csv(table)
+    limits = ["--max-upload-mb", 2, "--max-rows", len(texts)]
+    with opened(run, "--reviews", folder / "reviews.db", "--queue", table, *limits) as address:
+        yield address, table, texts
+
+
+@pytest.fixture
+def look(browser, attacked):
+    """Opens a page of that app; fails if anything of a text ran, asked for something or became an element."""
+    address, complaints = attacked[0], []
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+
+    def go(path):
+        page = context.new_page()
+        page.set_default_timeout(90_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: complaints.append(request.url) if _elsewhere(request.url, address) else None,
+        )
+        page.goto(address + path)
+        return page
+
+    yield go
+    for page in context.pages:
+        assert page.locator("img[src=x], [onmouseover]").count() == 0
+    context.close()
+    assert complaints == []
+
+
+def test_hostile_texts_are_only_texts_where_they_are_tried(look):
+    page = look("/")
+    for name, text in ATTACKS.items():
+        page.fill("#try-text textarea", text)
+        page.click("#try-button")
+        told = "text => document.querySelector('.sn-words')?.textContent === text"
+        page.wait_for_function(told, arg=text)
+        assert page.locator(".sn-words script").count() == 0, name
+
+
+def test_what_is_too_long_to_try_is_refused_in_words(look):
+    page = look("/")
+    # As a script would send it: the field itself takes no more than its limit.
+    page.wait_for_selector("#try-text textarea")
+    page.evaluate("document.querySelector('#try-text textarea').removeAttribute('maxlength')")
+    page.fill("#try-text textarea", "card " * 200_000)
+    page.click("#try-button")
+    page.wait_for_selector("#try-result .sn-note.bad")
+    assert "20,000 characters" in page.inner_text("#try-result")
+    page.fill("#try-text textarea", "card\x00 lost")
+    page.click("#try-button")
+    page.wait_for_selector(".sn-words")
+
+
+def test_a_hostile_table_comes_back_as_it_was(look, attacked, tmp_path):
+    _, table, texts = attacked
+    page = look("/?tab=batch")
+    page.wait_for_selector("#batch-file")
+    page.set_input_files("#batch-file input[type=file]", str(table))
+    page.wait_for_selector("#batch-columns")
+    page.wait_for_timeout(500)
+    page.click("#batch-button")
+    page.wait_for_selector("#batch-result .sn-card")
+    with page.expect_download() as waiting:
+        page.click("text=Download")
+    done = tmp_path / "done.csv"
+    waiting.value.save_as(done)
+    frame = pl.read_csv(done)
+    assert frame.columns[:2] == ["text", "<img src=x onerror=alert(1)>"]
+    assert frame["text"].to_list() == texts
+
+
+def test_hostile_texts_are_only_texts_where_they_are_reviewed(look, attacked):
+    _, _, texts = attacked
+    page, seen = look("/review"), set()
+    begin(page, "<b>Ana</b>")
+    for _ in texts:
+        shown = page.evaluate("document.getElementById('text').textContent")
+        seen.add(shown.strip())
+        page.keyboard.press("s")
+        page.wait_for_function(
+            "before => document.getElementById('item').hidden"
+            " || document.getElementById('text').textContent !== before",
+            arg=shown,
+        )
+        if page.evaluate("document.getElementById('item').hidden"):
+            break
+        page.wait_for_timeout(300)
+    assert {text.strip() for text in ATTACKS.values()} <= seen
+    assert any(len(text) > 10_000 for text in seen)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+    assert page.inner_text("#me") == "<b>Ana</b>"
+
+
+def test_a_table_that_is_too_large_or_too_long_is_refused(look, attacked, tmp_path):
+    _, _, texts = attacked
+    long = tmp_path / "long.csv"
+    pl.DataFrame({"text": [f"card {i}" for i in range(len(texts) + 1)]}).write_csv(long)
+    page = look("/?tab=batch")
+    page.wait_for_selector("#batch-file")
+    page.set_input_files("#batch-file input[type=file]", str(long))
+    page.wait_for_selector("#batch-columns")
+    page.wait_for_timeout(500)
+    page.click("#batch-button")
+    page.wait_for_selector("#batch-result .sn-note.bad")
+    assert f"{len(texts) + 1} rows and this page takes {len(texts)}" in page.inner_text("#batch-result")
+    damaged = tmp_path / "damaged.csv"
+    damaged.write_bytes(b"text\ncard \x00 lost\n")
+    page = look("/?tab=batch")
+    page.wait_for_selector("#batch-file")
+    page.set_input_files("#batch-file input[type=file]", str(damaged))
+    page.wait_for_selector("#batch-result .sn-note.bad")
+    assert "damaged.csv, line 2 contains a NUL byte" in page.inner_text("#batch-result")
+    large = tmp_path / "large.csv"
+    large.write_text("text\n" + "card\n" * 600_000, encoding="utf-8")  # 3 MB
+    page = look("/?tab=batch")
+    page.wait_for_selector("#batch-file")
+    page.set_input_files("#batch-file input[type=file]", str(large))
+    page.wait_for_selector("text=/maximum allowed size|too large/i")
+    assert page.locator("#batch-button").is_disabled()

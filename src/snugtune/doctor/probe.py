@@ -29,7 +29,7 @@ from snugtune.doctor.facts import (
 TOLD_CHARACTERS = 200
 """Of another library's error."""
 
-OPEN_VARIABLES = {"SNUGTUNE_CACHE", "SNUGTUNE_FEATURE_CACHE_GIB"}
+OPEN_VARIABLES = {"SNUGTUNE_CACHE", "SNUGTUNE_FEATURE_CACHE_GIB", "SNUGTUNE_NOTEBOOK"}
 """Those of our environment variables whose value may be shown; others are, or may be, secrets."""
 
 CGROUPS = Path("/sys/fs/cgroup")
