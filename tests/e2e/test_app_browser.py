@@ -274,6 +274,7 @@ def look(browser, attacked):
     assert complaints == []
 
 
+@pytest.mark.long
 def test_hostile_texts_are_only_texts_where_they_are_tried(look):
     page = look("/")
     for name, text in ATTACKS.items():
@@ -284,6 +285,7 @@ def test_hostile_texts_are_only_texts_where_they_are_tried(look):
         assert page.locator(".sn-words script").count() == 0, name
 
 
+@pytest.mark.long
 def test_what_is_too_long_to_try_is_refused_in_words(look):
     page = look("/")
     # As a script would send it: the field itself takes no more than its limit.
@@ -298,6 +300,7 @@ def test_what_is_too_long_to_try_is_refused_in_words(look):
     page.wait_for_selector(".sn-words")
 
 
+@pytest.mark.long
 def test_a_hostile_table_comes_back_as_it_was(look, attacked, tmp_path):
     _, table, texts = attacked
     page = look("/?tab=batch")
@@ -316,6 +319,7 @@ def test_a_hostile_table_comes_back_as_it_was(look, attacked, tmp_path):
     assert frame["text"].to_list() == texts
 
 
+@pytest.mark.long
 def test_hostile_texts_are_only_texts_where_they_are_reviewed(look, attacked):
     _, _, texts = attacked
     page, seen = look("/review"), set()
@@ -338,6 +342,7 @@ def test_hostile_texts_are_only_texts_where_they_are_reviewed(look, attacked):
     assert page.inner_text("#me") == "<b>Ana</b>"
 
 
+@pytest.mark.long
 def test_a_table_that_is_too_large_or_too_long_is_refused(look, attacked, tmp_path):
     _, _, texts = attacked
     long = tmp_path / "long.csv"
