@@ -223,3 +223,11 @@ def test_the_notebooks_settings_are_settings():
     from snugtune.config import make_config
 
     make_config({"train": "x.csv", **settings})
+
+
+def test_public_names_are_these_and_all_of_them_are_there():
+    assert snugtune.__all__ == [
+        "Classifier", "FitConfig", "Predictor", "SnugtuneError", "UserInputError", "audit_table", "fit",
+        "fit_table", "make_config", "open_run", "plan", "write_sample",
+    ]  # fmt: skip
+    assert all(callable(getattr(snugtune, name)) for name in snugtune.__all__)
