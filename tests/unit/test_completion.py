@@ -70,7 +70,7 @@ def test_what_is_offered(folder, words, incomplete, expected):
         assert "runs/notes" not in offered
 
 
-@pytest.mark.parametrize("words", [["fit"], ["predict", "runs/issue"], ["plan", "--config"], ["audit"]])
+@pytest.mark.parametrize("words", [["predict", "runs/issue"], ["plan", "--config"]])
 def test_files_are_left_to_the_shell(folder, words):
     """It falls back on its own where nothing is offered."""
     assert ask(folder, words, "comp").strip() == ""
