@@ -26,6 +26,7 @@ def compare(
     """Runs side by side, and whether they differ by more than noise."""
     from rich.console import Console
 
+    from snugtune.cli.terminal import plain
     from snugtune.report.compare import compare_runs
 
     found = compare_runs(runs)
@@ -39,13 +40,13 @@ def compare(
     else:
         console.print("Settings, versions and numbers of rows are the same.", highlight=False)
     for one in found["differences"]:
-        console.print(one["sentence"], markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(one["sentence"]), markup=False, highlight=False, soft_wrap=True)
 
 
 def _scores(found: dict[str, Any]) -> Table:
-    from rich.markup import escape
     from rich.table import Column, Table
 
+    from snugtune.cli.terminal import escape
     from snugtune.units import duration
 
     runs = found["runs"]
@@ -77,8 +78,9 @@ def _with_interval(run: dict[str, Any], key: str) -> str:
 
 
 def _differing(found: dict[str, Any]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+
+    from snugtune.cli.terminal import escape
 
     table = Table("what differs", *(escape(run["name"]) for run in found["runs"]))
     rows = {f"{part} rows": values for part, values in found["data"].items()}

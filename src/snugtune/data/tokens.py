@@ -175,7 +175,7 @@ def tokenize(
     with truncation, so that what is cut off is known exactly and special tokens stay in place.
 
     Raises:
-        UserInputError: ``max_length`` leaves no room beside the special tokens.
+        UserInputError: ``max_length`` leaves no room beside the special tokens, or the tokenizer is damaged.
     """
     special = int(tokenizer.num_special_tokens_to_add(pair=False))
     if max_length <= special:
@@ -189,7 +189,14 @@ def tokenize(
     lengths: list[int] = []
     for start in range(0, len(texts), TEXTS_AT_A_TIME):
         part = slice(start, min(start + TEXTS_AT_A_TIME, len(texts)))
-        full[part], rows = _encode_part(texts[part], tokenizer, max_length, long_texts)
+        try:
+            full[part], rows = _encode_part(texts[part], tokenizer, max_length, long_texts)
+        except BaseException as error:
+            # Of a tokenizer.json that does not fit together, the library raises and panics.
+            if isinstance(error, (UserInputError, MemoryError)) or not _is_of_library(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserInputError(f"The model's tokenizer cannot read these texts: {reason}.") from error
         rows_of_text[part] = [len(of_text) for of_text in rows]
         ids = list(chain.from_iterable(rows))
         lengths += map(len, ids)
@@ -200,6 +207,11 @@ def tokenize(
         _truncation(max_length, full, of_rows, long_texts), full,
         _starts(rows_of_text) if long_texts == "windows" else None, long_texts,
     )  # fmt: skip
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Not Ctrl-C; a panic of Rust is no ``Exception`` either."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from snugtune.config import MULTI_LABEL, SINGLE_LABEL
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import ArtifactError, UserInputError
-from snugtune.evaluate.decision import Decision
 from snugtune.evaluate.multilabel.decision import LabelSetDecision
 from snugtune.export import static
 from snugtune.export.check import answers
@@ -35,9 +34,11 @@ from snugtune.predict.int8 import (
     reference_model,
 )
 from snugtune.predict.onnx import require_onnx, weight_bytes, write_int8, write_onnx
-from snugtune.predict.predictor import Predictor, read_record
+from snugtune.predict.predictor import Predictor, check_classes, checked_decision
+from snugtune.predict.record import read_record
 from snugtune.progress import Observer
 from snugtune.report.card import export_card
+from snugtune.report.damage import told_of_record
 
 To = Literal["merged", "onnx", "onnx-int8", "adapter", "static", "space"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -148,7 +149,7 @@ def export_run(
             programs read.
     """
     run, observer = Path(run), observer or Observer()
-    record = read_record(run)
+    record = read_record(run, with_config=True)
     _check_choices(record, to, dtype)
     if to == "space":
         return _export_space(run, record, Path(out), rows=rows, overwrite=overwrite, observer=observer)
@@ -162,7 +163,9 @@ def export_run(
         observer.phase("compare")
         exported = _check(job, folder)
         write_json(folder / MARKER, _told(exported, job))
-        write_text(folder / "README.md", export_card(record, to))
+        with told_of_record(run):
+            card = export_card(record, to)
+        write_text(folder / "README.md", card)
     return replace(exported, folder=Path(out))
 
 
@@ -244,6 +247,7 @@ def _load(run: Path, record: dict[str, Any], to: To, dtype: Dtype, table: str | 
     rows = ROWS_TO_MEASURE if _tolerance(record, to, dtype) is ROUNDED else ROWS_TO_COMPARE
     held_out = read_held_out(run, record, rows=rows, table=table)
     model, tokenizer = reference_model(run, record)
+    check_classes(run, model, len(record["labels"]))
     if to == "static":
         static.check_page(tokenizer)
     # A page reads long texts as the run does; other folders are read by programs that cut them off.
@@ -267,8 +271,7 @@ def _check_recorded(run: Path, record: dict[str, Any], reference: Logits, held_o
 
     That cannot be asked where they depend on more than these logits: on the baseline, on windows.
     """
-    several = record.get("label_separator") is not None
-    decision = (LabelSetDecision if several else Decision).from_dict(record["decision"])
+    decision = checked_decision(run, record)
     if decision.uses_baseline or long_texts_of(record) != "truncate":
         return
     told = decision.probabilities(reference)

@@ -63,10 +63,18 @@ def column_names(header: Sequence[str | None], source: str) -> list[str]:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Names as a sentence lists them."""
-    return ", ".join(map(repr, names))
+    """Names as a sentence lists them, the first of very many."""
+    shown = [f"{name!r:.80}" for name in islice(names, _MOST_LISTED + 1)]
+    return ", ".join([*shown[:_MOST_LISTED], "..."] if len(shown) > _MOST_LISTED else shown)
+
+
+_MOST_LISTED = 30
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """The beginning of what an error says, in one line and without its full stop."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:_LONGEST_REASON]
+    return "".join(c if c.isprintable() else " " for c in said).rstrip(". ")
+
+
+_LONGEST_REASON = 200  # libraries repeat what they could not read
