@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -229,7 +230,7 @@ def make_config(settings: Mapping[str, Any]) -> FitConfig:
     try:
         return FitConfig.model_validate(dict(settings))
     except ValidationError as error:
-        faults = "; ".join(_fault(item) for item in error.errors(include_url=False))
+        faults = _faults(error.errors(include_url=False))
         raise ConfigError(f"The settings cannot be used: {faults}.") from None
 
 
@@ -241,10 +242,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise ConfigError(f"{path} has more than 1 MiB: it is no configuration file; check the path.")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the configuration file {path}: {error}.") from None
-    except yaml.YAMLError as error:
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  # it is a SafeLoader
+    except _TwiceError as error:
+        raise ConfigError(f"The configuration file {path} {error}; keep one of them.") from None
+    except Exception as error:  # beside its own, PyYAML raises what int(), dates and deep nesting raise
         place = getattr(error, "problem_mark", None)
         where = f" near line {place.line + 1}" if place else ""
         raise ConfigError(f"The configuration file {path} is not valid YAML{where}; correct it.") from None
@@ -253,14 +260,59 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
+_LARGEST_BYTES = 1 << 20
+
+
+class _TwiceError(Exception):
+    """A key of a mapping is there twice, of which PyYAML would silently take the last."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain values only, no objects of Python, and no key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in lines:
+                    raise _TwiceError(f"sets {_short(key.value)} twice, in lines {lines[name]} and {line}")
+                lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
 def write_config(config: FitConfig, path: str | Path) -> None:
     """Save every setting, defaults included, as YAML."""
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
+_MOST_FAULTS = 20  # told at once; what has more is no list of settings
+
+_OF_CODE = {"trust_remote_code", "auto_map", "custom_pipelines"}
+"""Settings of others by which a model asks for its own code to be run."""
+
+
+def _faults(items: Sequence[Any]) -> str:
+    more = len(items) - _MOST_FAULTS
+    told = [_fault(item) for item in items[:_MOST_FAULTS]]
+    return "; ".join([*told, f"and {more:,} more"] if more > 0 else told)
+
+
 def _fault(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"])
+    name = _short(".".join(str(part) for part in item["loc"]))
+    if name in _OF_CODE:
+        return f"{name} asks for a model's own code to be run, which snugtune never does"
     if item["type"] == "extra_forbidden":
         return f"unknown setting '{name}'"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}={item['input']!r}: {message}" if name else message
+    return f"{name}={_VALUES.repr(item['input'])}: {message}" if name else message
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split()) if len(text) <= 60 else " ".join(text[:57].split()) + "..."
+
+
+_VALUES = reprlib.Repr()
+"""Tells values of any size in a line, those of YAML's aliases too, which may hold each other."""
+_VALUES.maxstring = _VALUES.maxother = _VALUES.maxlong = 80
+_VALUES.maxlevel, _VALUES.maxlist, _VALUES.maxtuple, _VALUES.maxdict = 2, 8, 8, 8
