@@ -75,7 +75,7 @@ def config(path):
     settings = make_config(read_config(path) | {"train": "table.csv"})
     write_config(settings, path.parent / "written.yaml")
     again = make_config(read_config(path.parent / "written.yaml"))
-    assert repr(again) == repr(settings), "the settings are not those that were written"
+    assert again == settings, "the settings are not those that were written"
     (path.parent / "written.yaml").unlink()
 
 

@@ -175,7 +175,7 @@ def tokenize(
     with truncation, so that what is cut off is known exactly and special tokens stay in place.
 
     Raises:
-        UserInputError: ``max_length`` leaves no room beside the special tokens.
+        UserInputError: ``max_length`` leaves no room beside the special tokens, or the tokenizer is damaged.
     """
     special = int(tokenizer.num_special_tokens_to_add(pair=False))
     if max_length <= special:
@@ -189,7 +189,11 @@ def tokenize(
     lengths: list[int] = []
     for start in range(0, len(texts), TEXTS_AT_A_TIME):
         part = slice(start, min(start + TEXTS_AT_A_TIME, len(texts)))
-        full[part], rows = _encode_part(texts[part], tokenizer, max_length, long_texts)
+        try:
+            full[part], rows = _encode_part(texts[part], tokenizer, max_length, long_texts)
+        except Exception as error:  # of a tokenizer.json that does not fit together, the library raises these
+            reason = " ".join(str(error).split())[:200]
+            raise UserInputError(f"The model's tokenizer cannot read these texts: {reason}.") from error
         rows_of_text[part] = [len(of_text) for of_text in rows]
         ids = list(chain.from_iterable(rows))
         lengths += map(len, ids)

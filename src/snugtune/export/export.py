@@ -35,7 +35,8 @@ from snugtune.predict.int8 import (
     reference_model,
 )
 from snugtune.predict.onnx import require_onnx, weight_bytes, write_int8, write_onnx
-from snugtune.predict.predictor import Predictor, read_record
+from snugtune.predict.predictor import Predictor, check_classes
+from snugtune.predict.record import read_record
 from snugtune.progress import Observer
 from snugtune.report.card import export_card
 
@@ -148,7 +149,7 @@ def export_run(
             programs read.
     """
     run, observer = Path(run), observer or Observer()
-    record = read_record(run)
+    record = read_record(run, with_config=True)
     _check_choices(record, to, dtype)
     if to == "space":
         return _export_space(run, record, Path(out), rows=rows, overwrite=overwrite, observer=observer)
@@ -244,6 +245,7 @@ def _load(run: Path, record: dict[str, Any], to: To, dtype: Dtype, table: str | 
     rows = ROWS_TO_MEASURE if _tolerance(record, to, dtype) is ROUNDED else ROWS_TO_COMPARE
     held_out = read_held_out(run, record, rows=rows, table=table)
     model, tokenizer = reference_model(run, record)
+    check_classes(run, model, len(record["labels"]))
     if to == "static":
         static.check_page(tokenizer)
     # A page reads long texts as the run does; other folders are read by programs that cut them off.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from snugtune.errors import SnugtuneError, UserInputError
 from snugtune.export.export import MARKER, Dtype, Exported, export_run
 from snugtune.files import write_text
-from snugtune.predict.predictor import read_record
+from snugtune.predict.record import read_record
 from snugtune.progress import Observer
 from snugtune.report.card import export_card
 

@@ -101,16 +101,9 @@ def write_space(run: Path, record: dict[str, Any], folder: Path, name: str) -> N
     """
     made = folder / "run"
     max_length = int(record["model"]["max_length"])
-    try:
-        model, tokenizer = load_model(
-            run / record["model"]["folder"],
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            as_quantized=False,
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserInputError(f"The model of {run} cannot be loaded: {reason}") from error
+    model, tokenizer = load_model(
+        run / record["model"]["folder"], dtype=torch.float32, attn_implementation="sdpa", as_quantized=False
+    )
     (made / "model").mkdir(parents=True)
     save_model(model, tokenizer, made / "model", max_length)
     _forget_origin(made / "model" / "config.json")

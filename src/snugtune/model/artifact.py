@@ -6,7 +6,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from snugtune.errors import ArtifactError
+from snugtune.errors import ArtifactError, UserInputError
 from snugtune.files import system_errors
 from snugtune.model.adapter import is_peft
-from snugtune.model.backbone import supported_attention
+from snugtune.model.backbone import check_vocabulary, supported_attention
+from snugtune.model.folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_adapter_folder,
+    check_model_folder,
+    told_of,
+)
 from snugtune.model.precision import pick_device
 from snugtune.model.quantization import (
     compute_as_trained,
@@ -107,6 +114,10 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path, max_length: int) 
         model.save_pretrained(folder)  # type: ignore[operator]
     # PEFT leaves out the model's configuration; with it the user's labels travel in the folder.
     config: Any = copy.copy(model.config)
+    # A published model's request for its own code: that code is not in this folder and was never run.
+    for asks in ("auto_map", "custom_pipelines"):
+        if hasattr(config, asks):
+            delattr(config, asks)
     if is_peft(model) and hasattr(config, "quantization_config"):
         # Left there, it would say that the published weights under the adapter are quantised.
         write_quantization(config.quantization_config, folder)
@@ -227,8 +238,17 @@ def load_model(
     without ``as_quantized`` it is merged into the published weights.
 
     Raises:
-        UserInputError: the folder is of such a run and bitsandbytes is missing.
+        UserInputError: the folder is damaged, not whole, or asks for code of its own to be run; its adapter is
+            pickled or of another model; or the folder is of a 4-bit run and bitsandbytes is missing.
     """
+    with told_of(f"The model in {folder}"):
+        check_model_folder(folder)
+        return _load(folder, dtype, attn_implementation, as_quantized)
+
+
+def _load(
+    folder: Path, dtype: torch.dtype, attn_implementation: str, as_quantized: bool
+) -> tuple[nn.Module, Any]:
     from peft import PeftConfig, PeftModel
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
 
@@ -240,28 +260,86 @@ def load_model(
         "config": config,
         "attn_implementation": supported_attention(config, attn_implementation),
         "use_safetensors": True,
+        "output_loading_info": True,
         **safe,
     }
-    if not (folder / "adapter_config.json").exists():
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, **options), tokenizer
+    classes = AutoModelForSequenceClassification
+    if not (folder / ADAPTER_CONFIG).exists():
+        model, info = classes.from_pretrained(folder, dtype=dtype, **options)
+        _check_whole(model, info, (), folder)
+        check_vocabulary(tokenizer, model, str(folder))
+        return model, tokenizer
+    source = check_adapter_folder(folder)
     peft_config = PeftConfig.from_pretrained(folder)
     options |= {"revision": peft_config.revision, "ignore_mismatched_sizes": True}
-    source, quantization = peft_config.base_model_name_or_path, read_quantization(folder)
-    if quantization is not None and as_quantized:
+    quantization = read_quantization(folder) if as_quantized else None
+    if quantization is not None:
         require_bitsandbytes()
         quantized = BitsAndBytesConfig(**quantization | {"bnb_4bit_compute_dtype": dtype})
-        base = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=dtype, quantization_config=quantized, device_map={"": pick_device()}, **options
-        )
-        compute_as_trained(base)
-        adapted = PeftModel.from_pretrained(base, folder)
-        _round_trained(adapted, dtype)
-        return adapted.get_base_model(), tokenizer
+        options |= {"quantization_config": quantized, "device_map": {"": pick_device()}, "dtype": dtype}
     # The saved configuration has the labels and the pad token, which the published one has not. Merged in
     # float32, then rounded once: merging into rounded weights would round twice.
-    base = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32, **options)
-    model: Any = PeftModel.from_pretrained(base, folder)
-    return model.merge_and_unload().to(dtype), tokenizer
+    base, info = classes.from_pretrained(source, **{"dtype": torch.float32, **options})
+    if quantization is not None:
+        compute_as_trained(base)
+    adapted: Any = PeftModel.from_pretrained(base, folder)
+    names = _check_keys(adapted, folder)
+    _check_whole(base, info, names, folder)
+    check_vocabulary(tokenizer, base, str(folder))
+    if quantization is not None:
+        _round_trained(adapted, dtype)
+        return adapted.get_base_model(), tokenizer
+    return adapted.merge_and_unload().to(dtype), tokenizer
+
+
+def _check_keys(adapted: nn.Module, folder: Path) -> set[str]:
+    """The names of an adapter's tensors, which must be those of its model: PEFT is silent about others.
+
+    Raises:
+        UserInputError: the adapter has tensors of another model, or lacks some.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        saved = set(file.keys())
+    known = set(get_peft_model_state_dict(adapted))
+    if strange := sorted(saved - known):
+        raise UserInputError(
+            f"The adapter in {folder} is not one of its base model: {len(strange)} of its {len(saved)} tensors fit "
+            f"nothing there ({strange[0][:80]!r}); copy the run anew."
+        )
+    if lost := sorted(known - saved):
+        raise UserInputError(
+            f"The adapter in {folder} lacks {len(lost)} of its {len(known)} tensors ({lost[0][:80]!r}); copy the run "
+            "anew."
+        )
+    return saved
+
+
+def _check_whole(model: nn.Module, info: dict[str, Any], trained: Collection[str], folder: Path) -> None:
+    """Every weight comes from a file, of the model or (``trained``) of its adapter: none is left to chance.
+
+    Raises:
+        UserInputError: some do not.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    parts = {name.removeprefix("base_model.model.") for name in trained}
+    lost = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
+    # PEFT keeps adapted layers under names of its own; those are compared as they were.
+    chance = sorted(name for name in lost & {_plain(name) for name in parameters} if name not in parts)
+    if chance:
+        raise UserInputError(
+            f"The model in {folder} lacks {len(chance)} of its tensors, or has them in another shape "
+            f"({chance[0][:80]!r}); copy the run anew, and its base model."
+        )
+
+
+def _plain(name: str) -> str:
+    """The name a parameter had before PEFT wrapped its layer."""
+    for inserted in (".base_layer", ".original_module", ".modules_to_save.default"):
+        name = name.replace(inserted, "")
+    return name
 
 
 def _round_trained(model: nn.Module, dtype: torch.dtype) -> None:

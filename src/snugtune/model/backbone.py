@@ -24,6 +24,7 @@ from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError
 from snugtune.files import sha256
 from snugtune.model import attention
+from snugtune.model.folder import check_model_folder, one_line, told_of
 from snugtune.model.first_token import read_first_token_only
 from snugtune.model.fused_linear import fuse_gelu
 from snugtune.model.head import NEW_PARAMETERS
@@ -144,8 +145,9 @@ def load_backbone(
     read_first_token_only(model)
     fuse_gelu(model)
     setattr(model, NEW_PARAMETERS, _new_parameters(model, info, name))
-    _ensure_pad_token(tokenizer, model, name)
-    _check_vocabulary(tokenizer, model, name)
+    with told_of(f"The tokenizer of {name}"):
+        _ensure_pad_token(tokenizer, model, name)
+    check_vocabulary(tokenizer, model, name)
     return Backbone(model, tokenizer, source, _length(model, tokenizer, name, max_length))
 
 
@@ -209,6 +211,7 @@ def _check_folder(folder: Path) -> None:
             f"The folder {folder} has no safetensors weights ({found}); "
             "save the model again with safe_serialization or choose another one."
         )
+    check_model_folder(folder)
 
 
 def _check_not_quantized(config: PretrainedConfig, name: str) -> None:
@@ -234,7 +237,7 @@ def _load(factory: Any, source: str, name: str, **options: Any) -> Any:
 
 def _explain(error: Exception, name: str, is_folder: bool) -> str:
     message = str(error)
-    reason = _first_line(message)
+    reason = one_line(error)
     no_weights = "safetensors" in message and ("not appear to have" in message or "no file named" in message)
     sentences = [
         (
@@ -261,10 +264,6 @@ def _explain(error: Exception, name: str, is_folder: bool) -> str:
     return next((text for holds, text in sentences if holds), f"The model {name} cannot be loaded: {reason}")
 
 
-def _first_line(message: str) -> str:
-    return message.strip().splitlines()[0][:200] if message.strip() else "no reason was given."
-
-
 def _check_tokenizer(tokenizer: Any, name: str) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise UserInputError(
@@ -278,7 +277,7 @@ def _check_tokenizer(tokenizer: Any, name: str) -> None:
         )
 
 
-def _check_vocabulary(tokenizer: Any, model: PreTrainedModel, name: str) -> None:
+def check_vocabulary(tokenizer: Any, model: PreTrainedModel, name: str) -> None:
     """Every token id that a text can give must have a row in the embedding.
 
     Special tokens that are not the tokenizer's own marks are left out: some published text models keep an

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from snugtune.data.labels import LabelSet
 from snugtune.data.long_texts import LongTexts
 from snugtune.data.table import iter_tables
 from snugtune.data.tokens import Tokens, tokenize
-from snugtune.errors import UserInputError
+from snugtune.errors import ArtifactError, UserInputError
 from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.decision import Decision
 from snugtune.evaluate.levels import Level
@@ -31,9 +30,11 @@ from snugtune.memory.host import bound_primitive_caches
 from snugtune.model import attention
 from snugtune.model.artifact import load_model
 from snugtune.model.first_token import read_first_token_only
+from snugtune.model.folder import one_line, told_of
 from snugtune.model.fused_linear import fuse_gelu, pack_linears
 from snugtune.model.head import find_head
 from snugtune.model.precision import pick_device
+from snugtune.predict.record import read_record
 from snugtune.progress import Observer
 from snugtune.train.forward import predict_logits
 
@@ -122,33 +123,28 @@ class Predictor:
         run, device = Path(run), torch.device("cpu") if dtype == "int8" else pick_device()
         number = _number_format(dtype, device)
         record = read_record(run)
-        try:
-            # Runs of version 0.1 have one label for each text, and no separator.
-            separator = record.get("label_separator")
-            made = Decision if separator is None else LabelSetDecision
-            settings: dict[str, Any] = {
-                "labels": LabelSet(tuple(record["labels"]), record["label_aliases"], separator),
-                "text_columns": tuple(record["columns"]["text"]),
-                "label_column": _one_or_several(record["columns"]["label"]),
-                "levels": tuple(
-                    Level(column, tuple(implied))
-                    for column, implied in record.get("label_levels", {}).items()
-                ),
-                "max_length": record["model"]["max_length"],
-                # Runs of version 0.1 do not tell it.
-                "long_texts": record.get("long_texts", {}).get("chosen", "truncate"),
-                "decision": made.from_dict(record["decision"]),
-            }
-            folder = run / record["model"]["folder"]
-        except (KeyError, TypeError) as error:
-            raise UserInputError(
-                f"{run / 'run.json'} is not of a finished fit: {error} is missing."
-            ) from None
+        # Runs of version 0.1 have one label for each text, and no separator.
+        separator = record.get("label_separator")
+        labels = LabelSet(tuple(record["labels"]), record["label_aliases"], separator)
+        settings: dict[str, Any] = {
+            "labels": labels,
+            "text_columns": tuple(record["columns"]["text"]),
+            "label_column": _one_or_several(record["columns"]["label"]),
+            "levels": tuple(
+                Level(column, tuple(implied)) for column, implied in record.get("label_levels", {}).items()
+            ),
+            "max_length": record["model"]["max_length"],
+            # Runs of version 0.1 do not tell it.
+            "long_texts": record.get("long_texts", {}).get("chosen", "truncate"),
+            "decision": _decision(run, record["decision"], len(labels.names), separator is not None),
+        }
         if number == torch.int8:
             model, tokenizer = _load_int8(run, record, observer or Observer())
         else:
-            model, tokenizer = _load(folder, number, device)
-        baseline = TfidfBaseline.load(run / "baseline") if settings["decision"].uses_baseline else None
+            model, tokenizer = _load(run / record["model"]["folder"], number, device)
+        check_classes(run, model, len(labels.names))
+        uses_baseline = settings["decision"].uses_baseline
+        baseline = _baseline(run / "baseline", len(labels.names)) if uses_baseline else None
         return cls(
             model=model.to(device).eval(), tokenizer=tokenizer, device=device, baseline=baseline, **settings
         )
@@ -159,11 +155,20 @@ class Predictor:
         """Calibrated class probabilities (N, K), columns in the order of ``labels.names``.
 
         The one place where texts become probabilities. ``on_rows`` is told of rows as they are done.
+
+        Raises:
+            ArtifactError: one of them is no number.
         """
         if not len(texts):
             return np.empty((0, len(self.labels.names)))
         logits = self.logits(self.tokens(texts), on_rows=on_rows)
-        return self.decision.probabilities(logits, self.baseline_scores(texts))
+        probabilities = self.decision.probabilities(logits, self.baseline_scores(texts))
+        if not np.isfinite(probabilities).all():
+            raise ArtifactError(
+                "The model gives answers that are no numbers: its weights are damaged, or its --dtype is too "
+                "small for them; try --dtype float32, else copy the run anew."
+            )
+        return probabilities
 
     def tokens(self, texts: Sequence[str], tokenizer: Any = None) -> Tokens:
         """``texts`` as the model reads them; ``tokenizer`` is a copy of the run's, for a thread of its own.
@@ -333,21 +338,6 @@ def _one_or_several(label: str | list[str]) -> str | tuple[str, ...]:
     return tuple(label) if isinstance(label, list) else label
 
 
-def read_record(run: Path) -> dict[str, Any]:
-    """What ``run.json`` in the folder ``run`` holds.
-
-    Raises:
-        UserInputError: it is not there or cannot be read.
-    """
-    try:
-        record: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserInputError(
-            f"{run} is not a finished run (it has no readable run.json); check the path."
-        ) from None
-    return record
-
-
 def _number_format(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in _DTYPES:
         raise UserInputError(f"The dtype must be one of {', '.join(_DTYPES)}, not {dtype!r}.")
@@ -368,11 +358,7 @@ def _load_int8(run: Path, record: dict[str, Any], observer: Observer) -> tuple[n
 
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
     """The merged model in ``dtype``, but for its last layer, and the tokenizer."""
-    try:
-        model, tokenizer = load_model(folder, dtype=dtype, attn_implementation=attention.register())
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserInputError(f"The model in {folder} cannot be loaded: {reason}") from error
+    model, tokenizer = load_model(folder, dtype=dtype, attn_implementation=attention.register())
     assert isinstance(model, PreTrainedModel)
     read_first_token_only(model)
     if dtype != torch.float32:
@@ -383,3 +369,47 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[nn.Mo
         fuse_gelu(model)
         pack_linears(model)
     return model, tokenizer
+
+
+def check_classes(run: Path, model: nn.Module, K: int) -> None:
+    """Refuse a model of another number of classes than the run has labels.
+
+    Raises:
+        UserInputError: both numbers.
+    """
+    classes = getattr(getattr(model, "config", None), "num_labels", K)
+    if classes != K:
+        raise UserInputError(
+            f"The model in {run} knows {classes:,} classes where its run.json names {K:,} labels; copy the run "
+            "anew."
+        )
+
+
+def _decision(run: Path, fields: dict[str, Any], K: int, several: bool) -> Decision | LabelSetDecision:
+    """The decision that ``fields`` of run.json describe, tried on logits of nothing."""
+    made = LabelSetDecision if several else Decision
+    try:
+        with np.errstate(all="ignore"):
+            decision = made.from_dict(fields)
+            blank = np.zeros((1, K), np.float32)
+            found = decision.probabilities(blank, blank if decision.uses_baseline else None)
+            if found.shape != (1, K) or not np.isfinite(found).all() or found.min() < 0 or found.max() > 1 + 1e-6:
+                raise ValueError("it gives no probabilities")
+            if isinstance(decision, LabelSetDecision):
+                decision.predict(found)
+        if not isinstance(decision.confidence_threshold, (int, float)):
+            raise TypeError("its confidence_threshold is no number")
+    except Exception as error:  # of values of any kind, whatever computing with them raises
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error, 120)
+        raise UserInputError(
+            f"{run / 'run.json'} is not of a finished fit: its decision cannot be used ({reason})."
+        ) from None
+    return decision
+
+
+def _baseline(folder: Path, K: int) -> TfidfBaseline:
+    with told_of(f"The baseline in {folder}"):
+        baseline = TfidfBaseline.load(folder)
+        if baseline.decision([""]).shape != (1, K):
+            raise UserInputError(f"The baseline in {folder} is one of other labels; copy the run anew.")
+    return baseline

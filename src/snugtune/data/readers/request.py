@@ -68,5 +68,9 @@ def listing(names: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """The beginning of what an error says, in one line and without its full stop."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:_LONGEST_REASON]
+    return "".join(c if c.isprintable() else " " for c in said).rstrip(". ")
+
+
+_LONGEST_REASON = 200  # libraries repeat what they could not read

@@ -5,14 +5,16 @@ from __future__ import annotations
 import posixpath
 import shutil
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
 
 from snugtune.data.archive import check_archive
-from snugtune.errors import UserInputError
+from snugtune.data.readers.request import first_line
+from snugtune.errors import SnugtuneError, UserInputError
 
 Change = Callable[[BinaryIO, BinaryIO], None]
 """Reads a part as it was and writes it as it shall be."""
@@ -41,9 +43,10 @@ class Package:
             UserInputError: the archive is not one of a workbook, or hostile.
         """
         path = Path(path)
-        try:
+        with told_of_damage(f"{path} is not a whole Excel workbook"):
             check_archive(path)
             with zipfile.ZipFile(path) as archive:
+                _check_parts(archive)
                 workbook = next(
                     target for kind, target in _relations(archive, "").values() if kind == "officeDocument"
                 )
@@ -56,10 +59,8 @@ class Package:
                     kind, target = related[_relation_id(element.attrib)]
                     if kind == "worksheet":
                         sheets[element.attrib["name"]] = target
-        except (KeyError, ValueError, StopIteration, OSError, zipfile.BadZipFile, ElementTree.ParseError):
-            raise UserInputError(
-                f"{path} is not a whole Excel workbook; open it in Excel and save it again."
-            ) from None
+                if CONTENT_TYPES not in archive.namelist() or not ids:
+                    raise KeyError(CONTENT_TYPES)
         return cls(path, workbook, sheets, tuple(ids))
 
     def names(self) -> list[str]:
@@ -122,6 +123,28 @@ class Package:
                 for part in source.infolist()
                 if part.filename not in changed
             )
+
+
+@contextmanager
+def told_of_damage(what: str) -> Iterator[None]:
+    """Whatever the parsers of zip and XML stumble over, as one sentence that begins with ``what``.
+
+    Raises:
+        UserInputError: in place of any error but ours.
+    """
+    try:
+        yield
+    except SnugtuneError:
+        raise
+    except Exception as error:
+        reason = first_line(error)
+        raise UserInputError(f"{what} ({reason}); open it in Excel and save it again.") from None
+
+
+def _check_parts(archive: zipfile.ZipFile) -> None:
+    """Unpack every part once: a checksum that is wrong is told before the work and not at its end."""
+    if (damaged := archive.testzip()) is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def relations_of(part: str) -> str:

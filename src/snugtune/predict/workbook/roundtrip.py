@@ -18,11 +18,12 @@ from xml.sax.saxutils import escape
 
 import polars as pl
 
+from snugtune.data.readers.request import first_line
 from snugtune.data.readers.workbook import SheetHeader, sheet_header
 from snugtune.errors import UserInputError
 from snugtune.predict.summary import Summary
 from snugtune.predict.workbook.graft import summary_parts, touched
-from snugtune.predict.workbook.package import Change, Package
+from snugtune.predict.workbook.package import Change, Package, told_of_damage
 from snugtune.predict.workbook.sheet import (
     Layout,
     Placement,
@@ -75,6 +76,11 @@ class Roundtrip:
         """
         header, package = sheet_header(source, sheet), Package.read(source)
         where = f"{source}, sheet {header.sheet!r}"
+        with told_of_damage(f"{where} is damaged"):
+            return cls._planned(package, header, names, where)
+
+    @classmethod
+    def _planned(cls, package: Package, header: SheetHeader, names: Sequence[str], where: str) -> Roundtrip:
         part, layout = package.sheets[header.sheet], Layout(header.row)
         _run(layout, package, part, where)
         tables = [_read_table(package, package.related(part)[table][1]) for table in layout.table_ids]
@@ -104,6 +110,7 @@ class Roundtrip:
             RuntimeError: what was written is not what was read, by checksum; never seen.
         """
         digests: list[str] = []
+        frames = _Frames(frames)
 
         def sheet(old: BinaryIO, new: BinaryIO) -> None:
             writer = SheetWriter(new, self.layout, self.placement, self._values(frames))
@@ -112,8 +119,9 @@ class Roundtrip:
             digests.append(writer.digest.hexdigest())
 
         def finish() -> dict[str, bytes]:
-            workbook = self._workbook_part()
-            return {part: workbook} if summary is None else summary_parts(self.package, summary, workbook)
+            with told_of_damage(f"{self.package.path} is damaged"):
+                workbook = self._workbook_part()
+                return {part: workbook} if summary is None else summary_parts(self.package, summary, workbook)
 
         part = self.package.workbook
         late = frozenset({part}) if summary is None else touched(self.package)
@@ -123,10 +131,12 @@ class Roundtrip:
             changes[self.table.part] = self._grow_table
         try:
             self.package.write(output, changes, late, finish)
-        except expat.ExpatError as error:
-            raise UserInputError(f"{where} is damaged ({error}); save it in Excel again.") from None
         except UserInputError as error:
-            raise _placed(error, where) from None
+            raise error if error is frames.fault else _placed(error, where) from None
+        except Exception as error:
+            if error is frames.fault or isinstance(error, OSError):  # not of the workbook
+                raise
+            raise UserInputError(f"{where} is damaged ({first_line(error)}); save it in Excel again.") from None
         self._check(output, digests, {*changes, *late}, where)
 
     def _values(self, frames: Frames) -> Iterator[tuple[int, Values | None]]:
@@ -191,6 +201,21 @@ class Roundtrip:
         same = self.package.untouched(output, changed)
         if [reader.digest.hexdigest()] != digests or not same:
             raise RuntimeError(f"{where} would not be given back as it was; nothing is written.")
+
+
+class _Frames:
+    """``frames``, and what was raised while one was made: that is no fault of the workbook's."""
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+        self.fault: Exception | None = None
+
+    def __iter__(self) -> Iterator[pl.DataFrame]:
+        try:
+            yield from self._frames
+        except Exception as error:
+            self.fault = error
+            raise
 
 
 def _run(reader: SheetReader, package: Package, part: str, where: str) -> None:

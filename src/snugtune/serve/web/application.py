@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from snugtune.errors import UserInputError
-from snugtune.predict.predictor import Predictor, read_record
+from snugtune.predict.predictor import Predictor
+from snugtune.predict.record import read_record
 from snugtune.serve.web.guard import LOOPBACK, Guard, Lock
 from snugtune.serve.web.queue import AUDIT_SHARE
 from snugtune.serve.web.reviews import ReviewStore
