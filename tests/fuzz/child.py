@@ -18,7 +18,9 @@ from pathlib import Path
 
 from fuzz.cases import Case
 from fuzz.folders import CANARY
-from fuzz.limits import ADDRESS_SPACE_BYTES, CPU_S, DISK_BYTES, PEAK_BYTES
+from fuzz.limits import ADDRESS_SPACE_BYTES, DISK_BYTES, PEAK_BYTES
+
+CPU_S = float(os.environ["FUZZ_CPU_S"])
 
 _FORBIDDEN = ("socket.connect", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -106,17 +108,19 @@ def main():
     resource.setrlimit(resource.RLIMIT_FSIZE, (DISK_BYTES, DISK_BYTES))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     warm = set()
-    from fuzz import targets
+    from fuzz import culprits, targets
+
+    known = targets.ALL | culprits.ALL
 
     targets.SAMPLES = Path(os.environ["FUZZ_SAMPLES"])
     for line in sys.stdin:
         asked = json.loads(line)
         case = Case(asked["family"], asked["target"], asked["sample"], tuple(map(tuple, asked["ways"])))
-        if (kind := (case.family, case.target)) not in warm:
+        if (kind := (case.family, case.target)) not in warm and case.target in targets.ALL:
             # Libraries are loaded and caches filled by a whole file, so that a case is charged its own alone.
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             for sample in range(3):
-                whole = run(Case(*kind, sample, ()), targets.ALL[case.target], watch, home)
+                whole = run(Case(*kind, sample, ()), known[case.target], watch, home)
                 if whole["outcome"] == "fault" and "MiB of memory" not in whole["told"]:
                     whole["told"] = f"a whole file: {whole['told']}"
                     break
@@ -126,7 +130,7 @@ def main():
             if whole["told"].startswith("a whole file"):
                 print(json.dumps(whole), file=answers, flush=True)
                 continue
-        print(json.dumps(run(case, targets.ALL[case.target], watch, home)), file=answers, flush=True)
+        print(json.dumps(run(case, known[case.target], watch, home)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

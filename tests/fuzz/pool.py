@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from fuzz.limits import WALL_S
+from fuzz.limits import CPU_S, WALL_S
 
 CASES_PER_PROCESS = 1_500
 """Then another takes over: libraries keep what they loaded."""
@@ -19,9 +19,10 @@ CASES_PER_PROCESS = 1_500
 class Runner:
     """Runs cases in a process of its own; ``samples`` is the folder that ``write_samples`` wrote."""
 
-    def __init__(self, samples, home):
+    def __init__(self, samples, home, cpu_s=CPU_S):
         self.samples, self.home = Path(samples), Path(home)
         self.home.mkdir(exist_ok=True)
+        self.cpu_s = cpu_s
         self._process, self._errors, self._done = None, None, 0
 
     def __enter__(self):
@@ -54,7 +55,7 @@ class Runner:
     def _begin(self):
         self._errors = tempfile.TemporaryFile()
         environment = {
-            **os.environ, "FUZZ_SAMPLES": str(self.samples), "FUZZ_HOME": str(self.home), "HF_HUB_OFFLINE": "1",
+            **os.environ, "FUZZ_SAMPLES": str(self.samples), "FUZZ_HOME": str(self.home), "FUZZ_CPU_S": str(self.cpu_s), "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
             "SNUGTUNE_CACHE": str(self.home), "TMPDIR": str(self.home), "HF_HOME": str(self.home),
             "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))),

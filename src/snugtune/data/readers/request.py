@@ -63,8 +63,12 @@ def column_names(header: Sequence[str | None], source: str) -> list[str]:
 
 
 def listing(names: Iterable[str]) -> str:
-    """Names as a sentence lists them."""
-    return ", ".join(map(repr, names))
+    """Names as a sentence lists them, the first of very many."""
+    shown = [f"{name!r:.80}" for name in islice(names, _MOST_LISTED + 1)]
+    return ", ".join([*shown[:_MOST_LISTED], "..."] if len(shown) > _MOST_LISTED else shown)
+
+
+_MOST_LISTED = 30
 
 
 def first_line(error: BaseException) -> str:

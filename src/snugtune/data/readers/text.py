@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 from snugtune.errors import UserInputError
@@ -16,11 +17,24 @@ BOMS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
 )
 
 
+LONGEST_LINE = 1 << 24
+"""Characters. A line is held whole, and a file without line ends is one."""
+
+
 def text_lines(path: Path, codec: str) -> Generator[str]:
-    """Lines with their ends, decoded strictly."""
+    """Lines with their ends, decoded strictly.
+
+    Raises:
+        UserInputError: bytes are of another encoding, or a line is longer than `LONGEST_LINE`.
+    """
     try:
         with path.open(encoding=codec, newline="") as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), ""), start=1):
+                if len(line) > LONGEST_LINE:
+                    raise UserInputError(
+                        f"{path}, line {number} has more than {LONGEST_LINE:,} characters: it is no table of lines, "
+                        "or its line ends are lost; check the file."
+                    )
                 if "\0" in line:
                     raise UserInputError(
                         f"{path}, line {number} contains a NUL byte: the file is binary, damaged, or encoded "
