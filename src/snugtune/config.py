@@ -248,7 +248,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"Cannot read the configuration file {path}: {error}.") from None
     try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506  # it is a SafeLoader
+        value = yaml.load(text, Loader=_StrictLoader)  # it is a SafeLoader
     except _TwiceError as error:
         raise ConfigError(f"The configuration file {path} {error}; keep one of them.") from None
     except Exception as error:  # beside its own, PyYAML raises what int(), dates and deep nesting raise

@@ -2,7 +2,21 @@
 
 import struct
 
-NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
+NUMBERS = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0x8000,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**63 - 1,
+    2**64 - 1,
+)
 
 
 def _place(content, rng):
@@ -72,7 +86,8 @@ def append(content, rng):
 
 
 BINARY = {
-    of.__name__: of for of in (flip, overwrite, number, truncate, behead, delete, repeat, insert, swap, append)
+    of.__name__: of
+    for of in (flip, overwrite, number, truncate, behead, delete, repeat, insert, swap, append)
 }
 
 
@@ -83,12 +98,18 @@ def footer(content, rng):
     for _ in range(rng.choice((1, 1, 2, 5))):
         if begin < len(found) - 8:
             at = rng.randrange(begin, len(found) - 8)
-            found[at] = rng.choice((found[at] ^ 1 << rng.randrange(8), rng.randrange(256), 0xFF, 0, found[at] + 1 & 255))
+            found[at] = rng.choice(
+                (found[at] ^ 1 << rng.randrange(8), rng.randrange(256), 0xFF, 0, found[at] + 1 & 255)
+            )
     return bytes(found)
 
 
 def footer_length(content, rng):
-    return content[:-8] + struct.pack("<I", rng.choice((0, 1, 7, len(content), 2**31 - 1, 2**32 - 1))) + content[-4:]
+    return (
+        content[:-8]
+        + struct.pack("<I", rng.choice((0, 1, 7, len(content), 2**31 - 1, 2**32 - 1)))
+        + content[-4:]
+    )
 
 
 def page(content, rng):

@@ -22,7 +22,14 @@ from fuzz.limits import ADDRESS_SPACE_BYTES, DISK_BYTES, PEAK_BYTES
 
 CPU_S = float(os.environ["FUZZ_CPU_S"])
 
-_FORBIDDEN = ("socket.connect", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class")
+_FORBIDDEN = (
+    "socket.connect",
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "pickle.find_class",
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -85,7 +92,11 @@ def run(case, target, watch, home):
     watch.is_on = False
     grown = _status("VmHWM") - start
     left = {one.name for one in folder.iterdir()} - before - {"out"}
-    faults = watch.seen + [f"left {name}" for name in left] + [f"{CANARY}: code was run"] * (folder / CANARY).exists()
+    faults = (
+        watch.seen
+        + [f"left {name}" for name in left]
+        + [f"{CANARY}: code was run"] * (folder / CANARY).exists()
+    )
     if grown > PEAK_BYTES:
         faults.append(f"{grown / 2**20:,.0f} MiB of memory")
     if faults and outcome != "fault":

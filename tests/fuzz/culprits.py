@@ -50,5 +50,15 @@ def starts_program(path):
 
 ALL = {
     of.__name__: of
-    for of in (prints_traceback, connects, unpickles, leaves_file, writes_elsewhere, hoards, dies, spins, starts_program)
+    for of in (
+        prints_traceback,
+        connects,
+        unpickles,
+        leaves_file,
+        writes_elsewhere,
+        hoards,
+        dies,
+        spins,
+        starts_program,
+    )
 }

@@ -78,7 +78,12 @@ def json_twice(folder, rng):
 def json_not_object(folder, rng):
     path = _pick(folder, rng, ".json")
     if path is not None:
-        path.write_text(rng.choice(("", "[]", "null", "1", '"a"', "{", "{}", "[" * 100_000, '{"a":' * 5_000, "NaN", "\ufeff{}")), encoding="utf-8")
+        path.write_text(
+            rng.choice(
+                ("", "[]", "null", "1", '"a"', "{", "{}", "[" * 100_000, '{"a":' * 5_000, "NaN", "\ufeff{}")
+            ),
+            encoding="utf-8",
+        )
 
 
 def deep_field(folder, rng):
@@ -137,22 +142,32 @@ def tensors(folder, rng):
         return
     name = rng.choice(names)
     if way == 1:
-        header[name]["shape"] = rng.choice(([], [0], [1], [2**40, 2**40], [-1], header[name]["shape"][::-1], ["a"], [1] * 100))
+        header[name]["shape"] = rng.choice(
+            ([], [0], [1], [2**40, 2**40], [-1], header[name]["shape"][::-1], ["a"], [1] * 100)
+        )
     elif way == 2:
-        header[name]["data_offsets"] = rng.choice(([0, 0], [0, 2**63], [-1, 4], [8, 4], header[rng.choice(names)]["data_offsets"]))
+        header[name]["data_offsets"] = rng.choice(
+            ([0, 0], [0, 2**63], [-1, 4], [8, 4], header[rng.choice(names)]["data_offsets"])
+        )
     elif way == 3:
         header[name]["dtype"] = rng.choice(("F64", "F16", "I64", "BOOL", "F8_E4M3", "X", "BF16", "U8"))
     elif way == 4:
-        new = rng.choice(("x", "../CANARY", "classifier.weight", name.replace("layer.0", "layer.99"), name + ".x", ""))
+        new = rng.choice(
+            ("x", "../CANARY", "classifier.weight", name.replace("layer.0", "layer.99"), name + ".x", "")
+        )
         header = {new if key == name else key: value for key, value in header.items()}
     elif way == 5:
         del header[name]
     elif way == 6:
         header = damaged(header, rng)
     elif way == 7:
-        header["__metadata__"] = rng.choice(({}, {"format": "tf"}, {"format": "flax"}, {"format": 1}, [], {"format": "<script>"}))
+        header["__metadata__"] = rng.choice(
+            ({}, {"format": "tf"}, {"format": "flax"}, {"format": 1}, [], {"format": "<script>"})
+        )
     else:
-        content = content[: 8 + size] + bytes([0xFF]) * (len(content) - 8 - size)  # not a number, each of them
+        content = content[: 8 + size] + bytes([0xFF]) * (
+            len(content) - 8 - size
+        )  # not a number, each of them
     text = json.dumps(header).encode("utf-8", "replace")
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
 
@@ -178,19 +193,34 @@ def remote_code(folder, rng):
         return
     path = rng.choice(found)
     (path.parent / "hostile.py").write_text(CODE, encoding="utf-8")
-    asks = rng.choice((
-        {"auto_map": {"AutoConfig": "hostile.HostileConfig", "AutoModelForSequenceClassification": "hostile.HostileModel",
-                      "AutoTokenizer": ["hostile.HostileTokenizer", "hostile.HostileTokenizer"]}},
-        {"trust_remote_code": True}, {"model_type": "hostile"}, {"tokenizer_class": "HostileTokenizer"},
-        {"auto_mapping": {"base_model_class": "HostileModel", "parent_library": "hostile"}},
-        {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}},
-        {"custom_pipelines": {"text-classification": {"impl": "hostile.HostileModel"}}},
-        {"runtime_config": {"ephemeral_gpu_offload": True}}, {"peft_type": "XLORA"}, {"peft_type": "../hostile"},
-        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-        {"quantization_config": {"quant_method": "hostile"}},
-        {"megatron_config": {"a": 1}, "megatron_core": "hostile"}, {"lora_bias": "x"}, {"_name_or_path": SECRET},
-        {"attn_implementation": "hostile/kernel"}, {"_attn_implementation": "hostile/kernel:f"}, {"name_or_path": SECRET},
-    ))  # fmt: skip
+    asks = rng.choice(
+        (
+            {
+                "auto_map": {
+                    "AutoConfig": "hostile.HostileConfig",
+                    "AutoModelForSequenceClassification": "hostile.HostileModel",
+                    "AutoTokenizer": ["hostile.HostileTokenizer", "hostile.HostileTokenizer"],
+                }
+            },
+            {"trust_remote_code": True},
+            {"model_type": "hostile"},
+            {"tokenizer_class": "HostileTokenizer"},
+            {"auto_mapping": {"base_model_class": "HostileModel", "parent_library": "hostile"}},
+            {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}},
+            {"custom_pipelines": {"text-classification": {"impl": "hostile.HostileModel"}}},
+            {"runtime_config": {"ephemeral_gpu_offload": True}},
+            {"peft_type": "XLORA"},
+            {"peft_type": "../hostile"},
+            {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+            {"quantization_config": {"quant_method": "hostile"}},
+            {"megatron_config": {"a": 1}, "megatron_core": "hostile"},
+            {"lora_bias": "x"},
+            {"_name_or_path": SECRET},
+            {"attn_implementation": "hostile/kernel"},
+            {"_attn_implementation": "hostile/kernel:f"},
+            {"name_or_path": SECRET},
+        )
+    )
     _change_json(path, lambda value: value | asks if isinstance(value, dict) else value)
 
 
@@ -200,16 +230,52 @@ def elsewhere(folder, rng):
     if not found:
         return
     path = rng.choice(found)
-    where = rng.choice(("..", "../..", "../outside", "/etc", "/", SECRET, "/proc/self", "~", "//host/share", "owner/model", "a\0b", "", "."))
-    asks = rng.choice((
-        {"model": {"folder": where, "max_length": 10}}, {"base_model_name_or_path": where}, {"vocab_file": where},
-        {"tokenizer_file": where}, {"tokenizer_object": where}, {"revision": where}, {"chat_template": where},
-        {"files": [where]}, {"labels": [where, "Fees", "b"]}, {"label_aliases": {where: where}}, {"subfolder": where},
-    ))  # fmt: skip
+    where = rng.choice(
+        (
+            "..",
+            "../..",
+            "../outside",
+            "/etc",
+            "/",
+            SECRET,
+            "/proc/self",
+            "~",
+            "//host/share",
+            "owner/model",
+            "a\0b",
+            "",
+            ".",
+        )
+    )
+    asks = rng.choice(
+        (
+            {"model": {"folder": where, "max_length": 10}},
+            {"base_model_name_or_path": where},
+            {"vocab_file": where},
+            {"tokenizer_file": where},
+            {"tokenizer_object": where},
+            {"revision": where},
+            {"chat_template": where},
+            {"files": [where]},
+            {"labels": [where, "Fees", "b"]},
+            {"label_aliases": {where: where}},
+            {"subfolder": where},
+        )
+    )
     _change_json(path, lambda value: value | asks if isinstance(value, dict) else value)
 
 
-_ALL = (some_bytes, json_field, json_twice, json_not_object, deep_field, file_gone, file_empty, file_is_folder, files_exchanged)
+_ALL = (
+    some_bytes,
+    json_field,
+    json_twice,
+    json_not_object,
+    deep_field,
+    file_gone,
+    file_empty,
+    file_is_folder,
+    files_exchanged,
+)
 DATASET = {of.__name__: of for of in (*_ALL, elsewhere)}
 MODEL = {of.__name__: of for of in (*_ALL, tensors, pickled, remote_code, elsewhere)}
 RUN = MODEL | {"record_field": record_field}

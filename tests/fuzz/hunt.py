@@ -33,7 +33,11 @@ def kind_of(told):
 def _short(told):
     """The frames in our own code, and the end."""
     frames = re.findall(r'File "([^"]*)", line (\d+), in (.*)', told)
-    where = [f"  {file.rpartition('snugtune/')[2]}:{line} {name}" for file, line, name in frames if "/snugtune/" in file]
+    where = [
+        f"  {file.rpartition('snugtune/')[2]}:{line} {name}"
+        for file, line, name in frames
+        if "/snugtune/" in file
+    ]
     last = [f"  {'/'.join(file.split('/')[-2:])}:{line} {name}" for file, line, name in frames[-2:]]
     return "\n".join([*where[-6:], "  ...", *last, *(line[:300] for line in told.strip().splitlines()[-3:])])
 

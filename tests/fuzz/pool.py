@@ -55,15 +55,29 @@ class Runner:
     def _begin(self):
         self._errors = tempfile.TemporaryFile()
         environment = {
-            **os.environ, "FUZZ_SAMPLES": str(self.samples), "FUZZ_HOME": str(self.home), "FUZZ_CPU_S": str(self.cpu_s), "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-            "SNUGTUNE_CACHE": str(self.home), "TMPDIR": str(self.home), "HF_HOME": str(self.home),
+            **os.environ,
+            "FUZZ_SAMPLES": str(self.samples),
+            "FUZZ_HOME": str(self.home),
+            "FUZZ_CPU_S": str(self.cpu_s),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "POLARS_MAX_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "SNUGTUNE_CACHE": str(self.home),
+            "TMPDIR": str(self.home),
+            "HF_HOME": str(self.home),
             "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))),
-        }  # fmt: skip
+        }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fuzz.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            env=environment, cwd=self.home, text=True, encoding="utf-8",
-        )  # fmt: skip
+            [sys.executable, "-m", "fuzz.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
+            cwd=self.home,
+            text=True,
+            encoding="utf-8",
+        )
         self._done = 0
 
     def _died(self, why):

@@ -8,15 +8,28 @@ from pathlib import Path
 
 import polars as pl
 
-TEXTS = ["my card was stolen", 'the "fee" was charged twice', "loan; interest\nrate", "card lost, wallet too", "=1+1 é ẞ 漢字 😀", "fee"]
+TEXTS = [
+    "my card was stolen",
+    'the "fee" was charged twice',
+    "loan; interest\nrate",
+    "card lost, wallet too",
+    "=1+1 é ẞ 漢字 😀",
+    "fee",
+]
 LABELS = ["Card", "Fees", "Löan", "Card", "Löan", "Fees"]
 
 
 def table():
-    return pl.DataFrame({
-        "text": TEXTS, "label": LABELS, "n": [1, 2, None, 4, 5, 6], "x": [0.5, None, 1e-3, 4.0, -5.0, 6.0],
-        "day": [dt.date(2024, 1, i) for i in range(1, 7)], "ok": [True, False, None, True, True, False],
-    })  # fmt: skip
+    return pl.DataFrame(
+        {
+            "text": TEXTS,
+            "label": LABELS,
+            "n": [1, 2, None, 4, 5, 6],
+            "x": [0.5, None, 1e-3, 4.0, -5.0, 6.0],
+            "day": [dt.date(2024, 1, i) for i in range(1, 7)],
+            "ok": [True, False, None, True, True, False],
+        }
+    )
 
 
 def write_samples(folder):
@@ -44,7 +57,10 @@ def _csv(folder):
 
 def _json(folder):
     table().write_ndjson(folder / "a.jsonl")
-    rows = [{"text": text, "label": [label, "x"], "more": {"a": [1, None], "b": "c"}} for text, label in zip(TEXTS, LABELS, strict=True)]
+    rows = [
+        {"text": text, "label": [label, "x"], "more": {"a": [1, None], "b": "c"}}
+        for text, label in zip(TEXTS, LABELS, strict=True)
+    ]
     (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -89,9 +105,12 @@ def _workbooks(folder):
 
 def _parquet(folder):
     more = table().with_columns(
-        pl.col("label").cast(pl.Categorical).alias("c"), pl.Series("l", [["a"], [], None, ["b", "c"], ["d"], [None]]),
-        pl.struct("n", "x").alias("s"), pl.col("text").cast(pl.Binary).alias("bytes"), pl.col("n").cast(pl.Decimal(10, 2)).alias("d"),
-    )  # fmt: skip
+        pl.col("label").cast(pl.Categorical).alias("c"),
+        pl.Series("l", [["a"], [], None, ["b", "c"], ["d"], [None]]),
+        pl.struct("n", "x").alias("s"),
+        pl.col("text").cast(pl.Binary).alias("bytes"),
+        pl.col("n").cast(pl.Decimal(10, 2)).alias("d"),
+    )
     table().write_parquet(folder / "a.parquet", compression="uncompressed")
     more.write_parquet(folder / "b.parquet", compression="zstd", row_group_size=2, statistics=True)
     pl.concat([table()] * 50).write_parquet(folder / "c.parquet", compression="snappy", use_pyarrow=True)
@@ -100,14 +119,20 @@ def _parquet(folder):
 def _sqlite(path):
     with closing(sqlite3.connect(path)) as base, base:
         base.execute("CREATE TABLE complaints (text TEXT, label TEXT, n INTEGER, x REAL)")
-        base.executemany("INSERT INTO complaints VALUES (?, ?, ?, ?)", table().select("text", "label", "n", "x").iter_rows())
+        base.executemany(
+            "INSERT INTO complaints VALUES (?, ?, ?, ?)",
+            table().select("text", "label", "n", "x").iter_rows(),
+        )
 
 
 def _yaml(folder):
     from snugtune.config import make_config, write_config
 
     write_config(make_config({"train": "a.csv", "text": ("text",), "label": "label"}), folder / "all.yaml")
-    (folder / "few.yaml").write_text("# mine\nr: 8\nlora_alpha: 16\ntext: [text]\nlearning_rate: 1e-3\nmax_time_s: 90min\n", encoding="utf-8")
+    (folder / "few.yaml").write_text(
+        "# mine\nr: 8\nlora_alpha: 16\ntext: [text]\nlearning_rate: 1e-3\nmax_time_s: 90min\n",
+        encoding="utf-8",
+    )
 
 
 def _reviews(path):
@@ -121,7 +146,9 @@ def _reviews(path):
 def _dataset(folder):
     import datasets
 
-    datasets.Dataset.from_dict(table().select("text", "label", "n").to_dict(as_series=False)).save_to_disk(folder)
+    datasets.Dataset.from_dict(table().select("text", "label", "n").to_dict(as_series=False)).save_to_disk(
+        folder
+    )
 
 
 def _runs(folder):
@@ -140,7 +167,9 @@ def _runs(folder):
         # The adapters refer to their base models by path.
         path = folder / "run" / name / "adapter" / "adapter_config.json"
         text = path.read_text(encoding="utf-8")
-        path.write_text(text.replace(str(made / name / "base"), str(folder / "model" / name)), encoding="utf-8")
+        path.write_text(
+            text.replace(str(made / name / "base"), str(folder / "model" / name)), encoding="utf-8"
+        )
 
 
 def _add_baseline(run, source):

@@ -17,17 +17,38 @@ from fuzz.pool import Runner
 from fuzz.samples import write_samples
 
 CASES = {
-    "csv": 1_000, "json": 800, "xlsx": 1_500, "parquet": 800, "sqlite": 300, "yaml": 700, "reviews": 200, "dataset": 100,
-    "run": 900, "model": 200,
-}  # fmt: skip
+    "csv": 1_000,
+    "json": 800,
+    "xlsx": 1_500,
+    "parquet": 800,
+    "sqlite": 300,
+    "yaml": 700,
+    "reviews": 200,
+    "dataset": 100,
+    "run": 900,
+    "model": 200,
+}
 """Of the long test: 6,500."""
 
-QUICK = {"csv": 15, "json": 15, "xlsx": 25, "parquet": 12, "sqlite": 8, "yaml": 15, "reviews": 5, "run": 15, "model": 3}
+QUICK = {
+    "csv": 15,
+    "json": 15,
+    "xlsx": 25,
+    "parquet": 12,
+    "sqlite": 8,
+    "yaml": 15,
+    "reviews": 5,
+    "run": 15,
+    "model": 3,
+}
 
 ALL = settings(
-    derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +66,12 @@ def cases(family):
     """Any damage to any sample of ``family``: one to four operations."""
     ways = st.tuples(st.sampled_from(sorted(OPERATIONS[family])), st.integers(0, 2**32 - 1))
     return st.builds(
-        Case, st.just(family), st.sampled_from(TARGETS[family]), st.integers(0, 3),
+        Case,
+        st.just(family),
+        st.sampled_from(TARGETS[family]),
+        st.integers(0, 3),
         st.lists(ways, min_size=1, max_size=4).map(tuple),
-    )  # fmt: skip
+    )
 
 
 def told(family, n, run):
@@ -90,10 +114,16 @@ def test_the_watch_sees_what_must_not_happen(samples):
     """The harness itself: each kind of fault is found, and the next case is run all the same."""
     with Runner(samples, samples.parent / "watched", cpu_s=1) as run:
         for target, word in (
-            ("prints_traceback", "ZeroDivisionError"), ("connects", "socket.connect"), ("unpickles", "code was run"),
-            ("leaves_file", "left stray"), ("writes_elsewhere", "wrote /"), ("hoards", "MiB of memory"), ("dies", "process died"),
-            ("spins", "processor time"), ("starts_program", "subprocess.Popen"),
-        ):  # fmt: skip
+            ("prints_traceback", "ZeroDivisionError"),
+            ("connects", "socket.connect"),
+            ("unpickles", "code was run"),
+            ("leaves_file", "left stray"),
+            ("writes_elsewhere", "wrote /"),
+            ("hoards", "MiB of memory"),
+            ("dies", "process died"),
+            ("spins", "processor time"),
+            ("starts_program", "subprocess.Popen"),
+        ):
             found = run(Case("yaml", target, 0, (("yaml_only", 1),)))
             assert found["outcome"] == "fault", target
             assert word in found["told"], found["told"]

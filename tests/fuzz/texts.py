@@ -7,10 +7,37 @@ import re
 from fuzz.values import NAMES, VALUES
 
 CSV_PIECES = (
-    b'"', b'""', b"'", b"\0", b"\r", b"\n", b"\r\n", b",", b";", b"\t", b"|", b"\x1f", b"\\", b"\xef\xbb\xbf",
-    b"\xff\xfe", b"\xfe\xff", b"\xc3", b"\xe4", b"\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\x1a", b"\x85",
-    "\u2028".encode(), "\u202e".encode(), b"=cmd|' /C calc'!A0", b"<script>alert(1)</script>", b"#", b" ", b'"\n',
-)  # fmt: skip
+    b'"',
+    b'""',
+    b"'",
+    b"\0",
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b",",
+    b";",
+    b"\t",
+    b"|",
+    b"\x1f",
+    b"\\",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"\xfe\xff",
+    b"\xc3",
+    b"\xe4",
+    b"\x80",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"\x1a",
+    b"\x85",
+    "\u2028".encode(),
+    "\u202e".encode(),
+    b"=cmd|' /C calc'!A0",
+    b"<script>alert(1)</script>",
+    b"#",
+    b" ",
+    b'"\n',
+)
 
 
 def pieces(content, rng):
@@ -22,17 +49,23 @@ def pieces(content, rng):
 
 def encoded(content, rng):
     text = content.decode("utf-8", "replace")
-    codec = rng.choice(("utf-16", "utf-16-le", "utf-32", "cp1252", "utf-7", "utf-8-sig", "shift_jis", "cp037"))
+    codec = rng.choice(
+        ("utf-16", "utf-16-le", "utf-32", "cp1252", "utf-7", "utf-8-sig", "shift_jis", "cp037")
+    )
     return text.encode(codec, "replace")
 
 
 def two_encodings(content, rng):
     at = rng.randrange(len(content) + 1)
-    return content[:at] + content[at:].decode("utf-8", "replace").encode(rng.choice(("utf-16-le", "cp1252")), "replace")
+    return content[:at] + content[at:].decode("utf-8", "replace").encode(
+        rng.choice(("utf-16-le", "cp1252")), "replace"
+    )
 
 
 def marked(content, rng):
-    mark = rng.choice((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE))
+    mark = rng.choice(
+        (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+    )
     return mark * rng.choice((1, 2)) + content
 
 
@@ -42,7 +75,11 @@ def one_line(content, rng):
 
 def long_line(content, rng):
     at = rng.randrange(len(content) + 1)
-    return content[:at] + rng.choice((b"a", b",", b'"', b"[", b'{"a":')) * rng.choice((10_000, 300_000)) + content[at:]
+    return (
+        content[:at]
+        + rng.choice((b"a", b",", b'"', b"[", b'{"a":')) * rng.choice((10_000, 300_000))
+        + content[at:]
+    )
 
 
 def many_columns(content, rng):
@@ -68,7 +105,18 @@ def emptied(content, rng):
 
 CSV = {
     of.__name__: of
-    for of in (pieces, encoded, two_encodings, marked, one_line, long_line, many_columns, shuffled, repeated_line, emptied)
+    for of in (
+        pieces,
+        encoded,
+        two_encodings,
+        marked,
+        one_line,
+        long_line,
+        many_columns,
+        shuffled,
+        repeated_line,
+        emptied,
+    )
 }
 
 # --- JSON ------------------------------------------------------------------------------------------------
@@ -98,7 +146,9 @@ def damaged_json(content, rng):
     """One document with a value changed; bytes that are none stay as they are."""
     try:
         value = json.loads(content)
-        return json.dumps(damaged(value, rng), ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
+        return json.dumps(damaged(value, rng), ensure_ascii=rng.random() < 0.5).encode(
+            "utf-8", "surrogatepass"
+        )
     except (ValueError, RecursionError):
         return content
 
@@ -118,25 +168,49 @@ def deep(content, rng):
 
 
 def odd_numbers(content, rng):
-    number = rng.choice((b"1e999", b"-1e999", b"NaN", b"Infinity", b"9" * 30, b"9" * 5_000, b"1" + b"0" * 400, b"0.1e-400",
-                         b"-0", b"18446744073709551616", b"1.0"))  # fmt: skip
+    number = rng.choice(
+        (
+            b"1e999",
+            b"-1e999",
+            b"NaN",
+            b"Infinity",
+            b"9" * 30,
+            b"9" * 5_000,
+            b"1" + b"0" * 400,
+            b"0.1e-400",
+            b"-0",
+            b"18446744073709551616",
+            b"1.0",
+        )
+    )
     return content + b'{"text": "card", "label": "Fees", "n": ' + number + b"}\n"
 
 
 def surrogates(content, rng):
-    text = rng.choice((b"\\ud800", b"\\udfff\\ud800", b"\\ud83d", b"\\u0000", b"\\ud83d\\ude00", b"\xed\xa0\x80"))
+    text = rng.choice(
+        (b"\\ud800", b"\\udfff\\ud800", b"\\ud83d", b"\\u0000", b"\\ud83d\\ude00", b"\xed\xa0\x80")
+    )
     key = rng.choice((b"text", b"label", text))
     return content + b'{"' + key + b'": "a' + text + b'", "text": "b", "label": "Card"}\n'
 
 
 def twice(content, rng):
     key = rng.choice((b"text", b"label", b"n"))
-    return content + b'{"text": "a", "label": "Card", "' + key + b'": ' + rng.choice((b"1", b'"b"', b"null", b"{}")) + b"}\n"
+    return (
+        content
+        + b'{"text": "a", "label": "Card", "'
+        + key
+        + b'": '
+        + rng.choice((b"1", b'"b"', b"null", b"{}"))
+        + b"}\n"
+    )
 
 
 def many_keys(content, rng):
     n = rng.choice((1_000, 30_000))
-    return content + json.dumps({f"k{i}": i for i in range(n)} | {"text": "a", "label": "Card"}).encode() + b"\n"
+    return (
+        content + json.dumps({f"k{i}": i for i in range(n)} | {"text": "a", "label": "Card"}).encode() + b"\n"
+    )
 
 
 def as_list(content, rng):
@@ -145,7 +219,20 @@ def as_list(content, rng):
 
 JSON = {
     of.__name__: of
-    for of in (fields, deep, odd_numbers, surrogates, twice, many_keys, as_list, pieces, encoded, marked, long_line, emptied)
+    for of in (
+        fields,
+        deep,
+        odd_numbers,
+        surrogates,
+        twice,
+        many_keys,
+        as_list,
+        pieces,
+        encoded,
+        marked,
+        long_line,
+        emptied,
+    )
 }
 
 # --- YAML ------------------------------------------------------------------------------------------------
@@ -154,19 +241,81 @@ _BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
 YAML_PIECES = (
-    "r: 16\nr: 8\n", _BOMB, f"{_BOMB}text: *i\n", "text: &t [*t]\n", "r: !!python/object/apply:os.system ['touch CANARY']\n",
-    "model: !!python/name:os.system\n", "model: !!python/object/new:os.system ['touch CANARY']\n", "trust_remote_code: true\n",
-    "auto_map: {AutoModel: x.Y}\n", "r: 0x10\n", "r: 1_000\n", "r: 010\n", "r: 1:30\n", "seed: 2024-01-01\n", "r: yes\n",
-    "r: .inf\n", "learning_rate: .nan\n", "learning_rate: 1e999\n", "seed: " + "9" * 5_000 + "\n", "? [a, b]\n: c\n", "? {a: b}\n: c\n",
-    "<<: {r: 8}\n", "<<: *r\n", "---\nr: 8\n---\nr: 9\n", "...\n", "\t r: 8\n", "r: !!binary aGVsbG8=\n", "text: !!set {a, b}\n",
-    "text: !!omap [a: b]\n", "r: !!int '99999999999999999999'\n", "seed: !!timestamp x\n", "r: !!float x\n", "r: !!bool maybe\n",
-    "text: " + "[" * 2_000 + "\n", "text: " + "{a: " * 500 + "1" + "}" * 500 + "\n", "text: [" + "a, " * 50_000 + "]\n", "null: 1\n", "1: 2\n",
-    "~: ~\n", "%YAML 9.9\n---\n", "%TAG ! tag:x,2000:\n---\nr: !x 1\n", "text: \"\\ud800\"\n", "text: \"\\U0010FFFF\"\n", "text: \"\\0\"\n",
-    "text: |\n  a\n b\n", "label: ../../etc/passwd\n", "train: ../../../etc/passwd\n", "model: ../../..\n", "max_time_s: 99999999999999h\n",
-    "max_time_s: -1\n", "delimiter: ''\n", "target_modules: '(a+)+$'\n", "label: {a: b}\n", "layers_to_transform: [-1, 1e9]\n", "\x00", "\x85", "\u2028",
-    "r: &a 1\nlora_alpha: *a\n", "lora_alpha: *nobody\n", "text: >-\n", "'", '"', ": :", "- a\n", "!", "&", "*", "@", "`",
-    "!!python/object/apply:os.system ['touch CANARY']\n", "!!python/tuple [1]\n", "!!str\n", "{r: 1, r: 2}\n", "test:\n  r: 1\n  r: 2\n",
-)  # fmt: skip
+    "r: 16\nr: 8\n",
+    _BOMB,
+    f"{_BOMB}text: *i\n",
+    "text: &t [*t]\n",
+    "r: !!python/object/apply:os.system ['touch CANARY']\n",
+    "model: !!python/name:os.system\n",
+    "model: !!python/object/new:os.system ['touch CANARY']\n",
+    "trust_remote_code: true\n",
+    "auto_map: {AutoModel: x.Y}\n",
+    "r: 0x10\n",
+    "r: 1_000\n",
+    "r: 010\n",
+    "r: 1:30\n",
+    "seed: 2024-01-01\n",
+    "r: yes\n",
+    "r: .inf\n",
+    "learning_rate: .nan\n",
+    "learning_rate: 1e999\n",
+    "seed: " + "9" * 5_000 + "\n",
+    "? [a, b]\n: c\n",
+    "? {a: b}\n: c\n",
+    "<<: {r: 8}\n",
+    "<<: *r\n",
+    "---\nr: 8\n---\nr: 9\n",
+    "...\n",
+    "\t r: 8\n",
+    "r: !!binary aGVsbG8=\n",
+    "text: !!set {a, b}\n",
+    "text: !!omap [a: b]\n",
+    "r: !!int '99999999999999999999'\n",
+    "seed: !!timestamp x\n",
+    "r: !!float x\n",
+    "r: !!bool maybe\n",
+    "text: " + "[" * 2_000 + "\n",
+    "text: " + "{a: " * 500 + "1" + "}" * 500 + "\n",
+    "text: [" + "a, " * 50_000 + "]\n",
+    "null: 1\n",
+    "1: 2\n",
+    "~: ~\n",
+    "%YAML 9.9\n---\n",
+    "%TAG ! tag:x,2000:\n---\nr: !x 1\n",
+    'text: "\\ud800"\n',
+    'text: "\\U0010FFFF"\n',
+    'text: "\\0"\n',
+    "text: |\n  a\n b\n",
+    "label: ../../etc/passwd\n",
+    "train: ../../../etc/passwd\n",
+    "model: ../../..\n",
+    "max_time_s: 99999999999999h\n",
+    "max_time_s: -1\n",
+    "delimiter: ''\n",
+    "target_modules: '(a+)+$'\n",
+    "label: {a: b}\n",
+    "layers_to_transform: [-1, 1e9]\n",
+    "\x00",
+    "\x85",
+    "\u2028",
+    "r: &a 1\nlora_alpha: *a\n",
+    "lora_alpha: *nobody\n",
+    "text: >-\n",
+    "'",
+    '"',
+    ": :",
+    "- a\n",
+    "!",
+    "&",
+    "*",
+    "@",
+    "`",
+    "!!python/object/apply:os.system ['touch CANARY']\n",
+    "!!python/tuple [1]\n",
+    "!!str\n",
+    "{r: 1, r: 2}\n",
+    "test:\n  r: 1\n  r: 2\n",
+)
 
 
 def yaml_pieces(content, rng):
@@ -184,7 +333,9 @@ def yaml_value(content, rng):
     """A setting with a value of another kind."""
     keys = re.findall(rb"(?m)^(\w+):.*$", content) or [b"r"]
     value = json.dumps(rng.choice(VALUES), allow_nan=True).encode()
-    return re.sub(rb"(?m)^%s:.*$" % re.escape(rng.choice(keys)), lambda m: m[0].split(b":")[0] + b": " + value, content)
+    return re.sub(
+        rb"(?m)^%s:.*$" % re.escape(rng.choice(keys)), lambda m: m[0].split(b":")[0] + b": " + value, content
+    )
 
 
 YAML = {of.__name__: of for of in (yaml_pieces, yaml_only, yaml_value)}

@@ -8,18 +8,65 @@ import zipfile
 from fuzz.binary import BINARY
 
 TEXTS = (
-    "", "0", "-1", "1", "2", "999999999", "99999999999999999999", "1e309", "NaN", "1.5", "A1", "A0", "ZZZZ9", "XFD1048576",
-    "XFE1048577", "A1:B2:C3", "B2:A1", "A:A", "1:1", "#REF!", "rId1", "rId999", "../../../etc/passwd", "/xl/workbook.xml",
-    "sheet1.xml", "worksheets/sheet1.xml", "xl/worksheets/sheet1.xml", "file:///etc/passwd", "http://example.invalid/a", "s", "str",
-    "b", "e", "d", "n", "inlineStr", "true", "x" * 1_000, "&#0;", "&amp;", "é", "&#x1F600;", "_x0000_", "_x005F_x0041_", "\u202e",
-    "text", "label", "Data", "&lt;script&gt;", "=1+1", "External",
-)  # fmt: skip
+    "",
+    "0",
+    "-1",
+    "1",
+    "2",
+    "999999999",
+    "99999999999999999999",
+    "1e309",
+    "NaN",
+    "1.5",
+    "A1",
+    "A0",
+    "ZZZZ9",
+    "XFD1048576",
+    "XFE1048577",
+    "A1:B2:C3",
+    "B2:A1",
+    "A:A",
+    "1:1",
+    "#REF!",
+    "rId1",
+    "rId999",
+    "../../../etc/passwd",
+    "/xl/workbook.xml",
+    "sheet1.xml",
+    "worksheets/sheet1.xml",
+    "xl/worksheets/sheet1.xml",
+    "file:///etc/passwd",
+    "http://example.invalid/a",
+    "s",
+    "str",
+    "b",
+    "e",
+    "d",
+    "n",
+    "inlineStr",
+    "true",
+    "x" * 1_000,
+    "&#0;",
+    "&amp;",
+    "é",
+    "&#x1F600;",
+    "_x0000_",
+    "_x005F_x0041_",
+    "\u202e",
+    "text",
+    "label",
+    "Data",
+    "&lt;script&gt;",
+    "=1+1",
+    "External",
+)
 
 DOCTYPES = (
-    b'<!DOCTYPE a [<!ENTITY x "y">]>', b'<!DOCTYPE a SYSTEM "file:///etc/passwd">',
+    b'<!DOCTYPE a [<!ENTITY x "y">]>',
+    b'<!DOCTYPE a SYSTEM "file:///etc/passwd">',
     b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>',
     b'<!DOCTYPE l [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>',
-)  # fmt: skip
+)
 
 _TAG = re.compile(rb"<[^?!][^>]*>")
 _ATTRIBUTE = re.compile(rb'(\s[\w:]+=)"([^"]*)"')
@@ -105,8 +152,25 @@ def nested(xml, rng):
 def between(xml, rng):
     tags = list(_TAG.finditer(xml))
     at = rng.choice(tags).end() if tags else 0
-    piece = rng.choice((b"<!-- - -->", b"<?pi x?>", b"<![CDATA[<c>]]>", b"text", b"&undefined;", b"&#55296;", b"\0", b"\xff", b"<", b"  ",
-                        b"a" * 70_000, b"<c/>", b"<row/>", b"<f>1</f>", b"<v/>"))  # fmt: skip
+    piece = rng.choice(
+        (
+            b"<!-- - -->",
+            b"<?pi x?>",
+            b"<![CDATA[<c>]]>",
+            b"text",
+            b"&undefined;",
+            b"&#55296;",
+            b"\0",
+            b"\xff",
+            b"<",
+            b"  ",
+            b"a" * 70_000,
+            b"<c/>",
+            b"<row/>",
+            b"<f>1</f>",
+            b"<v/>",
+        )
+    )
     return xml[:at] + piece + xml[at:]
 
 
@@ -127,9 +191,22 @@ def xml_encoding(xml, rng):
 
 
 XML = (
-    attribute, attribute, attribute, no_attribute, attribute_name, content_text, without_element, element_twice, element_elsewhere,
-    tag_renamed, nested, between, doctype, xml_encoding, *BINARY.values(),
-)  # fmt: skip
+    attribute,
+    attribute,
+    attribute,
+    no_attribute,
+    attribute_name,
+    content_text,
+    without_element,
+    element_twice,
+    element_elsewhere,
+    tag_renamed,
+    nested,
+    between,
+    doctype,
+    xml_encoding,
+    *BINARY.values(),
+)
 
 # --- the archive -----------------------------------------------------------------------------------------
 
@@ -153,7 +230,16 @@ def _on_parts(change):
     def run(content, rng):
         try:
             return _packed(change(_parts(content), rng))
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, KeyError, RuntimeError, struct.error):
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            EOFError,
+            OSError,
+            ValueError,
+            KeyError,
+            RuntimeError,
+            struct.error,
+        ):
             return content
         except Exception as error:
             if type(error).__name__ != "error":  # zlib's
@@ -164,7 +250,16 @@ def _on_parts(change):
     return run
 
 
-IMPORTANT = ("sheet1.xml", "workbook.xml", "workbook.xml.rels", "sharedStrings.xml", "styles.xml", "[Content_Types].xml", "table1.xml", ".rels")
+IMPORTANT = (
+    "sheet1.xml",
+    "workbook.xml",
+    "workbook.xml.rels",
+    "sharedStrings.xml",
+    "styles.xml",
+    "[Content_Types].xml",
+    "table1.xml",
+    ".rels",
+)
 
 
 @_on_parts
@@ -197,8 +292,22 @@ def parts_shuffled(parts, rng):
 def part_renamed(parts, rng):
     i = rng.randrange(len(parts))
     name = parts[i][0]
-    new = rng.choice(("../../../CANARY", "/CANARY", "C:\\CANARY", name.upper(), name.replace("/", "\\"), "xl/../" + name, name + "\0x", "a" * 5_000,
-                      "xl/calcChain.xml", "xl/", "", "\u202e" + name))  # fmt: skip
+    new = rng.choice(
+        (
+            "../../../CANARY",
+            "/CANARY",
+            "C:\\CANARY",
+            name.upper(),
+            name.replace("/", "\\"),
+            "xl/../" + name,
+            name + "\0x",
+            "a" * 5_000,
+            "xl/calcChain.xml",
+            "xl/",
+            "",
+            "\u202e" + name,
+        )
+    )
     return [(new if at == i else name, part) for at, (name, part) in enumerate(parts)]
 
 
@@ -212,11 +321,20 @@ def parts_exchanged(parts, rng):
 
 @_on_parts
 def part_added(parts, rng):
-    name, part = rng.choice((
-        ("xl/calcChain.xml", b'<calcChain xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><c r="Z99"/></calcChain>'),
-        ("xl/snugtune_x.xml", b"<a/>"), ("xl/worksheets/snugtune_summary.xml", b"<worksheet/>"), ("xl/media/zero.bin", bytes(1 << 20)),
-        ("xl/vbaProject.bin", b"\0macro"), ("_xmlsignatures/sig1.xml", b"<Signature/>"), ("docProps/../../CANARY", b"x"),
-    ))  # fmt: skip
+    name, part = rng.choice(
+        (
+            (
+                "xl/calcChain.xml",
+                b'<calcChain xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><c r="Z99"/></calcChain>',
+            ),
+            ("xl/snugtune_x.xml", b"<a/>"),
+            ("xl/worksheets/snugtune_summary.xml", b"<worksheet/>"),
+            ("xl/media/zero.bin", bytes(1 << 20)),
+            ("xl/vbaProject.bin", b"\0macro"),
+            ("_xmlsignatures/sig1.xml", b"<Signature/>"),
+            ("docProps/../../CANARY", b"x"),
+        )
+    )
     return [*parts, (name, part)]
 
 
@@ -240,8 +358,14 @@ def header(content, rng):
         b"\x05\x06": ((4, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2)),
     }[content[at + 2 : at + 4]]
     offset, size = rng.choice(fields)
-    value = rng.choice((0, 1, 8, 12, 14, 99, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 2, 2**32 - 1, rng.choice(marks)))
-    return content[: at + offset] + (value & (1 << 8 * size) - 1).to_bytes(size, "little") + content[at + offset + size :]
+    value = rng.choice(
+        (0, 1, 8, 12, 14, 99, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 2, 2**32 - 1, rng.choice(marks))
+    )
+    return (
+        content[: at + offset]
+        + (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+        + content[at + offset + size :]
+    )
 
 
 def prefixed(content, rng):
@@ -249,8 +373,17 @@ def prefixed(content, rng):
 
 
 _CHANGES = (
-    part_gone, part_twice, parts_shuffled, part_renamed, parts_exchanged, part_added, stored, header, prefixed, *BINARY.values()
-)  # fmt: skip
+    part_gone,
+    part_twice,
+    parts_shuffled,
+    part_renamed,
+    parts_exchanged,
+    part_added,
+    stored,
+    header,
+    prefixed,
+    *BINARY.values(),
+)
 # The XML is where most of the format is.
 WORKBOOK = {of.__name__: of for of in _CHANGES} | {
     f"xml_{of.__name__}": _on_parts(

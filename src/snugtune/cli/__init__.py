@@ -22,6 +22,7 @@ from snugtune.cli.predict import predict
 from snugtune.cli.report import report
 from snugtune.cli.sample import sample
 from snugtune.cli.serve import serve
+from snugtune.cli.terminal import plain
 from snugtune.cli.watch import watch
 from snugtune.errors import SnugtuneError
 from snugtune.quiet import quiet_imports
@@ -61,7 +62,7 @@ def main() -> None:
     try:
         app()
     except SnugtuneError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{plain(str(error))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")

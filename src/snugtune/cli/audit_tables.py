@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+
+from snugtune.cli.terminal import escape, plain
 
 SHOWN = 10
 
@@ -18,7 +19,7 @@ def show_audit(record: dict[str, Any], out: Path) -> None:
     console, found = Console(), record["audit"]
 
     def say(sentence: str) -> None:
-        console.print(sentence, markup=False, highlight=False)
+        console.print(plain(sentence), markup=False, highlight=False)
 
     console.print(_facts(found))
     if found["rare_classes"]:

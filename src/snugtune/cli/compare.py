@@ -39,13 +39,13 @@ def compare(
     else:
         console.print("Settings, versions and numbers of rows are the same.", highlight=False)
     for one in found["differences"]:
-        console.print(one["sentence"], markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(one["sentence"]), markup=False, highlight=False, soft_wrap=True)
 
 
 def _scores(found: dict[str, Any]) -> Table:
-    from rich.markup import escape
     from rich.table import Column, Table
 
+    from snugtune.cli.terminal import escape
     from snugtune.units import duration
 
     runs = found["runs"]
@@ -77,8 +77,9 @@ def _with_interval(run: dict[str, Any], key: str) -> str:
 
 
 def _differing(found: dict[str, Any]) -> Table:
-    from rich.markup import escape
     from rich.table import Table
+
+    from snugtune.cli.terminal import escape
 
     table = Table("what differs", *(escape(run["name"]) for run in found["runs"]))
     rows = {f"{part} rows": values for part, values in found["data"].items()}

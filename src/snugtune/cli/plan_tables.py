@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
+from snugtune.cli.terminal import escape, plain
 from snugtune.memory.limits import Verdict
 from snugtune.memory.plan import Alternative, Plan
 from snugtune.model.parameters import ParameterReport
@@ -149,7 +149,7 @@ def _right(name: str) -> Column:
 
 
 def _say(sentence: str) -> None:
-    Console().print(sentence, markup=False, highlight=False, soft_wrap=True)
+    Console().print(plain(sentence), markup=False, highlight=False, soft_wrap=True)
 
 
 def _time(seconds: float | None) -> str:

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from snugtune.cli.terminal import escape, plain
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.report.headline import headline
 from snugtune.units import duration
@@ -62,7 +62,7 @@ class RichObserver(Observer):
 
     def say(self, sentence: str) -> None:
         """Print the sentence above the bar."""
-        self.console.print(sentence, markup=False, highlight=False)
+        self.console.print(plain(sentence), markup=False, highlight=False)
 
     def phase(self, name: str, total: int | None = None) -> None:
         """Name the phase; draw a bar if its size is known."""
@@ -120,7 +120,7 @@ def show_run(record: dict[str, Any], run: Path) -> None:
     report = run / "report.html"
     where = f"Everything lies in {run}" + (f"; for a browser: {report}." if report.exists() else ".")
     for sentence in (*cost_sentences(record), where):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(sentence), markup=False, highlight=False, soft_wrap=True)
 
 
 def cost_sentences(record: dict[str, Any]) -> list[str]:
@@ -164,7 +164,7 @@ def show_evaluation(result: dict[str, Any]) -> None:
     console = Console()
 
     def say(sentence: str) -> None:
-        console.print(sentence, markup=False, highlight=False)
+        console.print(plain(sentence), markup=False, highlight=False)
 
     say(f"{result['rows']:,} rows with a text, {100 * result['review_share']:.1f} % for a person to look at.")
     if result["rows_without_text"]:

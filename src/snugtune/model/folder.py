@@ -39,7 +39,7 @@ def check_model_folder(folder: Path) -> None:
         for key in _CODE_KEYS:
             if values.get(key):
                 raise UserInputError(
-                    f"{path} asks for the model's own code to be run ({key}), which snugtune never does; "
+                    f"The model of {path} asks to run its own code ({key}), which snugtune never does; "
                     "choose another model, or take that entry out if Transformers knows the architecture."
                 )
         if name == "config.json":
@@ -57,9 +57,7 @@ def read_object(path: Path) -> dict[str, Any]:
             raise UserInputError(f"{path} is too large for a configuration; copy the folder anew.")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserInputError(
-            f"{path} is damaged ({one_line(error, 120)}); copy the folder anew."
-        ) from None
+        raise UserInputError(f"{path} is damaged ({one_line(error, 120)}); copy the folder anew.") from None
     if not isinstance(value, dict):
         raise UserInputError(f"{path} is damaged (it holds no object of JSON); copy the folder anew.")
     return value

@@ -393,7 +393,12 @@ def _decision(run: Path, fields: dict[str, Any], K: int, several: bool) -> Decis
             decision = made.from_dict(fields)
             blank = np.zeros((1, K), np.float32)
             found = decision.probabilities(blank, blank if decision.uses_baseline else None)
-            if found.shape != (1, K) or not np.isfinite(found).all() or found.min() < 0 or found.max() > 1 + 1e-6:
+            if (
+                found.shape != (1, K)
+                or not np.isfinite(found).all()
+                or found.min() < 0
+                or found.max() > 1 + 1e-6
+            ):
                 raise ValueError("it gives no probabilities")
             if isinstance(decision, LabelSetDecision):
                 decision.predict(found)

@@ -39,7 +39,7 @@ class _LongTexts(_Part):
 
 
 class _Config(_Part):
-    train: str
+    train: str | None = None  # a Space does not tell it
     test: str | None = None
     sheet: str | None = None
     test_sheet: str | None = None
@@ -88,9 +88,13 @@ def read_record(run: Path, *, with_config: bool = False) -> dict[str, Any]:
     try:
         checked = _Record.model_validate(record)
     except ValidationError as error:
-        raise UserInputError(f"{path} is not of a finished fit: {_fault(error)}; copy the run anew.") from None
-    if with_config and checked.config is None:
-        raise UserInputError(f"{path} is not of a finished fit: config is missing; copy the run anew.")
+        raise UserInputError(
+            f"{path} is not of a finished fit: {_fault(error)}; copy the run anew."
+        ) from None
+    if with_config and (checked.config is None or checked.config.train is None):
+        raise UserInputError(
+            f"{path} does not tell what it was trained on (config.train); copy the run anew."
+        )
     found: dict[str, Any] = record
     return found
 
@@ -100,6 +104,6 @@ def _fault(error: ValidationError) -> str:
     item = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in item["loc"])[:80]
     if item["type"] == "missing":
-        return f"{place} is missing"
+        return f"'{place}' is missing"
     message = item["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message

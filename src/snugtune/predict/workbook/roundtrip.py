@@ -136,7 +136,9 @@ class Roundtrip:
         except Exception as error:
             if error is frames.fault or isinstance(error, OSError):  # not of the workbook
                 raise
-            raise UserInputError(f"{where} is damaged ({first_line(error)}); save it in Excel again.") from None
+            raise UserInputError(
+                f"{where} is damaged ({first_line(error)}); save it in Excel again."
+            ) from None
         self._check(output, digests, {*changes, *late}, where)
 
     def _values(self, frames: Frames) -> Iterator[tuple[int, Values | None]]:
