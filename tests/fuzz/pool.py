@@ -1,5 +1,6 @@
 """Processes that run cases, kept while they live and replaced when one dies, which is a fault of its case."""
 
+import contextlib
 import json
 import os
 import select
@@ -53,7 +54,7 @@ class Runner:
         return json.loads(line) if line else self._died("the process died")
 
     def _begin(self):
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # it lives as long as the process
         environment = {
             **os.environ,
             "FUZZ_SAMPLES": str(self.samples),
@@ -94,8 +95,6 @@ class Runner:
             self._process.kill()
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout, self._errors):
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         self._process = None

@@ -135,10 +135,10 @@ def damaged(value, rng, depth=0):
     if isinstance(value, list) and value and rng.random() < 0.7:
         i, way = rng.randrange(len(value)), rng.randrange(5)
         if way == 0:
-            return value[:i] + value[i + 1 :]
+            return [*value[:i], *value[i + 1 :]]
         if way == 1:
-            return value[:i] + [value[i]] + value[i:]
-        return value[:i] + [damaged(value[i], rng, depth + 1)] + value[i + 1 :]
+            return [*value[:i], value[i], *value[i:]]
+        return [*value[:i], damaged(value[i], rng, depth + 1), *value[i + 1 :]]
     return rng.choice(VALUES)
 
 

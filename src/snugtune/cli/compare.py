@@ -26,6 +26,7 @@ def compare(
     """Runs side by side, and whether they differ by more than noise."""
     from rich.console import Console
 
+    from snugtune.cli.terminal import plain
     from snugtune.report.compare import compare_runs
 
     found = compare_runs(runs)

@@ -34,8 +34,8 @@ def check_archive(path: str | Path) -> None:
     That takes the archive's directory and the first bytes of each part.
 
     Raises:
-        UserInputError: the file is such an archive, or is encrypted, names a part twice, or keeps two parts in
-            the same bytes; or its texts need more memory than there is.
+        UserInputError: the file is such an archive, or is encrypted, names a part twice, or keeps two
+            parts in the same bytes; or its texts need more memory than there is.
         zipfile.BadZipFile: it is no archive, or damaged.
     """
     with zipfile.ZipFile(path) as archive:
@@ -58,8 +58,8 @@ def _check_sizes(path: str | Path, parts: list[zipfile.ZipInfo]) -> None:
         raise UserInputError(f"{path} has {len(parts):,} parts and is no workbook; check the file.")
     if total > min(LARGEST_BYTES, max(4 * _SMALL_BYTES, LARGEST_RATIO * packed)):
         raise UserInputError(
-            f"{path} would unpack to more than {total / 2**20:,.0f} MiB from {packed / 2**20:,.1f}: it is not a "
-            "workbook to be opened; split it, or save the sheet as CSV."
+            f"{path} would unpack to more than {total / 2**20:,.0f} MiB from {packed / 2**20:,.1f}: it is "
+            "not a workbook to be opened; split it, or save the sheet as CSV."
         )
     for part in parts:
         if part.flag_bits & 1:
@@ -72,8 +72,8 @@ def _check_sizes(path: str | Path, parts: list[zipfile.ZipInfo]) -> None:
     texts = sum(part.file_size for part in parts if SHARED_TEXTS in part.filename.casefold())
     if texts > _SMALL_BYTES and _TEXTS_GROW * texts > (free := psutil.virtual_memory().available):
         raise UserInputError(
-            f"The texts of {path} take {_TEXTS_GROW * texts / 2**30:.1f} GiB of memory and {free / 2**30:.1f} are "
-            "free; save the sheet as CSV, which is read piece by piece."
+            f"The texts of {path} take {_TEXTS_GROW * texts / 2**30:.1f} GiB of memory and "
+            f"{free / 2**30:.1f} are free; save the sheet as CSV, which is read piece by piece."
         )
 
 
@@ -94,7 +94,8 @@ def _check_places(path: str | Path, parts: list[zipfile.ZipInfo], end: int) -> N
     starts = [start for start, _ in places[1:]] + [end]
     if any(stop > start for (_, stop), start in zip(places, starts, strict=True)):
         raise UserInputError(
-            f"{path} keeps several parts in the same bytes, as attacks do; open it in Excel and save it again."
+            f"{path} keeps several parts in the same bytes, as attacks do; open it in Excel and save it "
+            "again."
         )
 
 

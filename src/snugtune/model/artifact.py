@@ -238,8 +238,8 @@ def load_model(
     without ``as_quantized`` it is merged into the published weights.
 
     Raises:
-        UserInputError: the folder is damaged, not whole, or asks for code of its own to be run; its adapter is
-            pickled or of another model; or the folder is of a 4-bit run and bitsandbytes is missing.
+        UserInputError: the folder is damaged, not whole, or asks for code of its own to be run; its adapter
+            is pickled or of another model; or the folder is of a 4-bit run and bitsandbytes is missing.
     """
     with told_of(f"The model in {folder}"):
         check_model_folder(folder)
@@ -306,13 +306,13 @@ def _check_keys(adapted: nn.Module, folder: Path) -> set[str]:
     known = set(get_peft_model_state_dict(adapted))
     if strange := sorted(saved - known):
         raise UserInputError(
-            f"The adapter in {folder} is not one of its base model: {len(strange)} of its {len(saved)} tensors fit "
-            f"nothing there ({strange[0][:80]!r}); copy the run anew."
+            f"The adapter in {folder} is not one of its base model: {len(strange)} of its {len(saved)} "
+            f"tensors fit nothing there ({strange[0][:80]!r}); copy the run anew."
         )
     if lost := sorted(known - saved):
         raise UserInputError(
-            f"The adapter in {folder} lacks {len(lost)} of its {len(known)} tensors ({lost[0][:80]!r}); copy the run "
-            "anew."
+            f"The adapter in {folder} lacks {len(lost)} of its {len(known)} tensors ({lost[0][:80]!r}); copy "
+            "the run anew."
         )
     return saved
 

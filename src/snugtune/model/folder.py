@@ -79,16 +79,16 @@ def check_adapter_folder(folder: Path) -> str:
         if Path(base).is_absolute():
             if not Path(base).is_dir():
                 raise UserInputError(
-                    f"The adapter in {folder} needs its base model {base!r}, which is not there; put it back, "
-                    "or export the run where it was trained (snugtune export)."
+                    f"The adapter in {folder} needs its base model {base!r}, which is not there; put it "
+                    "back, or export the run where it was trained (snugtune export)."
                 )
             check_model_folder(Path(base))
             return base
         if _HUB_NAME.fullmatch(base) and ".." not in base:
             return base
     raise UserInputError(
-        f"The adapter in {folder} names as its base model {str(base)[:60]!r}, which is neither a full path nor a "
-        "name on the Hub; copy the run anew."
+        f"The adapter in {folder} names as its base model {str(base)[:60]!r}, which is neither a full "
+        "path nor a name on the Hub; copy the run anew."
     )
 
 

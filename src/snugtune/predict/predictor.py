@@ -380,8 +380,8 @@ def check_classes(run: Path, model: nn.Module, K: int) -> None:
     classes = getattr(getattr(model, "config", None), "num_labels", K)
     if classes != K:
         raise UserInputError(
-            f"The model in {run} knows {classes:,} classes where its run.json names {K:,} labels; copy the run "
-            "anew."
+            f"The model in {run} knows {classes:,} classes where its run.json names {K:,} labels; copy the "
+            "run anew."
         )
 
 

@@ -32,8 +32,8 @@ def text_lines(path: Path, codec: str) -> Generator[str]:
             for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), ""), start=1):
                 if len(line) > LONGEST_LINE:
                     raise UserInputError(
-                        f"{path}, line {number} has more than {LONGEST_LINE:,} characters: it is no table of lines, "
-                        "or its line ends are lost; check the file."
+                        f"{path}, line {number} has more than {LONGEST_LINE:,} characters: it is no table of "
+                        "lines, or its line ends are lost; check the file."
                     )
                 if "\0" in line:
                     raise UserInputError(
