@@ -49,9 +49,10 @@ def some_bytes(folder, rng):
 def _change_json(path, change):
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        text = json.dumps(change(value))
+    except (ValueError, OSError, RecursionError):
         return
-    path.write_text(json.dumps(change(value)), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def json_field(folder, rng):

@@ -39,6 +39,7 @@ from snugtune.predict.predictor import Predictor, check_classes
 from snugtune.predict.record import read_record
 from snugtune.progress import Observer
 from snugtune.report.card import export_card
+from snugtune.report.damage import told_of_record
 
 To = Literal["merged", "onnx", "onnx-int8", "adapter", "static", "space"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -163,7 +164,9 @@ def export_run(
         observer.phase("compare")
         exported = _check(job, folder)
         write_json(folder / MARKER, _told(exported, job))
-        write_text(folder / "README.md", export_card(record, to))
+        with told_of_record(run):
+            card = export_card(record, to)
+        write_text(folder / "README.md", card)
     return replace(exported, folder=Path(out))
 
 

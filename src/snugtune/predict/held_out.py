@@ -74,7 +74,7 @@ def _recorded(run: Path) -> pl.DataFrame:
     try:
         rows = pl.read_parquet(path)
         return rows.filter(pl.col("predicted_label").is_not_null())
-    except (OSError, pl.exceptions.PolarsError):
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         raise UserInputError(
             f"{path} is missing or damaged, so nothing can be compared with what the run measured."
         ) from None

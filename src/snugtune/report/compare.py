@@ -19,6 +19,7 @@ from snugtune.errors import UserInputError
 from snugtune.evaluate.metrics import wilson_interval
 from snugtune.evaluate.multilabel.verdict import compare_sets
 from snugtune.evaluate.verdict import SIGNIFICANCE, compare
+from snugtune.report.damage import told_of_record
 
 SHARED_SHARE = 0.5
 """Of the smaller test: with fewer rows in common, all rows unpaired say more than those few paired."""
@@ -60,6 +61,11 @@ def compare_runs(folders: Sequence[str | Path]) -> dict[str, Any]:
         UserInputError: fewer than two runs, one twice, or a folder that holds no finished run.
     """
     runs = _read_runs([Path(folder) for folder in folders])
+    with told_of_record(", ".join(run.name for run in runs)):
+        return _compared(runs)
+
+
+def _compared(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     part = "test" if all("test" in run.record["metrics"] for run in runs) else "validation"
     found = [_difference(runs[0], run, part) for run in runs[1:]]
     p_values = holm([one["accuracy"]["p_value"] for one in found])
@@ -101,14 +107,14 @@ def _read_run(folder: Path, name: str) -> FinishedRun:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if not {"metrics", "config"} <= set(record):
             raise ValueError
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise UserInputError(
             f"{folder} holds no finished run (no readable run.json); give the folder that fit wrote."
         ) from None
     table = folder / "predictions.parquet"
     try:
         predictions = pl.read_parquet(table) if table.exists() else None
-    except (OSError, pl.exceptions.PolarsError):
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         raise UserInputError(f"{table} cannot be read; it is damaged or not a Parquet file.") from None
     return FinishedRun(folder, name, record, predictions)
 

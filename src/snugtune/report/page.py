@@ -21,7 +21,9 @@ from markupsafe import Markup
 from snugtune.data.audit import without_texts
 from snugtune.errors import UserInputError
 from snugtune.files import write_text
+from snugtune.model.folder import one_line
 from snugtune.report import formats, views
+from snugtune.report.damage import told_of_record
 from snugtune.report.headline import has_several_labels
 
 NAME = "report.html"
@@ -57,10 +59,12 @@ def write_report(run: str | Path, path: str | Path | None = None, *, texts: bool
         UserInputError: the folder is no run, a file of it cannot be read, or ``path`` cannot be written.
     """
     found = read_run_files(run)
-    if texts is None:
-        texts = (found.record.get("config") or {}).get("report_texts", True)
     path = Path(run) / NAME if path is None else Path(path)
-    write_text(path, report_html(found if texts else found.without_texts()))
+    with told_of_record(run):
+        if texts is None:
+            texts = (found.record.get("config") or {}).get("report_texts", True)
+        page = report_html(found if texts else found.without_texts())
+    write_text(path, page)
     return path
 
 
@@ -80,9 +84,15 @@ def read_run_files(run: str | Path) -> RunFiles:
         metrics, memory = (_lines(folder / name) for name in ("metrics.jsonl", "memory.jsonl"))
         rows = folder / "predictions.parquet"
         predictions = pl.read_parquet(rows) if rows.is_file() else None
-    except (ValueError, OSError, pl.exceptions.PolarsError) as error:
+    except (
+        ValueError,
+        RecursionError,
+        OSError,
+        pl.exceptions.PolarsError,
+        pl.exceptions.PanicException,
+    ) as error:
         raise UserInputError(
-            f"A file of the run {folder} cannot be read ({error}); copy the run anew."
+            f"A file of the run {folder} cannot be read ({one_line(error)}); copy the run anew."
         ) from None
     if not isinstance(record, dict) or not record.get("metrics"):
         raise UserInputError(
