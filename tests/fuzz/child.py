@@ -43,6 +43,8 @@ class Watch:
     def _told(self, event, arguments):
         if not self.is_on:
             return
+        if event == "subprocess.Popen" and "pl.scan_parquet" in str(arguments[1]):
+            return  # the process that a Parquet file is tried in
         if event in _FORBIDDEN:
             self.seen.append(f"{event} {arguments!r:.200}")
         elif event == "open" and isinstance(arguments[0], (str, bytes)) and arguments[2] & _WRITING:

@@ -191,7 +191,10 @@ def tokenize(
         part = slice(start, min(start + TEXTS_AT_A_TIME, len(texts)))
         try:
             full[part], rows = _encode_part(texts[part], tokenizer, max_length, long_texts)
-        except Exception as error:  # of a tokenizer.json that does not fit together, the library raises these
+        except BaseException as error:
+            # Of a tokenizer.json that does not fit together, the library raises and panics.
+            if isinstance(error, (UserInputError, MemoryError)) or not _is_of_library(error):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise UserInputError(f"The model's tokenizer cannot read these texts: {reason}.") from error
         rows_of_text[part] = [len(of_text) for of_text in rows]
@@ -204,6 +207,11 @@ def tokenize(
         _truncation(max_length, full, of_rows, long_texts), full,
         _starts(rows_of_text) if long_texts == "windows" else None, long_texts,
     )  # fmt: skip
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Not Ctrl-C; a panic of Rust is no ``Exception`` either."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from snugtune.config import MULTI_LABEL, SINGLE_LABEL
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import ArtifactError, UserInputError
-from snugtune.evaluate.decision import Decision
 from snugtune.evaluate.multilabel.decision import LabelSetDecision
 from snugtune.export import static
 from snugtune.export.check import answers
@@ -35,7 +34,7 @@ from snugtune.predict.int8 import (
     reference_model,
 )
 from snugtune.predict.onnx import require_onnx, weight_bytes, write_int8, write_onnx
-from snugtune.predict.predictor import Predictor, check_classes
+from snugtune.predict.predictor import Predictor, check_classes, checked_decision
 from snugtune.predict.record import read_record
 from snugtune.progress import Observer
 from snugtune.report.card import export_card
@@ -272,8 +271,7 @@ def _check_recorded(run: Path, record: dict[str, Any], reference: Logits, held_o
 
     That cannot be asked where they depend on more than these logits: on the baseline, on windows.
     """
-    several = record.get("label_separator") is not None
-    decision = (LabelSetDecision if several else Decision).from_dict(record["decision"])
+    decision = checked_decision(run, record)
     if decision.uses_baseline or long_texts_of(record) != "truncate":
         return
     told = decision.probabilities(reference)

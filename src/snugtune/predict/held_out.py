@@ -11,6 +11,7 @@ import polars as pl
 
 from snugtune.data.columns import choose_columns, join_texts
 from snugtune.data.identity import text_id
+from snugtune.data.readers.parquet import check_parquet
 from snugtune.data.table import iter_tables
 from snugtune.errors import UserInputError
 
@@ -72,6 +73,7 @@ def read_held_out(
 def _recorded(run: Path) -> pl.DataFrame:
     path = run / "predictions.parquet"
     try:
+        check_parquet(path)
         rows = pl.read_parquet(path)
         return rows.filter(pl.col("predicted_label").is_not_null())
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):

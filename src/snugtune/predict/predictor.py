@@ -136,7 +136,7 @@ class Predictor:
             "max_length": record["model"]["max_length"],
             # Runs of version 0.1 do not tell it.
             "long_texts": record.get("long_texts", {}).get("chosen", "truncate"),
-            "decision": _decision(run, record["decision"], len(labels.names), separator is not None),
+            "decision": checked_decision(run, record),
         }
         if number == torch.int8:
             model, tokenizer = _load_int8(run, record, observer or Observer())
@@ -385,9 +385,14 @@ def check_classes(run: Path, model: nn.Module, K: int) -> None:
         )
 
 
-def _decision(run: Path, fields: dict[str, Any], K: int, several: bool) -> Decision | LabelSetDecision:
-    """The decision that ``fields`` of run.json describe, tried on logits of nothing."""
-    made = LabelSetDecision if several else Decision
+def checked_decision(run: Path, record: dict[str, Any]) -> Decision | LabelSetDecision:
+    """The decision that ``record`` (of ``run.json``) describes, tried on logits of nothing.
+
+    Raises:
+        UserInputError: it describes none.
+    """
+    fields, K = record["decision"], len(record["labels"])
+    made = Decision if record.get("label_separator") is None else LabelSetDecision
     try:
         with np.errstate(all="ignore"):
             decision = made.from_dict(fields)

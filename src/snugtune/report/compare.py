@@ -15,6 +15,7 @@ from scipy.stats import fisher_exact
 
 from snugtune.data.label_sets import split_cell
 from snugtune.data.labels import LabelSet
+from snugtune.data.readers.parquet import check_parquet
 from snugtune.errors import UserInputError
 from snugtune.evaluate.metrics import wilson_interval
 from snugtune.evaluate.multilabel.verdict import compare_sets
@@ -113,6 +114,8 @@ def _read_run(folder: Path, name: str) -> FinishedRun:
         ) from None
     table = folder / "predictions.parquet"
     try:
+        if table.exists():
+            check_parquet(table)
         predictions = pl.read_parquet(table) if table.exists() else None
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException):
         raise UserInputError(f"{table} cannot be read; it is damaged or not a Parquet file.") from None

@@ -19,6 +19,7 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 from markupsafe import Markup
 
 from snugtune.data.audit import without_texts
+from snugtune.data.readers.parquet import check_parquet
 from snugtune.errors import UserInputError
 from snugtune.files import write_text
 from snugtune.model.folder import one_line
@@ -83,6 +84,8 @@ def read_run_files(run: str | Path) -> RunFiles:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         metrics, memory = (_lines(folder / name) for name in ("metrics.jsonl", "memory.jsonl"))
         rows = folder / "predictions.parquet"
+        if rows.is_file():
+            check_parquet(rows)
         predictions = pl.read_parquet(rows) if rows.is_file() else None
     except (
         ValueError,

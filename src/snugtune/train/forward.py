@@ -31,9 +31,13 @@ Around = Callable[[NDArray[np.int64]], AbstractContextManager[Any]]
 def collate(
     tokens: Tokens, indices: NDArray[np.int64], pad_token_id: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Some rows of ids as right-padded ``input_ids`` and ``attention_mask``, both (batch, longest)."""
+    """Some rows of ids as right-padded ``input_ids`` and ``attention_mask``, both (batch, longest).
+
+    Where no text has a token, that is one column of padding.
+    """
     lengths = tokens.lengths[indices]
-    real = np.arange(int(lengths.max())) < lengths[:, None]
+    # Of an empty text, tokenizers without special tokens make no token; a model reads one at least.
+    real = np.arange(max(1, int(lengths.max()))) < lengths[:, None]
     input_ids = np.full(real.shape, pad_token_id, dtype=np.int64)
     input_ids[real] = np.concatenate([tokens.ids[i] for i in indices])
     both = to_device(torch.from_numpy(np.stack([input_ids, real])), device)
