@@ -100,6 +100,20 @@ def test_some_damaged_files(family, run):
         assert found["outcome"] != "fault", f"{case}\n{found['told']}"
 
 
+FOUND = (
+    # A count of bits that becomes an allocation of 2^61 bytes ends the process in which polars 2.1 reads it.
+    Case("parquet", "read", 0, (("page", 2517396711),)),
+    # A panic of the tokenizers library, which is no Exception.
+    Case("run", "load", 1, (("json_field", 4024580530),)),
+)
+
+
+@pytest.mark.parametrize("case", FOUND, ids=lambda case: case.family)
+def test_what_was_found_before(case, run):
+    found = run(case)
+    assert found["outcome"] != "fault", found["told"]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3_600)
 @pytest.mark.parametrize("family", sorted(CASES))

@@ -78,6 +78,12 @@ def _check_sizes(path: str | Path, parts: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_names(path: str | Path, parts: list[zipfile.ZipInfo]) -> None:
+    # What is copied into an output must not lead another program's unpacking out of its folder.
+    if leading := [part for part in parts if {"..", ""} & set(part.filename.rstrip("/").split("/"))]:
+        raise UserInputError(
+            f"{path} names a part {_shown(leading[0])!r}, which leads out of it, as attacks do; open it in "
+            "Excel and save it again."
+        )
     # Part names know no case: ECMA-376 part 2.
     names = Counter(part.filename.casefold() for part in parts)
     if twice := [part for part in parts if names[part.filename.casefold()] > 1]:

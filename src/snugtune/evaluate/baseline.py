@@ -133,6 +133,8 @@ class TfidfBaseline:
             ArtifactError: a file is missing or is not a baseline of this version.
         """
         saved, tensors = _read(Path(folder))
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ArtifactError(f"The baseline in {folder} holds what is no number; train it again.")
         baseline = cls(**{name: saved[name] for name in cls()._settings()})
         baseline._K, baseline.temperature = saved["K"], saved["temperature"]
         baseline._vectorizers = [

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +244,9 @@ def load_model(
     """
     with told_of(f"The model in {folder}"):
         check_model_folder(folder)
-        return _load(folder, dtype, attn_implementation, as_quantized)
+        model, tokenizer = _load(folder, dtype, attn_implementation, as_quantized)
+        _try(model, tokenizer)
+        return model, tokenizer
 
 
 def _load(
@@ -282,7 +285,9 @@ def _load(
     base, info = classes.from_pretrained(source, **{"dtype": torch.float32, **options})
     if quantization is not None:
         compute_as_trained(base)
-    adapted: Any = PeftModel.from_pretrained(base, folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are refused below
+        adapted: Any = PeftModel.from_pretrained(base, folder)
     names = _check_keys(adapted, folder)
     _check_whole(base, info, names, folder)
     check_vocabulary(tokenizer, base, str(folder))
@@ -290,6 +295,15 @@ def _load(
         _round_trained(adapted, dtype)
         return adapted.get_base_model(), tokenizer
     return adapted.merge_and_unload().to(dtype), tokenizer
+
+
+def _try(model: nn.Module, tokenizer: Any) -> None:
+    """One word through the model: parts that do not go together fail here, where that is told."""
+    parameter = next(model.parameters())
+    ids = tokenizer("a")["input_ids"][:8] or [0]
+    one = torch.tensor([ids], device=parameter.device)
+    with torch.inference_mode():
+        model.eval()(input_ids=one, attention_mask=torch.ones_like(one))
 
 
 def _check_keys(adapted: nn.Module, folder: Path) -> set[str]:

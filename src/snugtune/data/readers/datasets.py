@@ -72,7 +72,7 @@ def _open_dataset(datasets: Any, found: Any, request: Request, spelling: str) ->
         for name, item in items.items()
         if isinstance(item, datasets.ClassLabel)
     }
-    return Opened(_dataset_frames(found, classes, request.rows), first_row=1)
+    return Opened(_dataset_frames(found, classes, request.rows, request.source), first_row=1)
 
 
 def _split(names: Sequence[str], source: str, spelling: str) -> str:
@@ -83,11 +83,17 @@ def _split(names: Sequence[str], source: str, spelling: str) -> str:
     return "train"
 
 
-def _dataset_frames(found: Any, classes: dict[str, dict[int, str]], rows: int) -> Iterator[pl.DataFrame]:
-    for frame in found.with_format("polars").iter(batch_size=rows):
-        yield frame.with_columns(
-            _class_names(column, ids, frame.schema[column]) for column, ids in classes.items()
-        )
+def _dataset_frames(
+    found: Any, classes: dict[str, dict[int, str]], rows: int, source: str
+) -> Iterator[pl.DataFrame]:
+    try:
+        for frame in found.with_format("polars").iter(batch_size=rows):
+            yield frame.with_columns(
+                # Arrow's text is taken over as it is, whether or not it is UTF-8; this looks.
+                pl.col(pl.String).cast(pl.Binary).cast(pl.String),
+            ).with_columns(_class_names(column, ids, frame.schema[column]) for column, ids in classes.items())
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise UserInputError(f"{source} is a damaged dataset ({first_line(error)}).") from None
 
 
 def _class_names(column: str, ids: dict[int, str], dtype: pl.DataType) -> pl.Expr:
