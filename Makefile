@@ -4,9 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
+# Tools of the supply chain have a place of their own: what they need would change how others read XML.
+AUDIT_VENV := .audit-venv
+AUDIT := $(AUDIT_VENV)/bin
+FUZZ_SECONDS ?= 60
 BENCHMARKS := $(wildcard benchmarks/*.py)
 
-.PHONY: help setup demo test test-long lint bench docs clean
+.PHONY: help setup demo test test-long fuzz audit sbom lint bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +18,9 @@ help:
 	@echo "make demo    run snugtune demo"
 	@echo "make test    lint, then the tests (about ten minutes)"
 	@echo "make test-long  what takes longer: the documents' commands, the notebook, kills and mutated files by the hundred"
+	@echo "make fuzz    FUZZ_SECONDS (60) of coverage-guided fuzzing of each reader, with Atheris"
+	@echo "make audit   ask PyPI for known vulnerabilities of the exact versions in constraints.txt"
+	@echo "make sbom    write dist/snugtune.cdx.json, what is in it in the format of CycloneDX"
 	@echo "make lint    ruff, mypy, layering contracts"
 	@echo "make bench   run the scripts in benchmarks/"
 	@echo "make docs    build the documentation into site/"
@@ -45,6 +52,30 @@ test: lint
 test-long: $(READY)
 	$(BIN)/pytest -m long -n auto --maxprocesses 2 --dist loadfile
 
+fuzz: $(READY)
+	$(BIN)/pip install -q -c constraints.txt -e ".[fuzz]"
+	set -e; for target in csv json yaml xlsx; do echo "+ $$target"; \
+		PYTHONPATH=tests $(BIN)/python -m fuzz.atheris_readers $$target -max_total_time=$(FUZZ_SECONDS); done
+
+$(AUDIT_VENV)/.ready: constraints-audit.txt
+	test -x $(AUDIT)/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT)/pip install -q -r constraints-audit.txt
+	touch $@
+
+# A version that PyPI says nothing of counts as not audited, so that silence is not taken for health.
+audit: $(AUDIT_VENV)/.ready
+	@mkdir -p build
+	@$(AUDIT)/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt \
+		> build/audit.txt 2>&1 && tail -n 3 build/audit.txt || { \
+		if grep -qE "could not be audited|ConnectionError|ServiceError|Max retries" build/audit.txt; then \
+			echo "Nothing was audited: the advisories of pypi.org cannot be reached from here (build/audit.txt)."; \
+		else cat build/audit.txt; fi; exit 1; }
+
+sbom: $(AUDIT_VENV)/.ready
+	@mkdir -p dist
+	$(AUDIT)/python -W ignore -m cyclonedx_py requirements --output-reproducible --pyproject pyproject.toml \
+		--mc-type application --output-file dist/snugtune.cdx.json constraints.txt
+
 bench: $(READY)
 	@test -n "$(BENCHMARKS)" || { echo "There is nothing in benchmarks/ yet."; exit 1; }
 	set -e; for script in $(BENCHMARKS); do echo "+ $$script"; $(BIN)/python $$script; done
@@ -59,5 +90,5 @@ $(DOCS_READY): $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site docs/index.md src/*.egg-info
+	rm -rf $(VENV) $(AUDIT_VENV) build dist site docs/index.md src/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

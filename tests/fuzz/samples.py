@@ -32,20 +32,25 @@ def table():
     )
 
 
-def write_samples(folder):
-    """A folder by family under ``folder``; runs are made from tiny models, in seconds."""
+def write_samples(folder, families=None):
+    """A folder by family under ``folder`` (all, or those named); runs are of tiny models."""
     folder = Path(folder)
-    for name in ("csv", "json", "xlsx", "parquet", "sqlite", "yaml", "reviews", "dataset", "run", "model"):
+    writers = {
+        "csv": _csv,
+        "json": _json,
+        "xlsx": _workbooks,
+        "parquet": _parquet,
+        "sqlite": lambda into: _sqlite(into / "table.db"),
+        "yaml": _yaml,
+        "reviews": lambda into: _reviews(into / "reviews.db"),
+        "dataset": lambda into: _dataset(into / "saved"),
+        "run": lambda into: _runs(into.parent),
+    }
+    for name in ("model", *writers):
         (folder / name).mkdir(parents=True)
-    _csv(folder / "csv")
-    _json(folder / "json")
-    _workbooks(folder / "xlsx")
-    _parquet(folder / "parquet")
-    _sqlite(folder / "sqlite" / "table.db")
-    _yaml(folder / "yaml")
-    _reviews(folder / "reviews" / "reviews.db")
-    _dataset(folder / "dataset" / "saved")
-    _runs(folder)
+    for name, write in writers.items():
+        if families is None or name in families:
+            write(folder / name)
     return folder
 
 
