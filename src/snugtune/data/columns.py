@@ -206,5 +206,5 @@ def _plain(name: str) -> str:
 
 
 def _listing(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_LISTED]))
+    shown = ", ".join(f"{name!r:.80}" for name in names[:_LISTED])
     return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
