@@ -1,0 +1,170 @@
+"""README and docs/ without running them: their blocks are read, and each command line against the real options.
+
+``tests/e2e/test_documents.py`` executes them.
+"""
+
+import ast
+import json
+import re
+import tomllib
+
+import pytest
+import typer
+import yaml
+from typer.core import TyperGroup
+
+from documents import EXECUTED, PAGES, REASONS, ROOT, SHOWN, blocks, calls, commands, shortened
+from snugtune.cli import app
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+CLI = typer.main.get_command(app)
+OF_OTHERS = {"--help", "--dry-run", "--logdir"}
+"""Options in the text that belong to other programs."""
+
+
+def command_of(words):
+    """The command that ``words`` after ``snugtune`` call, the words left for it, and its context."""
+    context = CLI.make_context("snugtune", [], resilient_parsing=True)
+    command, rest = CLI, list(words)
+    while isinstance(command, TyperGroup):
+        assert rest, f"{words} names no command"
+        name = rest.pop(0)
+        found = command.get_command(context, name)
+        assert found is not None, f"there is no command {name}"
+        command = found
+    return command, rest, context
+
+
+def check_call(words):
+    """Raises if the command line would not be taken: an unknown option, a missing or ill-typed value."""
+    command, rest, context = command_of(words)
+    with command.make_context(command.name, rest, parent=context):
+        pass
+
+
+def calls_of(program, block):
+    return [w[1:] for c in commands(block.text) for w in calls(c) if w[0] == program]
+
+
+def test_every_block_says_what_it_is():
+    for block in BLOCKS:
+        assert block.language in EXECUTED | SHOWN, f"{block.place}: {block.language!r}"
+        if block.language == "text":
+            assert not re.search(r"^(\$ )?snugtune ", block.text, re.M), f"{block.place}: a command as text"
+
+
+def test_reasons_for_not_executing_are_few_and_known():
+    marked = [block for block in BLOCKS if block.reason is not None]
+    assert {block.reason for block in marked} <= REASONS
+    assert all(block.language in EXECUTED for block in marked)
+    executed = [block for block in BLOCKS if block.language in EXECUTED and block.reason is None]
+    assert len(marked) <= len(executed) / 3
+
+
+def test_no_mark_is_lost():
+    # A mark that stands anywhere but before a block would be read by nobody.
+    for page in PAGES:
+        marks = page.read_text(encoding="utf-8").count("<!-- not executed")
+        assert marks == sum(block.reason is not None for block in blocks(page)), page.name
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "bash"], ids=lambda b: b.place)
+def test_options_of_every_command_exist(block):
+    for words in calls_of("snugtune", block):
+        check_call(words)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for words in calls_of("make", block):
+        assert {word for word in words if "=" not in word} <= targets
+    for words in calls_of("pip", block):
+        check_extras(" ".join(words))
+
+
+def check_extras(text):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extras in re.findall(r"(?:snugtune|\.)\[([a-z,0-9]+)\]", text):
+        assert set(extras.split(",")) <= set(project["optional-dependencies"]), extras
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_in_the_text_exist(page):
+    text = page.read_text(encoding="utf-8")
+    check_extras(text)
+    known = OF_OTHERS | all_options(CLI)
+    for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
+        for option in re.findall(r"(?<![\w-])--[a-z0-9][a-z0-9-]*", span):
+            assert option in known, f"{option} in `{span}`"
+
+
+def all_options(command):
+    found = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
+    for inner in getattr(command, "commands", {}).values():
+        found |= all_options(inner)
+    return found
+
+
+def help_texts(command, name="snugtune"):
+    yield name, command.help or ""
+    for key, inner in getattr(command, "commands", {}).items():
+        yield from help_texts(inner, f"{name} {key}")
+
+
+def examples(text):
+    """Command lines in a help text: after a colon, or at the beginning of a line; a sentence may be wrapped."""
+    unwrapped = re.sub(r"\\?\n(?!\n|\s*snugtune )(?<!\n\n)\s*", " ", text)
+    return re.findall(r"(?:^\s*|: )(snugtune .+?)(?:, or .*|\.?)$", unwrapped, re.M)
+
+
+EXAMPLES = [(name, example) for name, text in help_texts(CLI) for example in examples(text)]
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES)
+def test_examples_of_the_help_texts_are_commands(name, example):
+    for words in calls(example.partition("  #")[0]):
+        check_call(words[1:])
+
+
+def test_examples_are_found_in_help_texts():
+    assert examples("Score a run: snugtune evaluate r may.csv.\n\nIt tells: snugtune fit T --add\nr.db") == [
+        "snugtune evaluate r may.csv",
+        "snugtune fit T --add r.db",
+    ]
+    assert len(EXAMPLES) >= 8
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda b: b.place)
+def test_python_is_python(block):
+    ast.parse(block.text)
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language in ("json", "yaml")], ids=lambda b: b.place)
+def test_data_are_data(block):
+    (json.loads if block.language == "json" else yaml.safe_load)(block.text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "snugtune fit complaints.csv --no-such-option 3",
+        "snugtune predict runs/issue new.csv",  # the output is missing
+        "snugtune fit complaints.csv --epochs many",
+        "snugtune nothing",
+    ],
+)
+def test_the_check_finds_a_wrong_command(line):
+    with pytest.raises((AssertionError, typer._click.exceptions.UsageError)):
+        check_call(calls(line)[0][1:])
+
+
+def test_lines_are_read_as_a_shell_reads_them():
+    block = "# a comment\ncat a.csv | snugtune predict r - -o - | head   # the first\nsnugtune fit a.csv \\\n    --r 8\n"
+    assert [calls(c) for c in commands(block)] == [
+        [["cat", "a.csv"], ["snugtune", "predict", "r", "-", "-o", "-"], ["head"]],
+        [["snugtune", "fit", "a.csv", "--r", "8"]],
+    ]
+
+
+def test_short_settings_are_accepted():
+    for line in ("sample a.csv", "fit a.csv --label x", "audit a.csv -o b", "demo", "fit --help"):
+        words = shortened(line.split(), "m")
+        if "--help" not in words:
+            check_call(words)
