@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -27,6 +28,7 @@ EXECUTABLE = [
 
 SHIM = """#!{python}
 import sys
+from pathlib import Path
 
 sys.path[:0] = {paths!r}
 from documents import shortened
