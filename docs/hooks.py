@@ -1,8 +1,9 @@
-"""Pages that MkDocs makes while it builds: the command line's reference, from the Typer application itself."""
+"""Pages that MkDocs makes while it builds, from the program itself: the command line, and the settings of a fit."""
 
 from __future__ import annotations
 
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
@@ -10,8 +11,9 @@ from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
 from snugtune.cli import app
+from snugtune.config import FitConfig
 
-COMMAND_LINE = "reference/command-line.md"
+COMMAND_LINE, SETTINGS = "reference/command-line.md", "reference/settings.md"
 
 INTRODUCTION = """# The command line
 
@@ -32,7 +34,50 @@ def command_line() -> str:
     return INTRODUCTION + "\n".join(parts).replace("```console\n$ ", "```text\n")
 
 
+SETTINGS_INTRODUCTION = """# The settings of a fit
+
+Made from `snugtune.FitConfig`. In Python they are arguments of `make_config` and `Classifier`, in a file of `fit --config` keys of
+YAML, on the command line options. `config.yaml` in a run folder holds those of the run. Unknown names and values out of range are
+refused, all at once.
+
+| setting | option | type | default | |
+|---|---|---|---|---|
+"""
+
+HELD_IN_ARGUMENTS = {"train": "the table to learn from", "test": "a table to test on, touched once at the end"}
+
+
+def settings() -> str:
+    """A table of all settings: name, option, type, default, and the option's help."""
+    group: Any = typer.main.get_command(app)
+    options = {p.name: p for p in group.get_command(typer.Context(group), "fit").params}
+    return SETTINGS_INTRODUCTION + "".join(
+        _row(name, field, options.get(name)) for name, field in FitConfig.model_fields.items()
+    )
+
+
+def _row(name: str, field: Any, option: Any) -> str:
+    names = " ".join(f"`{o}`" for o in option.opts if o.startswith("--")) if option is not None else ""
+    said = HELD_IN_ARGUMENTS.get(name) or getattr(option, "help", None) or ""
+    default = "required" if field.is_required() else f"`{field.default!r}`"
+    cells = (f"`{name}`", names, f"`{_type(field.annotation)}`", default, said)
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\\[", "[") for cell in cells) + " |\n"
+
+
+def _type(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(repr, get_args(annotation)))
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(_type(part) for part in get_args(annotation))
+    if annotation is NoneType:
+        return "None"
+    return str(getattr(annotation, "__name__", annotation)) if not get_args(annotation) else str(annotation)
+
+
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the pages that are made."""
     files.append(File.generated(config, COMMAND_LINE, content=command_line()))
+    files.append(File.generated(config, SETTINGS, content=settings()))
     return files
