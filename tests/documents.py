@@ -88,7 +88,7 @@ def commands(text):
 
 
 def calls(command):
-    """The words of each program that a line runs: of pipes and of what && and ; join."""
+    """The words of each program that a line runs, without redirections: of pipes, loops, and what && and ; join."""
     lexer = shlex.shlex(command, punctuation_chars="|&;<>")  # leaves quotes, so that ";" is no operator
     lexer.whitespace_split = True
     found = [[]]
@@ -97,7 +97,12 @@ def calls(command):
             found.append([])
         else:
             found[-1] += shlex.split(word)
-    return [words for words in found if words]
+    return [words for words in map(_plain, found) if words]
+
+
+def _plain(words):
+    words = words[1:] if words and words[0] in ("do", "then") else words
+    return [w for before, w in zip(["", *words], words, strict=False) if not {before, w} & {">", ">>", "<"}]
 
 
 def shortened(arguments, model):
@@ -110,6 +115,8 @@ def shortened(arguments, model):
     elif name in ("fit", "audit"):
         rest += ["--model", str(model), "--max-length", "40"]
         rest += ["--epochs", "1"] if name == "fit" else []
+    elif name == "plan" and "--recipe" not in rest:
+        rest += ["--model", str(model)]
     elif name == "demo":
         rest += ["--epochs", "0.2"]
     return [name, *rest] if name else []

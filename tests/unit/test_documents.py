@@ -7,6 +7,7 @@ import ast
 import json
 import re
 import tomllib
+from itertools import pairwise
 
 import pytest
 import typer
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 
 from documents import EXECUTED, PAGES, REASONS, ROOT, SHOWN, blocks, calls, commands, shortened
 from snugtune.cli import app
+from snugtune.model.known import known_config
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 CLI = typer.main.get_command(app)
@@ -77,6 +79,14 @@ def test_options_of_every_command_exist(block):
         assert {word for word in words if "=" not in word} <= targets
     for words in calls_of("pip", block):
         check_extras(" ".join(words))
+
+
+def test_models_of_the_commands_are_known():
+    """What executes the documents takes a small model for those that they name, so names are checked here."""
+    for block in BLOCKS:
+        for words in calls_of("snugtune", block) if block.language == "bash" else []:
+            for model in (after for word, after in pairwise(words) if word == "--model"):
+                assert model == "minilm" or known_config(model, 2) is not None, f"{block.place}: {model}"
 
 
 def check_extras(text):
