@@ -83,8 +83,8 @@ bench: $(READY)
 docs: $(READY) docs/index.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-docs/index.md: README.md
-	sed -e 's#](docs/#](#g' README.md > $@
+docs/index.md: README.md Makefile
+	{ printf -- '---\nhide: [navigation]\n---\n\n'; sed 's#](docs/#](#g' README.md; } > $@
 
 clean:
 	rm -rf $(VENV) $(AUDIT_VENV) build dist site docs/index.md src/*.egg-info
