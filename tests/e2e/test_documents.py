@@ -82,14 +82,14 @@ def template(tmp_path_factory, small_model):
     database.close()
     (folder / "rules.md").write_text("# Rules\n\nA fee is a fee.\n")
     _write_common(folder)
-    _write_run(folder, "issue", small_model, label="Issue")
+    _write_run(folder, "issue", "minilm", label="Issue")
     _write_run(folder, "product", small_model, label="Product")
     _write_reviews(folder, frame)
     return folder
 
 
 def _write_common(folder):
-    """Complaints of the commonest issues: a small model is sure of them, so half precision changes no label."""
+    """Complaints of the commonest issues: MiniLM is sure of them, so half precision changes no label."""
     write_sample(folder / "common.csv", rows=1500)
     frame = pl.read_csv(folder / "common.csv")
     issues = frame["Issue"].drop_nulls().value_counts(sort=True)["Issue"].head(4).implode()
@@ -98,7 +98,7 @@ def _write_common(folder):
 
 def _write_run(folder, name, model, **settings):
     config = {
-        "train": str(folder / "common.csv"), "model": str(model), "max_length": 40, "num_train_epochs": 2,
+        "train": str(folder / "common.csv"), "model": str(model), "max_length": 40, "num_train_epochs": 1,
         **settings,
     }  # fmt: skip
     fit(make_config(config), folder / "runs" / name)
