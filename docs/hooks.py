@@ -1,4 +1,4 @@
-"""Pages that MkDocs makes while it builds, from the program itself: the command line, and the settings of a fit."""
+"""Pages that MkDocs makes while it builds, from the program itself: the command line, the settings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ COMMAND_LINE, SETTINGS = "reference/command-line.md", "reference/settings.md"
 
 INTRODUCTION = """# The command line
 
-Made from the program itself: what `snugtune COMMAND --help` says. Exit codes: 0 done, 1 failed, 2 something in the
-input to correct (one sentence says what), 130 interrupted (what was learned is kept).
+Made from the program itself: what `snugtune COMMAND --help` says. Exit codes: 0 done, 1 failed, 2 something in
+the input to correct (one sentence says what), 130 interrupted (what was learned is kept).
 
 """
 
@@ -36,15 +36,18 @@ def command_line() -> str:
 
 SETTINGS_INTRODUCTION = """# The settings of a fit
 
-Made from `snugtune.FitConfig`. In Python they are arguments of `make_config` and `Classifier`, in a file of `fit --config` keys of
-YAML, on the command line options. `config.yaml` in a run folder holds those of the run. Unknown names and values out of range are
-refused, all at once.
+Made from `snugtune.FitConfig`. In Python they are arguments of `make_config` and `Classifier`, in a file of
+`fit --config` keys of YAML, on the command line options. `config.yaml` in a run folder holds those of the run.
+Unknown names and values out of range are refused, all at once.
 
 | setting | option | type | default | |
 |---|---|---|---|---|
 """
 
-HELD_IN_ARGUMENTS = {"train": "the table to learn from", "test": "a table to test on, touched once at the end"}
+HELD_IN_ARGUMENTS = {
+    "train": "the table to learn from",
+    "test": "a table to test on, touched once at the end",
+}
 
 
 def settings() -> str:

@@ -1,6 +1,6 @@
-"""Draws the tutorial's pictures again: python docs/pictures.py RUN.
+"""Draws the tutorial's pictures again: python docs/pictures.py RUN --queue QUEUE.
 
-RUN is a run of the tutorial, ``june.xlsx`` its second table. Needs the extra ``app``, Playwright and a Chromium.
+RUN is a run of the tutorial, QUEUE its second table. Needs the extra ``app``, Playwright and a Chromium.
 """
 
 from __future__ import annotations
@@ -64,12 +64,9 @@ def draw_app(page: Page, run: Path, queue: Path, reviews: Path) -> None:
         page.wait_for_timeout(20_000)
         save(page, "tutorial-try")
         page.goto(f"http://127.0.0.1:{port}/review")
-        page.wait_for_timeout(4_000)
-        name = page.locator("input[type=text]").first
-        if name.is_visible():
-            name.fill("Ana")
-            name.press("Enter")
-        page.wait_for_timeout(4_000)
+        page.get_by_label("Name").fill("Ana")
+        page.get_by_role("button", name="Begin").click()
+        page.wait_for_timeout(5_000)
         save(page, "tutorial-review")
     finally:
         process.terminate()

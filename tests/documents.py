@@ -19,12 +19,14 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 
 ROOT = Path(__file__).resolve().parents[1]
-MADE = {"index.md"}
-"""Pages of docs/ that are made from others; the README is the source of the front page."""
+FRONT_PAGE = ROOT / "docs" / "index.md"
+"""Made from the README, which is read in its place."""
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + sorted(
-    path for path in (ROOT / "docs").rglob("*.md") if path.name not in MADE
-)
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if path != FRONT_PAGE),
+]
 
 EXECUTED = {"bash", "python"}
 SHOWN = {"text", "json", "yaml"}
@@ -88,7 +90,7 @@ def commands(text):
 
 
 def calls(command):
-    """The words of each program that a line runs, without redirections: of pipes, loops, and what && and ; join."""
+    """The words of each program that a line runs: of pipes, loops, what && and ; join; no redirections."""
     lexer = shlex.shlex(command, punctuation_chars="|&;<>")  # leaves quotes, so that ";" is no operator
     lexer.whitespace_split = True
     found = [[]]
@@ -125,17 +127,16 @@ def shortened(arguments, model):
 class Page:
     """A page that is executed, in ``folder``; ``close`` ends the servers it started.
 
-    ``template`` is a folder of files that pages speak of: one that a command names and that is not there yet is
-    copied. ``programs`` goes to the front of ``PATH``.
+    ``template`` is a folder of files that pages speak of: one that a command names and that is not there yet
+    is copied. ``programs`` goes to the front of ``PATH``.
     """
 
     def __init__(self, path, folder, template, programs, environment):
         self.path, self.folder, self.template = path, folder, template
-        self.files = sorted(
-            (str(p.relative_to(template)) for p in _offered(template)), key=len, reverse=True
-        )
+        self.files = sorted((str(p.relative_to(template)) for p in _offered(template)), key=len, reverse=True)
         self.environment = {
-            **os.environ, **environment, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100",
+            **os.environ, **environment, "COLUMNS": "100",
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
         self.servers, self.ports = {}, {}
 
@@ -187,7 +188,9 @@ class Page:
             cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             check=False,
         )  # fmt: skip
-        assert result.returncode == 0, f"{place}: exit {result.returncode}\n{command}\n{result.stdout[-4000:]}"
+        assert result.returncode == 0, (
+            f"{place}: exit {result.returncode}\n{command}\n{result.stdout[-4000:]}"
+        )
         return result.stdout
 
     def provide(self, words):

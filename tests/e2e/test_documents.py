@@ -3,7 +3,9 @@
 What a page speaks of (a table, a run) is there; fits are short: see ``shortened`` in ``documents.py``.
 """
 
+import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 from transformers import AutoModel, AutoTokenizer
 
 from documents import EXECUTED, PAGES, ROOT, Page, blocks
-from snugtune.config import make_config
+from snugtune.config import FitConfig, make_config
 from snugtune.data.sample import write_sample
 from snugtune.fit import fit
 from snugtune.model.backbone import resolve
@@ -113,26 +115,22 @@ def _write_topics(frame, folder):
         *(pl.col(narrative).str.contains(pattern).alias(name) for name, pattern in words.items()),
     )
     lists = pl.concat_list(*(pl.when(pl.col(name)).then(pl.lit(name)) for name in words)).list.drop_nulls()
+    said = [pl.when(name).then(pl.lit("yes")).otherwise(pl.lit("no")).alias(name) for name in words]
     topics = topics.with_columns(lists.alias("Topics"))
     topics.select(narrative, "Topics").write_parquet(folder / "topics.parquet")
-    topics.with_columns(
-        pl.col("Topics").list.join("; "), *(pl.when(name).then(pl.lit("yes")).otherwise(pl.lit("no")).alias(name) for name in words)
-    ).write_csv(folder / "topics.csv")  # fmt: skip
+    topics.with_columns(pl.col("Topics").list.join("; "), *said).write_csv(folder / "topics.csv")
 
 
 def _write_reviews(folder, frame):
     rows = frame.drop_nulls(["Issue", "Consumer complaint narrative"]).head(5)
-    issues = tuple(sorted({label for label in frame["Issue"].drop_nulls()}))
+    issues = tuple(sorted(set(frame["Issue"].drop_nulls())))
     store = ReviewStore.open(folder / "runs" / "issue.reviews.db", issues, None)
     for i, row in enumerate(rows.iter_rows(named=True)):
-        store.add(
-            [
-                Prediction(
-                    text=row["Consumer complaint narrative"], predicted=(row["Issue"],), confidence=0.3,
-                    candidates=((row["Issue"], 0.3),), position=0.3, reason="uncertain", source="may.csv", row=i,
-                )
-            ]
+        uncertain = Prediction(
+            text=row["Consumer complaint narrative"], predicted=(row["Issue"],), confidence=0.3, row=i,
+            candidates=((row["Issue"], 0.3),), position=0.3, reason="uncertain", source="may.csv",
         )  # fmt: skip
+        store.add([uncertain])
         ana = Person("Ana", "a" * 16)
         item = store.next(ana)
         store.decide(ana, item["id"], [row["Issue"]])
@@ -178,14 +176,55 @@ def test_a_block_that_is_wrong_fails(block, tmp_path, run_page):
         run_page(page)
 
 
-@pytest.mark.timeout(900)
-def test_the_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs")
-    (ROOT / "docs" / "index.md").exists() or subprocess.run(["make", "docs/index.md"], cwd=ROOT, check=True)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built as strictly as ``make docs`` does."""
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run(["make", "-s", "docs/index.md"], cwd=ROOT, check=True)
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT, text=True, capture_output=True, check=False,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONWARNINGS": "ignore"},
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     assert "WARNING" not in built.stderr
+    return folder
+
+
+def test_the_site_asks_nothing_of_other_hosts(site):
+    loads = re.compile(
+        r"<(?:link|script|img|iframe|source|video)\b[^>]*?(?:href|src)=[\"']?(?:https?:)?//[^\"' >]+"
+    )
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    for page in pages:
+        asked = [
+            found for found in loads.findall(page.read_text(encoding="utf-8")) if "canonical" not in found
+        ]
+        assert not asked, f"{page.name}: {asked}"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style.name
+
+
+def test_the_site_has_what_is_made_from_the_program(site):
+    command_line = (site / "reference/command-line.html").read_text(encoding="utf-8")
+    settings = (site / "reference/settings.html").read_text(encoding="utf-8")
+    python = (site / "reference/python.html").read_text(encoding="utf-8")
+    for name in ("fit", "predict", "data cfpb", "watch"):
+        assert f"snugtune {name}</code>" in command_line
+    assert "--gradient-accumulation-steps" in command_line
+    assert all(f"<code>{name}</code>" in settings for name in FitConfig.model_fields)
+    for name in (
+        "Classifier",
+        "predict_proba",
+        "make_config",
+        "Predictor",
+        "UserInputError",
+        "RunInterruptedError",
+    ):
+        assert name in python
+
+
+def test_the_search_knows_the_pages(site):
+    index = json.loads((site / "search/search_index.json").read_text(encoding="utf-8"))
+    assert {"tutorial.html", "how-to/resume.html", "peers.html"} <= {d["location"] for d in index["docs"]}
