@@ -17,8 +17,8 @@ COMMAND_LINE, SETTINGS = "reference/command-line.md", "reference/settings.md"
 
 INTRODUCTION = """# The command line
 
-Made from the program itself: what `snugtune COMMAND --help` says. Exit codes: 0 done, 1 failed, 2 something in
-the input to correct (one sentence says what), 130 interrupted (what was learned is kept).
+Made from the program itself: what `snugtune COMMAND --help` says. Exit codes: 0 done, 1 failed, 2 something
+in the input to correct (one sentence says what), 130 interrupted (what was learned is kept).
 
 """
 
@@ -37,8 +37,8 @@ def command_line() -> str:
 SETTINGS_INTRODUCTION = """# The settings of a fit
 
 Made from `snugtune.FitConfig`. In Python they are arguments of `make_config` and `Classifier`, in a file of
-`fit --config` keys of YAML, on the command line options. `config.yaml` in a run folder holds those of the run.
-Unknown names and values out of range are refused, all at once.
+`fit --config` keys of YAML, on the command line options. `config.yaml` in a run folder holds those of the
+run. Unknown names and values out of range are refused, all at once.
 
 | setting | option | type | default | |
 |---|---|---|---|---|
