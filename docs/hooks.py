@@ -38,10 +38,11 @@ SETTINGS_INTRODUCTION = """# The settings of a fit
 
 Made from `snugtune.FitConfig`. In Python they are arguments of `make_config` and `Classifier`, in a file of
 `fit --config` keys of YAML, on the command line options. `config.yaml` in a run folder holds those of the
-run. Unknown names and values out of range are refused, all at once.
+run. Unknown names and values out of range are refused, all at once. Where the option is named otherwise,
+it stands at the end.
 
-| setting | option | type | default | |
-|---|---|---|---|---|
+| setting | | type | default |
+|---|---|---|---|
 """
 
 HELD_IN_ARGUMENTS = {
@@ -60,10 +61,11 @@ def settings() -> str:
 
 
 def _row(name: str, field: Any, option: Any) -> str:
-    names = " ".join(f"`{o}`" for o in option.opts if o.startswith("--")) if option is not None else ""
     said = HELD_IN_ARGUMENTS.get(name) or getattr(option, "help", None) or ""
+    others = {o for o in getattr(option, "opts", ()) if o.startswith("--")} - {f"--{name.replace('_', '-')}"}
+    said += "".join(f" `{other}`" for other in sorted(others))
     default = "required" if field.is_required() else f"`{field.default!r}`"
-    cells = (f"`{name}`", names, f"`{_type(field.annotation)}`", default, said)
+    cells = (f"`{name}`", said, f"`{_type(field.annotation)}`", default)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\\[", "[") for cell in cells) + " |\n"
 
 
