@@ -33,7 +33,6 @@ SHOWN = {"text", "json", "yaml"}
 """Languages of blocks that show something: output, a file."""
 
 REASONS = {
-    "needs a GPU",
     "needs the network",
     "needs a database server",
     "needs a program that is not part of the tests",

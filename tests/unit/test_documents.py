@@ -13,7 +13,7 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from documents import EXECUTED, PAGES, REASONS, ROOT, SHOWN, blocks, calls, commands, shortened
+from documents import EXECUTED, FRONT_PAGE, PAGES, REASONS, ROOT, SHOWN, blocks, calls, commands, shortened
 from snugtune.cli import app
 from snugtune.model.known import known_config
 
@@ -105,6 +105,17 @@ def test_options_in_the_text_exist(page):
     for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text):
         for option in re.findall(r"(?<![\w-])--[a-z0-9][a-z0-9-]*", span):
             assert option in known, f"{option} in `{span}`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere_in_the_repository_too(page):
+    """The site's build checks its own links and anchors; some pages of the site are not in the repository."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?://|#", target):
+            path = (page.parent / target.partition("#")[0]).resolve()
+            assert path.exists(), target
+            assert path != FRONT_PAGE, f"{target} is made from the README"
 
 
 def all_options(command):
