@@ -69,6 +69,16 @@ def blocks(page):
     return [_block(page, text, region) for region in _lexer()(document)]
 
 
+def executable(*, how_to):
+    """The pages with something to execute: those of ``docs/how-to``, or all others."""
+    return [
+        page
+        for page in PAGES
+        if (page.parent.name == "how-to") is how_to
+        and any(block.reason is None and block.language in EXECUTED for block in blocks(page))
+    ]
+
+
 def _lexer():
     return RawFencedCodeBlockLexer(re.compile(r"(?P<language>[^\n]*)$\n", re.MULTILINE))
 
