@@ -192,8 +192,10 @@ class Page:
             return self._serve(command, 8080 if words[1] == "serve" else 7860, place)
         if calls(command)[-1][:3] == ["python", "-m", "http.server"]:
             return self._serve(command, 8000, place)
+        # What head has seen enough of ends with an error, as it should.
+        flags = "-eu" if calls(command)[-1][0] == "head" else "-euo pipefail"
         result = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command], env=self.environment, text=True, timeout=COMMAND_S,
+            ["bash", *flags.split(), "-c", command], env=self.environment, text=True, timeout=COMMAND_S,
             cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             check=False,
         )  # fmt: skip
@@ -205,7 +207,7 @@ class Page:
     def provide(self, words):
         """Copy what ``words`` name and the page has not made itself."""
         for name in self.files:
-            named = re.compile(rf"(?<![\w./-]){re.escape(name)}(?![\w.-])")
+            named = re.compile(rf"(?:(?<![\w./-])|(?<=:///)){re.escape(name)}(?![\w.-])")
             source, target = self.template / name, self.folder / name
             if not target.exists() and any(named.search(word) for word in words):
                 target.parent.mkdir(parents=True, exist_ok=True)
