@@ -13,7 +13,19 @@ import typer
 import yaml
 from typer.core import TyperGroup
 
-from documents import EXECUTED, FRONT_PAGE, PAGES, REASONS, ROOT, SHOWN, blocks, calls, commands, shortened
+from documents import (
+    EXECUTED,
+    FRONT_PAGE,
+    PAGES,
+    REASONS,
+    ROOT,
+    SHOWN,
+    Page,
+    blocks,
+    calls,
+    commands,
+    shortened,
+)
 from snugtune.cli import app
 from snugtune.model.known import known_config
 
@@ -196,3 +208,64 @@ def test_short_settings_are_accepted():
         words = shortened(line.split(), "m")
         if "--help" not in words:
             check_call(words)
+
+
+PAGE = """A page.
+
+```bash
+cat given.txt > made.txt
+cat runs/one/inside.txt | head -1
+```
+
+<!-- not executed: needs the network -->
+```bash
+no-such-program
+```
+
+```python
+from pathlib import Path
+
+given = Path("made.txt").read_text()
+```
+
+```python
+assert given == "given"
+```
+"""
+
+
+def run(text, tmp_path):
+    template, folder, page = tmp_path / "template", tmp_path / "folder", tmp_path / "page.md"
+    (template / "runs" / "one").mkdir(parents=True)
+    folder.mkdir()
+    (template / "given.txt").write_text("given")
+    (template / "never_named.txt").write_text("")
+    (template / "runs" / "one" / "inside.txt").write_text("inside")
+    page.write_text(text)
+    Page(page, folder, template, tmp_path, {}).run()
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.txt"))
+
+
+def test_a_page_is_executed_in_order_with_what_it_names(tmp_path):
+    assert run(PAGE, tmp_path) == ["given.txt", "made.txt", "runs/one/inside.txt"]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("cat given.txt", "cat gone.txt"),
+        ("cat runs/one/inside.txt | head -1", "false | cat"),
+        ('== "given"', '== "taken"'),
+        ("<!-- not executed: needs the network -->\n", ""),
+    ],
+)
+def test_a_page_with_a_fault_fails(right, wrong, tmp_path):
+    assert right in PAGE
+    with pytest.raises(AssertionError):
+        run(PAGE.replace(right, wrong), tmp_path)
+
+
+def test_what_sample_writes_is_not_given(tmp_path):
+    (tmp_path / "snugtune").write_text("#!/bin/sh\ntest ! -e given.txt\n")
+    (tmp_path / "snugtune").chmod(0o755)
+    assert run("```bash\nsnugtune sample given.txt\n```\n", tmp_path) == []
