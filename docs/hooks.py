@@ -11,6 +11,7 @@ from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 
 from snugtune.cli import app
+from snugtune.cli.examples import EXAMPLES
 from snugtune.config import FitConfig
 
 COMMAND_LINE, SETTINGS = "reference/command-line.md", "reference/settings.md"
@@ -30,7 +31,10 @@ def command_line() -> str:
     for name in group.list_commands(typer.Context(group)):
         command = group.get_command(typer.Context(group), name)
         context = typer.Context(command, info_name=name)
+        for one in (command, *getattr(command, "commands", {}).values()):
+            one.epilog = None  # the examples, for a terminal; they follow below
         parts.append(get_docs_for_click(obj=command, ctx=context, indent=1, name=f"snugtune {name}"))
+        parts += [_examples(known) for known in EXAMPLES if known.split()[0] == name]
     return INTRODUCTION + "\n".join(parts).replace("```console\n$ ", "```text\n")
 
 
@@ -49,6 +53,11 @@ HELD_IN_ARGUMENTS = {
     "train": "the table to learn from",
     "test": "a table to test on, touched once at the end",
 }
+
+
+def _examples(name: str) -> str:
+    blocks = (f"{said}:\n\n```bash\n{line}\n```\n" for said, line in EXAMPLES[name])
+    return "**Examples**:\n\n" + "\n".join(blocks)
 
 
 def settings() -> str:

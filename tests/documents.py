@@ -37,6 +37,7 @@ REASONS = {
     "needs a database server",
     "needs a program that is not part of the tests",
     "installs this very environment",
+    "runs for minutes",
 }
 """Why a block may be left out of what is executed."""
 
