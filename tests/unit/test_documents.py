@@ -63,7 +63,7 @@ def test_every_block_says_what_it_is():
     for block in BLOCKS:
         assert block.language in EXECUTED | SHOWN, f"{block.place}: {block.language!r}"
         if block.language == "text":
-            assert not re.search(r"^(\$ )?snugtune [a-z]", block.text, re.M), f"{block.place}: a command as text"
+            assert not re.search(r"^(\$ )?snugtune [a-z]", block.text, re.M), block.place
 
 
 def test_reasons_for_not_executing_are_few_and_known():
