@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DOCS_READY := $(VENV)/.docs-ready
 # Tools of the supply chain have a place of their own: what they need would change how others read XML.
 AUDIT_VENV := .audit-venv
 AUDIT := $(AUDIT_VENV)/bin
@@ -81,13 +80,11 @@ bench: $(READY)
 	set -e; for script in $(BENCHMARKS); do echo "+ $$script"; $(BIN)/python $$script; done
 
 # The README is the front page; its links are relative to the root, those of the site to docs/.
-docs: $(DOCS_READY)
-	sed 's#](docs/#](#g' README.md > docs/index.md
-	$(BIN)/mkdocs build
+docs: $(READY) docs/index.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-$(DOCS_READY): $(READY)
-	$(BIN)/pip install -q -c constraints.txt -e ".[docs]"
-	touch $@
+docs/index.md: README.md Makefile
+	{ printf -- '---\nhide: [navigation]\n---\n\n'; sed 's#](docs/#](#g' README.md; } > $@
 
 clean:
 	rm -rf $(VENV) $(AUDIT_VENV) build dist site docs/index.md src/*.egg-info

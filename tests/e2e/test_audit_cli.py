@@ -105,7 +105,8 @@ def test_in_words_and_without_a_model_pass(workbook, tmp_path):
     for words in (
         "usable rows", "largest class", "near-duplicates", "test rows like training rows",
         "too rare to learn", "suggested", "baseline's accuracy", "forecast", "Twice the rows",
-        "labels look wrong", "--corrections", "judged by TF-IDF + linear.",
+        "labels look wrong", "judged by TF-IDF + linear.",
+        "--text 'Consumer complaint narrative' --label Issue --corrections",
     ):  # fmt: skip
         assert words in told, told
     done = snugtune(*arguments, code=2)

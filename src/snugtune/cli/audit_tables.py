@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,9 @@ def _say_next(found: dict[str, Any], record: dict[str, Any], out: Path, say: Cal
     if issues["suspected_rows"]:
         file = out / issues["file"]
         say(f"They are listed in {file}. Choose right ones under corrected_label, save, and give it back:")
-        say(f"  snugtune fit {record['source']} --corrections {file}")
+        texts = [word for column in record["columns"]["text"] for word in ("--text", column)]
+        names = [*texts, "--label", record["columns"]["label"]]
+        say(f"  {shlex.join(['snugtune', 'fit', record['source'], *names, '--corrections', str(file)])}")
 
 
 def _right(name: str) -> Column:
