@@ -20,7 +20,8 @@ def show_audit(record: dict[str, Any], out: Path) -> None:
     console, found = Console(), record["audit"]
 
     def say(sentence: str) -> None:
-        console.print(plain(sentence), markup=False, highlight=False)
+        # Not wrapped: commands are there to be copied.
+        console.print(plain(sentence), markup=False, highlight=False, soft_wrap=True)
 
     console.print(_facts(found))
     if found["rare_classes"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from snugtune.config import FitConfig
 from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.label_sets import LabelNames, read_label_sets
+from snugtune.data.labels import merge_variants
 from snugtune.data.long_texts import LongTexts
 from snugtune.data.table import Table, read_table
 from snugtune.data.tokens import tokenize
@@ -27,7 +29,7 @@ SPECIAL_TOKENS = 2
 class Survey:
     """Number of labels, and lengths (R,) in tokens of the rows that are read of labelled texts.
 
-    They are exact if a tokenizer was there; without one, every text is taken to be cut off.
+    Spellings of a label are counted as a fit would merge them. Lengths are exact if a tokenizer was there; without one, every text is taken to be cut off.
     """
 
     labels: int
@@ -62,7 +64,9 @@ def survey(config: FitConfig) -> Survey:
     else:
         limit = min(config.max_length or DEFAULT_MAX_LENGTH, tokenizer.model_max_length)
         lengths = tokenize(texts, tokenizer, limit, dearest(config)).lengths
-    return Survey(len({label for _, labels in pairs for label in labels}), lengths, tokenizer is not None)
+    counts = Counter(label for _, labels in pairs for label in labels)
+    merged = merge_variants(counts) if config.merge_label_variants else {}
+    return Survey(len(counts) - sum(map(len, merged.values())), lengths, tokenizer is not None)
 
 
 def _given(table: Table, columns: Columns, config: FitConfig) -> list[LabelNames | None]:
