@@ -29,7 +29,8 @@ SPECIAL_TOKENS = 2
 class Survey:
     """Number of labels, and lengths (R,) in tokens of the rows that are read of labelled texts.
 
-    Spellings of a label are counted as a fit would merge them. Lengths are exact if a tokenizer was there; without one, every text is taken to be cut off.
+    Spellings of a label are counted as a fit would merge them. Lengths are exact if a tokenizer was there;
+    without one, every text is taken to be cut off.
     """
 
     labels: int
