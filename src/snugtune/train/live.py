@@ -57,10 +57,12 @@ class Live:
             self.sentences = [*self.sentences, line["say"]][-SENTENCES_KEPT:]
 
     def take_metrics(self, line: Mapping[str, Any]) -> None:
-        """A line of ``metrics.jsonl``."""
+        """A line of ``metrics.jsonl``; where training went back, steps come once more."""
         if "eval_score" in line:
-            self.looks.append(dict(line))
+            self.looks = [look for look in self.looks if look["step"] < line["step"]] + [dict(line)]
         if "loss" in line:
+            if line["step"] <= self.step:
+                del self.losses[line["step"] - 1 :]
             self.losses.append(line["loss"])
             self.step, self.elapsed_s = line["step"], line["elapsed_s"]
             self.learning_rate = line["learning_rate"]
