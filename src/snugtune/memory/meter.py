@@ -29,7 +29,11 @@ class PeakMeter:
     @property
     def peak_bytes(self) -> int:
         """The peak so far."""
-        here = int(torch.cuda.max_memory_reserved(self.device)) if self._sampler is None else self._sampler.look()
+        here = (
+            int(torch.cuda.max_memory_reserved(self.device))
+            if self._sampler is None
+            else self._sampler.look()
+        )
         return max(here, self._earlier_bytes)
 
     def was_at_least(self, peak_bytes: int) -> None:

@@ -56,7 +56,11 @@ class Tracker(Observer):
         if self._has_steps:
             return
         for line in info.metrics:
-            names = {"eval_score": "validation/score", "eval_loss": "validation/log_loss", "loss": "train/loss"}
+            names = {
+                "eval_score": "validation/score",
+                "eval_loss": "validation/log_loss",
+                "loss": "train/loss",
+            }
             names |= {"epoch": "validation/epoch", "learning_rate": "train/learning_rate"}
             self.log({told: line[name] for name, told in names.items() if name in line}, line["step"])
 
