@@ -168,7 +168,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _start_of(process_id: int) -> str:
-    """When a process was started: on Linux ``BOOT:TICKS``, which no change of the clock moves, else Unix time.
+    """When a process was started: Unix time; on Linux ``BOOT:TICKS``, which no change of the clock moves.
 
     Raises:
         psutil.Error: there is no such process, or nothing is told of it.

@@ -4,8 +4,8 @@ A state is committed whole or not at all: its files are written to a folder of a
 the disk, a manifest with the SHA-256 of each comes last, and only then the folder gets its name. Tensors are
 safetensors, everything else is JSON; nothing is pickled.
 
-Training waits only while a state is copied to the host's memory (``on_host``). A thread writes the copy; while it
-writes, no other state is due, so that copies never queue up.
+Training waits only while a state is copied to the host's memory (``on_host``). A thread writes the copy, and
+until it is done no other state is due, so that copies never queue up.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class TrainState:
     """Everything that training goes on from.
 
     ``optimizer``, ``scheduler`` and ``scaler`` (empty without one) are the ``state_dict`` of each. ``rng``
-    has the states of all generators. ``best`` and ``best_weights`` are the
-    scalars and the weights of the best look at validation. ``limits`` are the token limits of micro-batches
-    that the guard has learned, ``metrics`` and ``memory`` the lines noted so far, ``rollbacks`` the times that
-    training went back because a number was not finite, ``balance`` how rare classes are favoured. The order
-    of the data follows from seed and ``step``. Tensors may lie anywhere; they are read to the host.
+    has the states of all generators. ``best`` and ``best_weights`` are the scalars and the weights of the
+    best look at validation. ``limits`` are the token limits of micro-batches that the guard has learned,
+    ``metrics`` and ``memory`` the lines noted so far, ``rollbacks`` the times that training went back because
+    a number was not finite, ``balance`` how rare classes are favoured. The order of the data follows from
+    seed and ``step``. Tensors may lie anywhere; they are read to the host.
     """
 
     step: int

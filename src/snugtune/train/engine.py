@@ -60,7 +60,7 @@ from snugtune.train.transaction import (
 from snugtune.units import GIB
 
 ROLLBACKS, RATE_CUT = 3, 0.5
-"""How often training goes back after a number that is not finite, and by what the learning rates shrink then."""
+"""How often training goes back after a number that is not finite, and what is left of the learning rates."""
 
 LARGEST_SHARE_OF_MEMORY = 0.1
 """Of the host's free memory, that the state to go back to may take."""
@@ -146,10 +146,10 @@ def train(
     ``balance`` says how rare classes are favoured; every step is still divided by its number of examples.
     Ctrl-C ends training and keeps the best so far; so does the end of ``services.budget``, after a last look
     at validation. A loss or gradient that is not finite sends training back to its last good state, with half
-    the learning rates; after three times it ends with the best weights. With ``services.checkpoints``, training
-    goes on from the newest committed state as if nothing had happened, and commits where it stands when it has
-    to stop. With ``packed``, micro-batches of training are rows of texts without padding, for models of which
-    ``model/packing.py`` knows how.
+    the learning rates; after three times it ends with the best weights. With ``services.checkpoints``,
+    training goes on from the newest committed state as if nothing had happened, and commits where it stands
+    when it has to stop. With ``packed``, micro-batches of training are rows of texts without padding, for
+    models of which ``model/packing.py`` knows how.
 
     Raises:
         TrainingError: numbers stay not finite and nothing was learned; names the step and the rows.
@@ -299,7 +299,7 @@ class _Run:
         )
 
     def keep_good(self) -> None:
-        """This state is one to go back to, if there is memory for it."""
+        """Take where training stands as a state to go back to, if there is memory for it."""
         self.good = None
         if _state_bytes(self.model) <= LARGEST_SHARE_OF_MEMORY * psutil.virtual_memory().available:
             self.good = on_host(self._state())

@@ -75,7 +75,7 @@ def allocate_state(optimizer: torch.optim.AdamW) -> None:
 def scale_rates(
     scheduler: torch.optim.lr_scheduler.LRScheduler, base_rates: Sequence[float], factor: float
 ) -> None:
-    """Let every group's rate be ``factor`` times what the schedule would make of ``base_rates``, from now on."""
+    """From now on every group's rate is ``factor`` times what the schedule would make of ``base_rates``."""
     assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
     scheduler.base_lrs = [factor * rate for rate in base_rates]
     shares = [share(scheduler.last_epoch) for share in scheduler.lr_lambdas]

@@ -115,7 +115,7 @@ def fingerprint_of(value: Any) -> str:
 
 
 def identity_of_settings(config: FitConfig) -> dict[str, Any]:
-    """What a state depends on, as far as it is known before the data are read: ``config`` and ``versions``."""
+    """What a state depends on, as far as it is known before the data are read."""
     return {
         "config": config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS)),
         # States outlive this command: another version might not go on as this one would have.
