@@ -94,6 +94,7 @@ def fit(
     if was_interrupted(out):
         tell_what_is_kept(states_folder(out), observer.say)
     else:
+        # What an earlier run of this name may have left when it broke off goes, too.
         shutil.rmtree(states_folder(out), ignore_errors=True)
     return out
 
@@ -212,6 +213,8 @@ class Supervisor:
             raise
         finally:
             clear_states(self.out)
+        if not was_interrupted(self.out):
+            shutil.rmtree(self.states, ignore_errors=True)
         return self.out
 
     def _until_done(self) -> None:

@@ -245,7 +245,7 @@ class _Run:
         self.untold: deque[_Taken] = deque()
         self.interrupts, self.has_ended = Interrupts(), False
         self.base_rates = list(getattr(self.scheduler, "base_lrs", ()))
-        self.rng_before_step = all_random_states(self.device)
+        self.rng_at_rest = all_random_states(self.device)
         self.good: TrainState | None = None
         self.started = time.perf_counter()
 
@@ -286,7 +286,7 @@ class _Run:
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         set_all_random_states(state.rng, self.device)
-        self.rng_before_step = state.rng
+        self.rng_at_rest = state.rng
         self.keeper.load(state.best, state.best_weights)
         self.guard.training.lower(state.limits["training"])
         self.guard.evaluation.lower(state.limits["evaluation"])
@@ -316,7 +316,8 @@ class _Run:
             good = self.checkpoints.newest(balance=self._balance)
         rollbacks, told = list(self.result.rollbacks), {"step": fault.step, "what": fault.what}
         if good is None or len(rollbacks) == ROLLBACKS:
-            if self.keeper.step == 0 and not self.config.probe_start:
+            nothing_learned = self.keeper.step == 0 and not self.config.probe_start
+            if nothing_learned or not math.isfinite(self.keeper.log_loss):
                 advice = "lower the learning rates, or use bf16 or float32 instead of fp16"
                 raise TrainingError(f"{fault}; {advice}.")
             self.result.rollbacks = [*rollbacks, {**told, "rows": fault.rows, "to_step": None}]
@@ -364,7 +365,7 @@ class _Run:
         if self.interrupts.at_rest:
             # Gradients of the step in hand go; the step is done again from its beginning.
             self.report()
-            state = replace(self._state(), rng=self.rng_before_step)
+            state = replace(self._state(), rng=self.rng_at_rest)
         last = self.checkpoints.last_step
         if state is not None and (last is None or state.step > last):
             self._tell(self.checkpoints.commit(state))
@@ -446,11 +447,11 @@ class _Run:
         """One step on the examples ``texts``, in micro-batches that fit; ``report`` tells of it later."""
         self.model.train()
         drop_gradients(self.model)
-        self.rng_before_step = all_random_states(self.device)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         numbers = self._update(self._accumulate(texts, self._cut(texts)))
         self.scheduler.step()
         self.result.steps += 1
+        self.rng_at_rest = all_random_states(self.device)
         memory = None if self.meter is None else self.meter.now()
         events = self.guard.new_events()
         self.untold.append(

@@ -63,8 +63,8 @@ def prepare(
         )
     if resume and differ:
         raise UserInputError(
-            f"The training state in {states} belongs to other settings ({'; '.join(differ)}); set them as they "
-            "were, or begin anew with --no-resume."
+            f"The training state in {states} belongs to other settings ({'; '.join(differ)}); set them as "
+            "they were, or begin anew with --no-resume."
         )
     if differ:
         say(
@@ -82,8 +82,8 @@ def tell_what_is_kept(states: Path, say: Callable[[str], None]) -> None:
     if newest is not None:
         size = sum(path.stat().st_size for path in states.rglob("*") if path.is_file()) / MIB
         say(
-            f"The training state of step {newest.step} is kept in {states} ({size:.1f} MiB); the same command "
-            f"goes on from there."
+            f"The training state of step {newest.step} is kept in {states} ({size:.1f} MiB); the same "
+            "command goes on from there."
         )
 
 
@@ -126,9 +126,7 @@ def attempted(out: str | Path, say: Callable[[str], None]) -> Iterator[Recovery]
         say(f"{why} Going on from {start}, {CAUTION[caution]}.")
         history.append(f"From {start}, {CAUTION[caution]}: {why}")
     elif step is not None:
-        history.append(
-            f"From {start}, {CAUTION[caution]}: the run was interrupted and its command given again."
-        )
+        history.append(f"From {start}, {CAUTION[caution]}: the command of an interrupted run, given again.")
     with suppress(OSError):
         states.mkdir(parents=True, exist_ok=True)
         note = {"oom_kills": _oom_kills(), "boot": _boot(), "step": step, "caution": caution}
@@ -164,7 +162,7 @@ def _boot() -> str | None:
 def _is_of(record: dict[str, Any], config: FitConfig) -> bool:
     identity = identity_of_settings(config)
     kept = {name: value for name, value in record["config"].items() if name in identity["config"]}
-    return kept == identity["config"]
+    return bool(kept == identity["config"])
 
 
 def _record(run: Path) -> dict[str, Any] | None:
