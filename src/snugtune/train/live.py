@@ -90,8 +90,11 @@ class Watcher:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether a process writes the run, or another is about to go on with it."""
-        return self.has_writer or states_folder(self.run).is_dir()
+        """Whether a process writes the run, or another is about to go on with it.
+
+        The states of a run that Ctrl-C completed wait for somebody who may never come.
+        """
+        return self.has_writer or (states_folder(self.run).is_dir() and not self.is_complete)
 
     @property
     def has_writer(self) -> bool:
