@@ -23,10 +23,13 @@ NAMES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 class Server:
     """The parent, asked from a test."""
 
-    def __init__(self):
+    def __init__(self, disk=None):
+        """With ``disk``, a folder, a small disk of its own is mounted there, which nobody else sees."""
+        mount = 'mount -t tmpfs -o size=256M tmpfs "$0" && exec "$@"'
+        apart = ["unshare", "-m", "sh", "-c", mount, str(disk)] if disk else []
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [*apart, sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -39,6 +42,10 @@ class Server:
         answer = self.process.stdout.readline()
         assert answer, "the server is gone"
         return json.loads(answer)
+
+    def sees(self, path):
+        """``path`` as the server sees it."""
+        return Path(f"/proc/{self.process.pid}/root{path}")
 
     def close(self):
         self.process.stdin.close()

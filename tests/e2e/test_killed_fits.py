@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 
 import polars as pl
 import pytest
@@ -143,6 +145,47 @@ def test_resume_refuses_what_it_cannot_go_on_from(server, config, undisturbed, t
     anew = server.run(config=config, out=str(out), resume=False)
     assert anew["code"] == 0
     assert not any(sentence.startswith("Going on from step ") for sentence in anew["said"])
+
+
+def may_mount():
+    asked = ["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(asked, capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not may_mount(), reason="needs leave to mount a small disk")
+def test_a_disk_that_fills_up_at_any_write(config, undisturbed, tmp_path):
+    """From no byte left to nearly enough, so that every file of the run is the one that does not fit."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    server = Server(disk)
+    try:
+        failed = 0
+        for number, left_bytes in enumerate([0, 8, 40, 100, 150, 200, 300, 400, 500, 600, 800, 1200]):
+            out = disk / f"number-{number}" / "run"
+            seen = server.sees(out)
+            seen.parent.mkdir()
+            first = server.run(config=config, out=str(out), full_at="save", left_bytes=left_bytes * 1024)
+            if first["code"] != 0:
+                failed += 1
+                assert first["code"] == 2, first
+                assert [s for s in first["said"] if s.startswith("ERROR No space left on the disk")], first
+                assert sorted(path.name for path in seen.parent.iterdir()) == [
+                    ".run.states", "filler", "notes"
+                ]  # fmt: skip
+            (seen.parent / "filler").unlink()
+            if first["code"] != 0:
+                again = server.run(config=config, out=str(out))
+                assert again["code"] == 0, again
+                assert any(sentence.startswith("Going on from step 16") for sentence in again["said"])
+            assert essence(seen) == undisturbed[0]
+            shutil.rmtree(seen.parent)
+        assert failed > 4
+    finally:
+        server.close()
 
 
 @pytest.mark.long
