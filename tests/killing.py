@@ -36,6 +36,9 @@ class Server:
             env=environment,
         )
 
+        # Before, the disk may not be there.
+        assert self.process.stdout.readline() == "ready\n"
+
     def run(self, **job):
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
@@ -63,6 +66,7 @@ def serve():
     assert snugtune.supervise
     answers = os.dup(1)
     os.dup2(2, 1)
+    os.write(answers, b"ready\n")
     for line in sys.stdin:
         job = json.loads(line)
         notes = Path(job["out"]).parent / "notes"

@@ -129,6 +129,7 @@ class Checkpoints:
         self.meters = meters
         self.skipped: list[str] = []
         self.last_step: int | None = None
+        self.last_cost_s = 0.0
         self._clock = clock
         self._next = clock() + interval_s
         self._writer: threading.Thread | None = None
@@ -200,8 +201,8 @@ class Checkpoints:
             # A fault of the program, raised where somebody sees it.
             self._fault = error
         finally:
-            cost = timer() - started + copy_s
-            self._next = self._clock() + max(self.interval_s, cost / LARGEST_SHARE)
+            self.last_cost_s = timer() - started + copy_s
+            self._next = self._clock() + max(self.interval_s, self.last_cost_s / LARGEST_SHARE)
 
     def found_meters(self) -> dict[str, Any] | None:
         """What the newest state that is whole and of this fingerprint says of the run until then."""
