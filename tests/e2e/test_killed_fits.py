@@ -109,6 +109,18 @@ def test_killed_it_goes_on_to_the_same_bits(server, config, undisturbed, tmp_pat
     assert sorted(elapsed) == elapsed
 
 
+@pytest.mark.long
+def test_lower_layers_that_are_kept_give_the_same_bits_in_another_process(server, config, tmp_path):
+    config = {**config, "layers_to_transform": [1], "hidden_dropout": 0.0}
+    straight, out = tmp_path / "straight" / "run", tmp_path / "killed" / "run"
+    for folder in (straight, out):
+        folder.parent.mkdir()
+    moments = server.run(config=config, out=str(straight))["moments"]
+    _, codes = disturbed(server, config, out, [{"kill_at": round(0.6 * moments)}])
+    assert codes == [-signal.SIGKILL, 0]
+    check(out, essence(straight))
+
+
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_told_to_stop_it_goes_on_to_the_same_bits(server, config, undisturbed, tmp_path, number):
     expected, moments, _ = undisturbed
