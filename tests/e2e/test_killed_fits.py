@@ -176,7 +176,7 @@ def test_a_disk_that_fills_up_at_any_write(config, undisturbed, tmp_path):
     server = Server(disk)
     try:
         failed = 0
-        for number, left_bytes in enumerate([0, 8, 40, 100, 150, 200, 300, 400, 500, 600, 800, 1200]):
+        for number, left_bytes in enumerate([0, 4, 12, 24, 40, 64, 90, 120, 200]):
             out = disk / f"number-{number}" / "run"
             seen = server.sees(out)
             seen.parent.mkdir()
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_at_any_write(config, undisturbed, tmp_path):
                 assert any(re.match(r"Going on from step (\d+) of \1\.", said) for said in again["said"])
             assert essence(seen) == undisturbed[0]
             shutil.rmtree(seen.parent)
-        assert failed > 4
+        assert failed >= 4
     finally:
         server.close()
 

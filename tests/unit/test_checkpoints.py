@@ -270,7 +270,7 @@ def test_due_after_the_interval_and_after_what_commits_cost(tmp_path):
     now = 60.0
     assert states.due()
 
-    ticks = iter([100.0, 104.0])
+    ticks = iter([100.0, 104.0, 104.0])
     states._clock = lambda: next(ticks)
     states.commit(state_of())
     states._clock = lambda: now
