@@ -9,6 +9,25 @@ from snugtune.units import gib
 from .tables import spread_cell, table
 
 
+def checkpoints(result: dict[str, Any]) -> list[str]:
+    """What a commit costs, and what that comes to."""
+    settings, cost, share = result["settings"], result["commit_s"], result["share"]
+    longer, processor = result["seconds_ratio"], result["cpu_ratio"]
+    low, middle, high = (1000 * cost[name] for name in ("min", "median", "max"))
+    return [
+        f"MiniLM with LoRA on Banking77 ({result['trained_parameters']:,} trained parameters): a state has "
+        f"{result['state_bytes'] / 2**20:.1f} MiB. It costs {middle:.0f} ms ({low:.0f} to {high:.0f}, "
+        f"{cost['n']} commits): the copy that training waits for and the processor's time of the thread that "
+        f"writes it. Every {result['interval_s']:g} seconds that is {100 * share['median']:.2f} % of the run "
+        f"(at most {100 * share['max']:.2f} %).",
+        "",
+        f"Committed every {settings['every_s']:g} s instead, in turns with training without states, the same "
+        f"steps took {longer['median']:.3f} times as long ({longer['min']:.3f} to {longer['max']:.3f}) and "
+        f"{processor['median']:.3f} times the processor's time ({processor['min']:.3f} to "
+        f"{processor['max']:.3f}).",
+    ]
+
+
 def prefix_cache(result: dict[str, Any]) -> list[str]:
     """Training speed with the layers below every adapter computed in every epoch, or read back."""
     settings = result["settings"]

@@ -21,6 +21,7 @@ from snugtune.model.head import find_head
 from snugtune.model.packing import is_packable, kernel_takes
 from snugtune.progress import Observer, StepInfo, ValidationInfo
 from snugtune.train import probe
+from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Services, TrainResult, train
 from snugtune.train.forward import layer_inputs
 from snugtune.train.prefix import Prefix
@@ -75,6 +76,7 @@ def train_ours(
     observer: Observer | None = None,
     begin_from: dict[str, torch.Tensor] | None = None,
     prefix: Prefix | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainResult:
     """The engine on ``model``, with the rows of ``data``."""
     return train(
@@ -87,7 +89,7 @@ def train_ours(
         dtype=data.dtype,
         device=data.device,
         begin_from=on_trained(model, begin_from or {}),
-        services=Services(observer or Observer(), prefix=prefix),
+        services=Services(observer or Observer(), prefix=prefix, checkpoints=checkpoints),
         packed=_packs(data),
     )
 

@@ -176,6 +176,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "peers": ("Beside other ways to a classifier", speed_sections.peers),
     "throughput": ("Speed at the lengths of complaints", speed_sections.throughput),
     "ladder": ("One lever at a time", speed_sections.ladder),
+    "checkpoints": ("What saved states cost", less.checkpoints),
     "prefix-cache": ("Adapters in the top layers only", less.prefix_cache),
     "prediction": ("Prediction speed", speed_sections.prediction),
     "serve": ("Serving over HTTP", serve_section.serve),

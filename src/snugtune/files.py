@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,15 +58,22 @@ def staged_folder(folder: str | Path, *, overwrite: bool, marker: str) -> Iterat
     staging = _staging(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _claim(staging, folder)
+        with _alone_in(folder.parent):
+            _mend_replacement(folder)
+            _check_free(folder, overwrite, marker)
+            _claim(staging, folder)
     except OSError as error:
         raise UserInputError(
             f"Cannot create the folder {folder}: {error.strerror}; choose another output."
         ) from None
     try:
-        yield staging
+        with system_errors():
+            yield staging
+            # After a power cut it is there whole, or not at all.
+            flush_tree(staging)
         (staging / CLAIM).unlink()
         _replace_folder(staging, folder)
+        flush_folder(folder.parent)
     except OSError as error:
         raise _as_user_error(error, folder) from error
     finally:
@@ -79,15 +86,35 @@ def being_written(folder: str | Path) -> Path | None:
     return staging if staging.is_dir() and _is_alive(staging, or_own=True) else None
 
 
+def refuse_if_being_written(folder: str | Path) -> None:
+    """Before anything that belongs to ``folder`` is touched.
+
+    Raises:
+        UserInputError: another process is writing it now.
+    """
+    staging = _staging(Path(folder))
+    if staging.is_dir() and _is_alive(staging):
+        raise _taken(folder)
+
+
+def was_left_unfinished(folder: str | Path) -> bool:
+    """Whether a process that was writing ``folder`` is gone without having cleared up: it was killed."""
+    staging = _staging(Path(folder))
+    return staging.is_dir() and not _is_alive(staging, or_own=True)
+
+
 def _staging(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.partial")
 
 
 CLAIM = ".claimed-by"
-"""Holds the id of the process that writes the folder, and when that process was started (Unix time, s)."""
+"""Holds the id of the process that writes the folder, and when that process was started."""
 
 _SAME_START_S = 10.0
-"""Two readings of a process's start differ by as much as the clock was set in between."""
+"""Where the start is told by the clock, two readings of it differ by as much as that was set in between."""
+
+_STARTED_FIELD = 19
+"""Of ``/proc/PID/stat`` behind the name, from 0: ticks from the boot to the start (``man proc_pid_stat``)."""
 
 
 def _check_free(folder: Path, overwrite: bool, marker: str) -> None:
@@ -108,19 +135,54 @@ def _check_free(folder: Path, overwrite: bool, marker: str) -> None:
 
 def _claim(staging: Path, folder: Path) -> None:
     """Make ``staging`` ours; what a dead process left there is cleared away."""
-    try:
-        staging.mkdir()
-    except FileExistsError:
+    if staging.exists():
         if _is_alive(staging):
-            raise UserInputError(
-                f"Another process is writing {folder} right now; wait for it or choose another output."
-            ) from None
+            raise _taken(folder)
         shutil.rmtree(staging)
-        staging.mkdir()
+    staging.mkdir()
+    (staging / CLAIM).write_text(f"{os.getpid()} {_start_of(os.getpid())}", encoding="utf-8")
+
+
+def _taken(folder: str | Path) -> UserInputError:
+    return UserInputError(
+        f"Another process is writing {folder} right now; wait for it or choose another output."
+    )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Of all processes of this machine that ask for ``folder``, one at a time is inside."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, which cannot open folders either
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # There are file systems without locks; the folder is still made by one process only.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _start_of(process_id: int) -> str:
+    """When a process was started: Unix time; on Linux ``BOOT:TICKS``, which no change of the clock moves.
+
+    Raises:
+        psutil.Error: there is no such process, or nothing is told of it.
+    """
     import psutil
 
-    claim = f"{os.getpid()} {psutil.Process().create_time()}"
-    (staging / CLAIM).write_text(claim, encoding="utf-8")
+    started = psutil.Process(process_id).create_time()
+    try:
+        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="ascii", errors="replace")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return str(started)
+    # The name before it, in parentheses, may hold anything.
+    return f"{boot}:{stat.rpartition(')')[2].split()[_STARTED_FIELD]}"
 
 
 def _is_alive(staging: Path, *, or_own: bool = False) -> bool:
@@ -136,22 +198,69 @@ def _is_alive(staging: Path, *, or_own: bool = False) -> bool:
         is_own = process.pid == os.getpid()
         if (is_own and not or_own) or process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return not started or abs(process.create_time() - float(started[0])) < _SAME_START_S
+        return not started or _is_same_start(started[0], _start_of(process.pid), process.create_time())
     except psutil.AccessDenied:
         return True
     except (OSError, ValueError, psutil.NoSuchProcess):
         return False
 
 
+def _is_same_start(claimed: str, found: str, by_clock: float) -> bool:
+    if ":" in claimed:
+        return claimed == found
+    return abs(by_clock - float(claimed)) < _SAME_START_S
+
+
 def _replace_folder(staging: Path, folder: Path) -> None:
     if not folder.exists():
         staging.rename(folder)
         return
-    replaced = folder.with_name(f".{folder.name}.replaced")
+    replaced = _replaced(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     folder.rename(replaced)
     staging.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _mend_replacement(folder: Path) -> None:
+    """A process that died between the two renames left no ``folder``: the one that was there comes back."""
+    replaced = _replaced(folder)
+    if replaced.is_dir():
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(folder)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file is on the disk."""
+    # Opened for writing, which Windows asks for.
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the names in ``folder`` are on the disk."""
+    # Windows cannot open folders, and needs no flush of them.
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until everything below ``folder`` is on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            flush_folder(path)
+        elif path.is_file() and not path.is_symlink():
+            flush(path)
 
 
 @contextmanager
@@ -213,7 +322,7 @@ def _umask() -> int:
 
 
 def _as_user_error(error: OSError, path: Path) -> Exception:
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserInputError(f"No space left on the disk for {path}; free some space and run it again.")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserInputError(f"Cannot write {path}: no permission; choose another output path.")

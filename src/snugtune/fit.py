@@ -22,6 +22,7 @@ from snugtune.stages.judging import (
 )
 from snugtune.stages.keeping import Finished, bill, check_saved, save, write
 from snugtune.stages.reading import read_texts
+from snugtune.stages.resuming import open_states
 from snugtune.stages.training import make_trainee, on_published_weights, train_within
 from snugtune.train.journal import Journal
 from snugtune.train.recovery import Recovery
@@ -43,7 +44,7 @@ def fit(
 
     Raises:
         UserInputError: the data, a setting or the folder cannot be used.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss is not finite and nothing was learned.
         ArtifactError: the saved model does not repeat the trained one's logits in a new process.
         RestartNeededError: memory ran out and this process cannot go on.
         RunInterruptedError: Ctrl-C before anything was learned.
@@ -60,11 +61,12 @@ def fit(
         job = prepare(config, data, clock, recovery)
         energy.add(card_energy(job.device))
         reading = read_texts(job)
+        recovery, checkpoints = open_states(job, reading.tokens, recovery, energy)
         agreed = agree_on(job, reading.tokens, recovery)
         trainee = make_trainee(job, agreed, reading, recovery)
         trained = train_within(
             job, agreed, trainee, reading.tokens, folder,
-            recovery=recovery, resident_bytes_before=resident_bytes_before,
+            checkpoints=checkpoints, resident_bytes_before=resident_bytes_before,
         )  # fmt: skip
         model = on_published_weights(job, trainee.model, agreed.guard)
         logits = held_out_logits(job, model, reading.tokens, agreed.guard)
@@ -78,9 +80,8 @@ def fit(
         reload = check_saved(job, model, saved, logits["validation"], trainee.parameters)
         trained.result.note(agreed.guard.new_events())
         cost = bill(job, agreed.spending, trained, energy, scores)
-        restarts = recovery.history if recovery else ()
         done = Finished(
-            reading, trainee, trained, decision, scores, judged, saved, reload, cost, audit, restarts
+            reading, trainee, trained, decision, scores, judged, saved, reload, cost, audit, recovery
         )
         tracker.log_result(write(job, done, folder))
     return Path(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,20 @@ class ValidationInfo:
     best: bool
 
 
+@dataclass(frozen=True)
+class ResumedInfo:
+    """Where training stands after a process that ended early, or after it went back some steps.
+
+    ``metrics`` and ``memory`` are all lines noted until then: what was told of later steps no longer holds.
+    """
+
+    step: int
+    steps: int
+    elapsed_s: float
+    metrics: list[dict[str, Any]]
+    memory: list[dict[str, Any]]
+
+
 class Observer:
     """Listens to a job; every method may be left as it is."""
 
@@ -51,6 +66,9 @@ class Observer:
 
     def on_validation(self, info: ValidationInfo) -> None:
         """After each look at the validation part."""
+
+    def on_resumed(self, info: ResumedInfo) -> None:
+        """Before training goes on from where it was."""
 
 
 class Together(Observer):
@@ -83,6 +101,11 @@ class Together(Observer):
         """Passed on."""
         for observer in self._observers:
             observer.on_validation(info)
+
+    def on_resumed(self, info: ResumedInfo) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.on_resumed(info)
 
 
 class PhaseClock(Observer):
@@ -125,6 +148,10 @@ class PhaseClock(Observer):
     def on_validation(self, info: ValidationInfo) -> None:
         """Passed on."""
         self._observer.on_validation(info)
+
+    def on_resumed(self, info: ResumedInfo) -> None:
+        """Passed on."""
+        self._observer.on_resumed(info)
 
     def _close(self) -> None:
         now = time.perf_counter()

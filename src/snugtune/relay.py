@@ -14,13 +14,14 @@ from dataclasses import asdict
 from operator import methodcaller
 from typing import Any
 
-from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
 
 ENDS = frozenset({"done", "error", "restart", "interrupted", "crash"})
 
-_OBJECTS: dict[str, type[StepInfo] | type[ValidationInfo]] = {
+_OBJECTS: dict[str, type[StepInfo] | type[ValidationInfo] | type[ResumedInfo]] = {
     "on_step": StepInfo,
     "on_validation": ValidationInfo,
+    "on_resumed": ResumedInfo,
 }
 """The calls whose argument is an object."""
 
@@ -61,6 +62,10 @@ class RelayObserver(Observer):
     def on_validation(self, info: ValidationInfo) -> None:
         """Passed on."""
         self.send("on_validation", arguments=[asdict(info)])
+
+    def on_resumed(self, info: ResumedInfo) -> None:
+        """Passed on."""
+        self.send("on_resumed", arguments=[asdict(info)])
 
 
 def read_event(line: bytes) -> dict[str, Any]:

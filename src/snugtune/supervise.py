@@ -35,6 +35,7 @@ from snugtune.train.recovery import (
     newest_committed,
     states_folder,
 )
+from snugtune.train.standing import attempted, clear_states, prepare, tell_what_is_kept, was_interrupted
 from snugtune.worker import GRACE_S, RESTART, TOLD_TO_STOP
 
 COMMAND = (sys.executable, "-m", "snugtune.worker")
@@ -59,6 +60,7 @@ def fit(
     overwrite: bool = False,
     observer: Observer | None = None,
     supervised: bool | None = None,
+    resume: bool | None = None,
 ) -> Path:
     """Train a classifier as ``config`` says and write the run folder ``out``; returns its path.
 
@@ -70,26 +72,70 @@ def fit(
         overwrite: replace the run that is there.
         observer: is told of everything that happens.
         supervised: train in a process of its own, which is started again from its last committed state if
-            it dies; by default where there is a GPU. ``.NAME.states`` beside ``out`` holds these states until
-            the run is complete. If it ends otherwise they stay, and the same call goes on from them.
+            it dies; by default where there is a GPU.
+        resume: ``.NAME.states`` beside ``out`` holds committed states until the run is complete. If it ends
+            otherwise, or by Ctrl-C, they stay and the same call goes on from them. True insists on that,
+            False begins anew.
 
     Raises:
-        UserInputError: the data, a setting or the folder cannot be used.
-        TrainingError: the loss is not finite, or workers died again and again.
+        UserInputError: the data, a setting or the folder cannot be used, or there is nothing to resume.
+        TrainingError: the loss is not finite and nothing was learned, or workers died again and again.
         ArtifactError: the saved model does not repeat the trained one's logits in a new process.
         RunInterruptedError: Ctrl-C before anything was learned, or the worker was told to stop.
         WorkerError: an error in the worker that nobody foresaw.
     """
-    if supervised is None:
-        supervised = has_gpu()
-    if not supervised:
-        from snugtune.fit import fit as fit_here
-
-        run = fit_here(config, out, overwrite=overwrite, observer=observer)
-        # What a supervised run of this name may have left when it broke off.
+    out, observer = Path(out), observer or Observer()
+    is_complete, overwrite = prepare(config, out, overwrite=overwrite, resume=resume, say=observer.say)
+    if not is_complete:
+        if has_gpu() if supervised is None else supervised:
+            Supervisor(config, out, overwrite=overwrite, observer=observer).run()
+        else:
+            _fit_here(config, out, overwrite=overwrite, observer=observer)
+    if was_interrupted(out):
+        tell_what_is_kept(states_folder(out), observer.say)
+    else:
+        # What an earlier run of this name may have left when it broke off goes, too.
         shutil.rmtree(states_folder(out), ignore_errors=True)
-        return run
-    return Supervisor(config, out, overwrite=overwrite, observer=observer or Observer()).run()
+    return out
+
+
+def _fit_here(config: FitConfig, out: Path, *, overwrite: bool, observer: Observer) -> None:
+    """Train in this process, which commits states but starts no other should it die."""
+    from snugtune.fit import fit as fit_here
+
+    try:
+        with _told_to_stop(), attempted(out, observer.say) as recovery:
+            fit_here(config, out, overwrite=overwrite, observer=observer, recovery=recovery)
+    except _ToldToStop as stopped:
+        tell_what_is_kept(states_folder(out), observer.say)
+        # The handlers are as they were before, so by default this is the end of the process.
+        signal.raise_signal(stopped.number)
+        raise RunInterruptedError("Told to stop before the run was complete.") from None
+    except BaseException:
+        tell_what_is_kept(states_folder(out), observer.say)
+        raise
+    finally:
+        clear_states(out)
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    """Inside, what job schedulers and closed terminals send lets unfinished folders be removed."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, _raise_told_to_stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_told_to_stop(number: int, _frame: Any) -> NoReturn:
+    raise _ToldToStop(number)
 
 
 def has_gpu(devices: Path = Path("/dev")) -> bool:
@@ -109,7 +155,11 @@ class WorkerError(RuntimeError):
 
 
 class _ToldToStop(BaseException):
-    """SIGTERM has arrived."""
+    """SIGTERM, or another signal of this ``number``, has arrived."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -162,9 +212,9 @@ class Supervisor:
             self._tell_what_is_kept()
             raise
         finally:
-            if newest_committed(self.states) is None:
-                shutil.rmtree(self.states, ignore_errors=True)
-        shutil.rmtree(self.states, ignore_errors=True)
+            clear_states(self.out)
+        if not was_interrupted(self.out):
+            shutil.rmtree(self.states, ignore_errors=True)
         return self.out
 
     def _until_done(self) -> None:
@@ -240,12 +290,8 @@ class Supervisor:
             self.sleep(wait)
 
     def _tell_what_is_kept(self) -> None:
-        newest = newest_committed(self.states)
-        if newest is not None and newest != self._found:
-            self.observer.say(
-                f"The training state of step {newest.step} is kept in {self.states}; the same command goes "
-                "on from there."
-            )
+        if newest_committed(self.states) != self._found:
+            tell_what_is_kept(self.states, self.observer.say)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -23,12 +23,13 @@ main()
 DYING_AT_STEP_12 = """
 import os, signal
 from snugtune.train.checkpoints import Checkpoints
-commit = Checkpoints.commit
-def commit_and_die(self, state):
-    assert commit(self, state) is None
+commit = Checkpoints.commit_behind
+def commit_and_die(self, state, copy_s):
+    commit(self, state, copy_s)
     if state.step == 12:
+        assert self.finished(wait=True) is None
         os.kill(os.getpid(), signal.SIGKILL)
-Checkpoints.due, Checkpoints.commit = lambda self: True, commit_and_die
+Checkpoints.due, Checkpoints.commit_behind = lambda self: True, commit_and_die
 """
 
 

@@ -746,7 +746,14 @@ def _computing_less():
         settings={"share": 0.3, "rows": 3000, "seeds": 2, "epochs": 4.0},
         ways={"all rows": way, "easiest 30% dropped": way},
     )
-    return prefix_cache, pruning
+    checkpoints = _result(
+        "checkpoints",
+        settings={"rows": 1600, "threads": 2, "every_s": 1.0},
+        state_bytes=12 * 2**20, trained_parameters=500_000, commits=40, interval_s=30.0, largest_share=0.01,
+        commit_s={**_spread(0.05), "n": 40}, share=_spread(0.002), seconds_ratio=_spread(1.01),
+        cpu_ratio=_spread(1.01),
+    )  # fmt: skip
+    return prefix_cache, pruning, checkpoints
 
 
 _VERDICT = {"level": "ready_with_review", "against_baseline": "better"}

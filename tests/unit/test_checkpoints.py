@@ -71,12 +71,15 @@ nested = st.recursive(
 )
 
 
+OPTIMIZER = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": []}
+
+
 def state_of(step=7, **changes):
     return replace(
         TrainState(
-            step=step, weights={"a": torch.arange(6.0).reshape(2, 3)}, optimizer={}, scheduler={}, scaler={},
-            rng={"cpu": torch.get_rng_state()}, best={"score": -math.inf}, best_weights={}, metrics=[],
-            elapsed_s=1.5, limits={"training": 4096},
+            step=step, weights={"a": torch.arange(6.0).reshape(2, 3)}, optimizer=OPTIMIZER, scheduler={},
+            scaler={}, rng={"cpu": torch.get_rng_state()}, best={"score": -math.inf}, best_weights={},
+            metrics=[], elapsed_s=1.5, limits={"training": 4096},
         ),
         **changes,
     )  # fmt: skip
@@ -101,7 +104,7 @@ def test_any_value_goes_through_json_and_back(value):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(keys, nested, max_size=3), st.dictionaries(st.text(max_size=4), tensors(), max_size=4))
 def test_any_state_comes_back_bit_for_bit(states, optimizer, weights):
-    state = state_of(optimizer=optimizer, weights=weights, best_weights=weights)
+    state = state_of(optimizer=OPTIMIZER | optimizer, weights=weights, best_weights=weights)
     assert states.commit(state) is None
     assert same_state(states.newest(), state)
 
@@ -219,7 +222,7 @@ def disk_full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_flush", "_flush_folder"])
+@pytest.mark.parametrize("moment", ["save_file", "flush", "_flushed", "flush_folder"])
 def test_a_disk_that_fills_up_costs_this_state_only(states, monkeypatch, moment):
     states.commit(state_of(10))
     with monkeypatch.context() as patch:
@@ -267,13 +270,13 @@ def test_due_after_the_interval_and_after_what_commits_cost(tmp_path):
     now = 60.0
     assert states.due()
 
-    ticks = iter([100.0, 104.0])
+    ticks = iter([100.0, 104.0, 104.0])
     states._clock = lambda: next(ticks)
     states.commit(state_of())
     states._clock = lambda: now
-    now = 183.0
+    now = 503.0
     assert not states.due()
-    now = 184.0
+    now = 504.0
     assert states.due()
 
 

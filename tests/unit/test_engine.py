@@ -98,14 +98,14 @@ class _EveryStep(Checkpoints):
     def due(self):
         return True
 
-    def commit(self, state):
-        warning = super().commit(state)
+    def commit_behind(self, state, copy_s=0.0):
+        super().commit_behind(state, copy_s)
         if state.step == self.die_after:
+            self.finished(wait=True)
             raise SystemError("killed")
-        return warning
 
 
-@pytest.mark.parametrize("die_after", [1, 4, 8, 11, 12])
+@pytest.mark.parametrize("die_after", [1, 4, 7, 11])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_run_that_died_goes_on_to_the_same_bits(tmp_path, die_after, dtype):
     settings = {"num_train_epochs": 3, "effective_batch_size": 8, "lora_dropout": 0.1}

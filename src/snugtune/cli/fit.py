@@ -10,7 +10,7 @@ import typer
 
 from snugtune.cli import options
 
-NOT_SETTINGS = {"out", "config", "overwrite", "json", "supervise"}
+NOT_SETTINGS = {"out", "config", "overwrite", "json", "supervise", "resume"}
 
 
 def fit(
@@ -27,6 +27,15 @@ def fit(
             "--supervise/--no-supervise",
             help="Train in a process of its own, started again from where it was should it die "
             "(default: where there is a GPU).",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on with the unfinished run in --out and refuse if there is none, or begin anew "
+            "(default: go on if the same command left one).",
             show_default=False,
         ),
     ] = None,
@@ -113,7 +122,9 @@ def fit(
     given = {key: value for key, value in context.params.items() if key not in NOT_SETTINGS}
     settings = make_config((read_config(config) if config else {}) | options.settings(given))
     with RichObserver(price_per_hour_usd=settings.price_per_hour_usd) as observer:
-        run = run_fit(settings, out, overwrite=overwrite, observer=observer, supervised=supervised)
+        run = run_fit(
+            settings, out, overwrite=overwrite, observer=observer, supervised=supervised, resume=resume
+        )
     record = read_run(run)
     if json:
         typer.echo(json_module.dumps(record, ensure_ascii=False))

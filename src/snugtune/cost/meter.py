@@ -52,6 +52,7 @@ class EnergyMeter(Observer):
     def __init__(self, counters: Sequence[Counter] = ()) -> None:
         self._tallies: list[_Tally] = []
         self._read_at = 0.0
+        self._earlier_j = 0.0
         self.add(counters)
 
     def add(self, counters: Sequence[Counter]) -> None:
@@ -59,13 +60,17 @@ class EnergyMeter(Observer):
         self._tallies += [_Tally(counter) for counter in counters]
         self._read()
 
+    def carry_on(self, wh: float) -> None:
+        """Earlier processes of the same run have used so much."""
+        self._earlier_j = wh * J_PER_WH
+
     def used(self) -> Energy | None:
         """So far; None without a counter that can be read."""
         self._read()
         found = [tally for tally in self._tallies if tally.is_readable]
         if not found:
             return None
-        joules = sum(tally.joules for tally in found)
+        joules = self._earlier_j + sum(tally.joules for tally in found)
         return Energy(joules / J_PER_WH, " + ".join(dict.fromkeys(tally.counter.of for tally in found)))
 
     def phase(self, name: str, total: int | None = None) -> None:  # noqa: ARG002

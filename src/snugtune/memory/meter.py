@@ -24,13 +24,21 @@ class PeakMeter:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._sampler = None if device.type == "cuda" else _ResidentSampler()
+        self._earlier_bytes = 0
 
     @property
     def peak_bytes(self) -> int:
         """The peak so far."""
-        if self._sampler is None:
-            return int(torch.cuda.max_memory_reserved(self.device))
-        return self._sampler.look()
+        here = (
+            int(torch.cuda.max_memory_reserved(self.device))
+            if self._sampler is None
+            else self._sampler.look()
+        )
+        return max(here, self._earlier_bytes)
+
+    def was_at_least(self, peak_bytes: int) -> None:
+        """An earlier process of the same run had this peak."""
+        self._earlier_bytes = max(self._earlier_bytes, peak_bytes)
 
     def now(self) -> dict[str, float]:
         """What is taken now and was taken at most, in GiB, under the names of ``memory.jsonl``."""

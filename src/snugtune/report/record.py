@@ -213,6 +213,8 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         "best_score": result.best_score,
         "stopped_early": result.stopped_early,
         "interrupted": result.interrupted,
+        "diverged": result.diverged,
+        "rollbacks": result.rollbacks,
         "packed": result.packed,
         "dtype": str(facts.dtype).removeprefix("torch."),
         "device": facts.device.type,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from snugtune.stages.judging import Judged, Scores, levels_of_labels
 from snugtune.stages.training import Trained, Trainee
 from snugtune.train.forward import predict_logits
 from snugtune.train.long_texts import Reading
+from snugtune.train.recovery import Recovery
 from snugtune.train.spending import Spending
 
 ROWS_TO_CHECK = 16
@@ -55,7 +55,7 @@ class Finished:
     reload: Reload
     cost: dict[str, Any]
     audit: dict[str, Any] | None
-    restarts: Sequence[str]
+    recovery: Recovery | None
 
 
 def save(
@@ -117,12 +117,13 @@ def write(job: Job, done: Finished, folder: Path) -> dict[str, Any]:
         parameters=trainee.parameters, model_folder=done.saved.name, max_length=job.backbone.max_length,
         device=job.device, dtype=job.dtype, result=result, predicted_peak_bytes=peaks.predicted_bytes,
         measured_peak_bytes=peaks.measured_bytes, memory_limit_bytes=peaks.limit_bytes,
-        restarts=done.restarts,
+        restarts=done.recovery.history if done.recovery else (),
         decision=done.decision, levels=levels_of_labels(job), metrics=scores.metrics,
         baseline_metrics=scores.baseline_metrics,
         rows_checked=min(ROWS_TO_CHECK, len(job.data.parts["validation"])),
         largest_logit_difference=done.reload.largest_logit_difference,
-        without_quantization=done.reload.without_quantization, seconds=job.clock.seconds(), cost=done.cost,
+        without_quantization=done.reload.without_quantization,
+        seconds=_seconds(job, done.recovery), cost=done.cost,
         frozen_pass=None if trainee.frozen is None else trainee.frozen.as_dict(), audit=done.audit,
         automation=done.judged.automation, verdict=done.judged.verdict,
     )  # fmt: skip
@@ -131,6 +132,12 @@ def write(job: Job, done: Finished, folder: Path) -> dict[str, Any]:
     write_card(record, folder / "README.md")
     _report(job, folder)
     return record
+
+
+def _seconds(job: Job, recovery: Recovery | None) -> dict[str, float]:
+    """Those of each phase of this process, of ``earlier`` ones, and of all together."""
+    seconds, earlier_s = job.clock.seconds(), recovery.spent_s if recovery else 0.0
+    return {**seconds, "earlier": earlier_s, "total": seconds["total"] + earlier_s}
 
 
 def _report(job: Job, folder: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from snugtune.config import WITHOUT_EFFECT_ON_WEIGHTS
 from snugtune.data.tokens import Tokens
 from snugtune.errors import RunInterruptedError
 from snugtune.files import check_free_space
@@ -34,7 +31,7 @@ from snugtune.train.long_texts import Reading
 from snugtune.train.planning import record_run
 from snugtune.train.prefix import Prefix, kept_prefix
 from snugtune.train.probe import HeldOut, write_start
-from snugtune.train.recovery import ALL_LEVERS, Recovery, fingerprint_of
+from snugtune.train.recovery import ALL_LEVERS, Recovery
 from snugtune.train.retreats import evaluation_retreats, retreats
 from snugtune.train.spending import Spending
 from snugtune.units import GIB
@@ -131,7 +128,7 @@ def train_within(
     tokens: dict[str, Tokens],
     folder: Path,
     *,
-    recovery: Recovery | None,
+    checkpoints: Checkpoints | None,
     resident_bytes_before: int,
 ) -> Trained:
     """Training by the plan, within the budget, with its peak measured; later plans and quotes learn from it.
@@ -144,8 +141,13 @@ def train_within(
     """
     plan, guard, spending = agreed.plan, agreed.guard, agreed.spending
     check_free_space(folder, _folder_bytes(trainee.parameters))
+    job.clock.phase("train")
     with PeakMeter(job.device) as memory, _prefix(job, trainee, tokens, folder) as prefix:
-        checkpoints = _checkpoints(job, tokens, trainee, recovery)
+        if prefix is not None:
+            prefix.fill(
+                trainee.model, [tokens["train"], tokens["validation"]], pad_token_id=job.pad_token_id,
+                device=job.device, dtype=job.dtype, guard=guard,
+            )  # fmt: skip
         services = Services(job.clock, guard, memory, checkpoints, spending.budget, prefix)
         result = _run_engine(job, plan, trainee, tokens, services)
     # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
@@ -164,26 +166,6 @@ def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
         guard.retreats = []
 
 
-def _checkpoints(
-    job: Job, tokens: dict[str, Tokens], trainee: Trainee, recovery: Recovery | None
-) -> Checkpoints | None:
-    """Where training states are committed, under a fingerprint of all that they depend on."""
-    if recovery is None:
-        return None
-    digest = hashlib.sha256()
-    for name in ("train", "validation"):
-        for row in tokens[name].ids:
-            digest.update(row.tobytes())
-        digest.update(job.data.parts[name].y.tobytes())
-    # States outlive this command: another version might not go on as this one would have.
-    versions = {name: version(name) for name in ("snugtune", "torch", "transformers", "peft")}
-    settings = {
-        "config": job.config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS)),
-        "data": digest.hexdigest(), "imbalance": trainee.balanced.balance.method, "versions": versions,
-    }  # fmt: skip
-    return Checkpoints(recovery.states, fingerprint=fingerprint_of(settings))
-
-
 def _folder_bytes(parameters: ParameterReport) -> int:
     """What the run folder will take: trained tensors in float32, tokenizer, baseline, records."""
     return 4 * parameters.trainable + FOLDER_OVERHEAD_BYTES
@@ -200,7 +182,6 @@ def _prefix(
 def _run_engine(
     job: Job, plan: Plan, trainee: Trainee, tokens: dict[str, Tokens], services: Services
 ) -> TrainResult:
-    job.clock.phase("train")
     part, validation = job.data.parts["train"], job.data.parts["validation"]
     result = train(
         trainee.model,

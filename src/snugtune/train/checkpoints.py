@@ -3,15 +3,18 @@
 A state is committed whole or not at all: its files are written to a folder of a temporary name and flushed to
 the disk, a manifest with the SHA-256 of each comes last, and only then the folder gets its name. Tensors are
 safetensors, everything else is JSON; nothing is pickled.
+
+Training waits only while a state is copied to the host's memory (``on_host``). A thread writes the copy, and
+until it is done no other state is due, so that copies never queue up.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +27,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from snugtune.errors import UserInputError
-from snugtune.files import check_free_space, file_digest, system_errors
-from snugtune.train.recovery import FORMAT, MANIFEST, commit_number, committed_folders, read_manifest
+from snugtune.files import check_free_space, file_digest, flush, flush_folder, system_errors
+from snugtune.train.recovery import (
+    FORMAT,
+    MANIFEST,
+    commit_number,
+    committed_folders,
+    differences,
+    fingerprint_of,
+    read_manifest,
+)
 
 TENSORS, VALUES = "tensors.safetensors", "state.json"
 
@@ -35,8 +46,11 @@ KEPT = 2
 SMALL_FILES_BYTES = 2**20
 """Room for headers, manifest and folders beside what is counted exactly."""
 
-LARGEST_SHARE = 0.05
-"""Of the time that writing states may take: a model trained in full has states of many gigabytes."""
+LARGEST_SHARE = 0.01
+"""Of the time that states may cost: a model trained in full has states of many gigabytes."""
+
+LARGEST_COPY_BYTES = 2**30
+"""Of a state that is written by a thread while training goes on; a larger one is not held twice."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +58,11 @@ class TrainState:
     """Everything that training goes on from.
 
     ``optimizer``, ``scheduler`` and ``scaler`` (empty without one) are the ``state_dict`` of each. ``rng``
-    has the generator states ``cpu`` and, where there is one, ``cuda``. ``best`` and ``best_weights`` are the
-    scalars and the weights of the best look at validation. ``limits`` are the token limits of micro-batches
-    that the guard has learned, ``metrics`` and ``memory`` the lines noted so far. Tensors may lie anywhere;
-    they are read to the host.
+    has the states of all generators. ``best`` and ``best_weights`` are the scalars and the weights of the
+    best look at validation. ``limits`` are the token limits of micro-batches that the guard has learned,
+    ``metrics`` and ``memory`` the lines noted so far, ``rollbacks`` the times that training went back because
+    a number was not finite, ``balance`` how rare classes are favoured. The order of the data follows from
+    seed and ``step``. Tensors may lie anywhere; they are read to the host.
     """
 
     step: int
@@ -55,13 +70,30 @@ class TrainState:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     scaler: dict[str, Any]
-    rng: dict[str, Tensor]
+    rng: dict[str, Any]
     best: dict[str, Any]
     best_weights: dict[str, Tensor]
     metrics: list[dict[str, Any]]
     elapsed_s: float
     limits: dict[str, int]
     memory: list[dict[str, Any]] = field(default_factory=list)
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
+    balance: str = "none"
+
+
+def on_host(state: TrainState) -> TrainState:
+    """A copy whose tensors lie in the host's memory and belong to nobody else."""
+    return TrainState(**{field.name: _copied(getattr(state, field.name)) for field in fields(state)})
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_copied, value))
+    return value
 
 
 class Checkpoints:
@@ -69,9 +101,13 @@ class Checkpoints:
 
     Args:
         folder: where states lie; made on the first commit.
-        fingerprint: of settings and data; the state of another fingerprint is never taken.
-        interval_s: the least time between two commits. They are further apart where a commit takes long,
-            so that all of them take at most a twentieth of the time.
+        fingerprint: of settings and data; the state of another fingerprint is never taken. By default
+            that of ``identity``.
+        identity: what the fingerprint is made of, to tell in what another state differs.
+        interval_s: the least time between two commits. They are further apart where a commit costs much,
+            so that all of them cost at most a hundredth of the time.
+        meters: what the run has taken so far, JSON-ready, asked for at each commit; ``found_meters`` of a
+            later run returns it.
         clock: seconds, monotonic.
 
     ``skipped`` says, after ``newest``, which states were passed over and why.
@@ -81,21 +117,31 @@ class Checkpoints:
         self,
         folder: Path,
         *,
-        fingerprint: str,
+        fingerprint: str | None = None,
+        identity: dict[str, Any] | None = None,
         interval_s: float = 30.0,
+        meters: Callable[[], dict[str, Any]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.fingerprint, self.interval_s = folder, fingerprint, interval_s
+        self.identity = identity or {}
+        self.folder, self.interval_s = folder, interval_s
+        self.fingerprint = fingerprint_of(self.identity) if fingerprint is None else fingerprint
+        self.meters = meters
         self.skipped: list[str] = []
+        self.last_step: int | None = None
+        self.last_cost_s = 0.0
         self._clock = clock
         self._next = clock() + interval_s
+        self._writer: threading.Thread | None = None
+        self._warning: str | None = None
+        self._fault: BaseException | None = None
 
     def due(self) -> bool:
-        """Whether enough time has gone by since the last commit, or since the start."""
-        return self._clock() >= self._next
+        """Whether enough time has gone by since the last commit, or since the start, and that is written."""
+        return (self._writer is None or not self._writer.is_alive()) and self._clock() >= self._next
 
     def commit(self, state: TrainState) -> str | None:
-        """Write ``state``; older ones go, but for the one before it.
+        """Write ``state``, once what is being written is done; older ones go, but for the one before it.
 
         Training does not end because its state cannot be saved: a disk that is full or read-only is told
         in the sentence returned, the state before stays, and the next attempt is due as usual.
@@ -103,31 +149,88 @@ class Checkpoints:
         Returns:
             None if the state is committed, else a warning.
         """
-        started = self._clock()
+        self._wait()
+        self._warning = None
+        self._write(state, self.meters(), self._clock)
+        return self.finished()
+
+    def commit_behind(self, state: TrainState, copy_s: float = 0.0) -> None:
+        """Write ``state``, which nobody else may change, while training goes on; it took ``copy_s`` to copy.
+
+        ``finished`` tells how that went.
+        """
+        self._wait()
+        # What a thread costs training is the time it computes; a disk that is slow takes nothing from it.
+        started, meters = time.thread_time, self.meters()
+        self._writer = threading.Thread(
+            target=self._write, args=(state, meters, started, copy_s), name="snugtune-checkpoint"
+        )
+        self._writer.start()
+
+    def finished(self, *, wait: bool = False) -> str | None:
+        """The warning of a commit that has ended, told once; None if it was committed or is still written."""
+        if wait:
+            self._wait()
+        if self._writer is not None:
+            if self._writer.is_alive():
+                return None
+            self._writer = None
+        warning, self._warning, fault, self._fault = self._warning, None, self._fault, None
+        if fault is not None:
+            raise fault
+        return warning
+
+    def _wait(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+
+    def _write(
+        self, state: TrainState, meters: dict[str, Any], timer: Callable[[], float], copy_s: float = 0.0
+    ) -> None:
+        started = timer()
         try:
-            self._commit(state)
+            self._commit(state, meters)
+            self.last_step = state.step
         except (OSError, UserInputError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
-            return (
+            self._warning = (
                 f"The training state of step {state.step} could not be saved ({reason}); training goes on, "
                 f"and should it break off, it starts again from {self._fallback()}."
             )
+        except BaseException as error:
+            # A fault of the program, raised where somebody sees it.
+            self._fault = error
         finally:
-            ended = self._clock()
-            self._next = ended + max(self.interval_s, (ended - started) / LARGEST_SHARE)
+            self.last_cost_s = timer() - started + copy_s
+            self._next = self._clock() + max(self.interval_s, self.last_cost_s / LARGEST_SHARE)
+
+    def found_meters(self) -> dict[str, Any] | None:
+        """What the newest state that is whole and of this fingerprint says of the run until then."""
+        for folder in committed_folders(self.folder):
+            try:
+                return dict(self._verified(folder).get("meters", {}))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue
         return None
 
-    def newest(self) -> TrainState | None:
-        """The newest state that is whole and of this fingerprint; ``skipped`` says what was passed over."""
+    def newest(self, *, balance: str | None = None) -> TrainState | None:
+        """The newest state that is whole and of this fingerprint; ``skipped`` says what was passed over.
+
+        Args:
+            balance: how rare classes are favoured; the state of another way is passed over.
+        """
         self.skipped = []
         for folder in committed_folders(self.folder):
             try:
-                return self._read(folder)
+                state = self._read(folder, balance)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 self.skipped.append(f"{folder.name} is not used: {_reason(error)}.")
+            else:
+                self.last_step = state.step
+                return state
         return None
 
-    def _commit(self, state: TrainState) -> None:
+    def _commit(self, state: TrainState, meters: dict[str, Any]) -> None:
         values, tensors = encode({field.name: getattr(state, field.name) for field in fields(state)})
         text = json.dumps(values, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -138,14 +241,16 @@ class Checkpoints:
             with system_errors():
                 save_file(tensors, unfinished / TENSORS)
             (unfinished / VALUES).write_text(text, encoding="ascii")
-            digests = {name: _flush(unfinished / name) for name in (TENSORS, VALUES)}
-            manifest = {"format": FORMAT, "step": state.step, "fingerprint": self.fingerprint}
-            text = json.dumps({**manifest, "files": digests})
-            (unfinished / MANIFEST).write_text(text, encoding="ascii")
-            _flush(unfinished / MANIFEST)
-            _flush_folder(unfinished)
+            digests = {name: _flushed(unfinished / name) for name in (TENSORS, VALUES)}
+            manifest = {
+                "format": FORMAT, "step": state.step, "fingerprint": self.fingerprint, "meters": meters,
+                "identity": self.identity, "files": digests,
+            }  # fmt: skip
+            (unfinished / MANIFEST).write_text(json.dumps(manifest), encoding="ascii")
+            flush(unfinished / MANIFEST)
+            flush_folder(unfinished)
             unfinished.rename(self.folder / f"{number:06d}-step-{state.step}")
-        _flush_folder(self.folder)
+        flush_folder(self.folder)
         self._keep(KEPT)
 
     def _make_room(self, needed_bytes: int) -> None:
@@ -154,6 +259,9 @@ class Checkpoints:
         except UserInputError:
             # The one before the newest is the lesser loss.
             self._keep(KEPT - 1)
+            # Nobody has asked for those of other settings since.
+            for folder in self._of_others():
+                shutil.rmtree(folder, ignore_errors=True)
             check_free_space(self.folder, needed_bytes)
 
     @contextmanager
@@ -170,8 +278,18 @@ class Checkpoints:
             shutil.rmtree(left_over, ignore_errors=True)
 
     def _keep(self, n: int) -> None:
-        for folder in committed_folders(self.folder)[n:]:
+        """Of this run's states only ``n`` stay; those of other settings stay until it is complete."""
+        others = set(self._of_others())
+        ours = [folder for folder in committed_folders(self.folder) if folder not in others]
+        for folder in ours[n:]:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _of_others(self) -> list[Path]:
+        return [
+            folder
+            for folder in committed_folders(self.folder)
+            if _fingerprint(folder) not in (None, self.fingerprint)
+        ]
 
     def _fallback(self) -> str:
         for folder in committed_folders(self.folder):
@@ -183,15 +301,34 @@ class Checkpoints:
                 return f"step {manifest.get('step')}"
         return "the beginning"
 
-    def _read(self, folder: Path) -> TrainState:
+    def _read(self, folder: Path, balance: str | None) -> TrainState:
+        self._verified(folder)
+        values = json.loads((folder / VALUES).read_text(encoding="ascii"))
+        state = TrainState(**decode(values, load_file(folder / TENSORS)))
+        if state.weights and not state.optimizer.get("state"):
+            raise ValueError("it has no state of the optimiser")
+        if balance not in (None, state.balance):
+            raise ValueError("rare classes were favoured in another way")
+        return state
+
+    def _verified(self, folder: Path) -> dict[str, Any]:
+        """The manifest of a state of this fingerprint whose files are as they were written."""
         manifest = read_manifest(folder)
         if manifest["fingerprint"] != self.fingerprint:
-            raise ValueError("it belongs to other settings or other data")
+            told = "; ".join(differences(manifest.get("identity", {}), self.identity))
+            raise ValueError(f"it belongs to other settings or other data{told and f' ({told})'}")
         for name in (TENSORS, VALUES):
             if file_digest(folder / name) != manifest["files"][name]:
                 raise ValueError(f"{name} is damaged")
-        values = json.loads((folder / VALUES).read_text(encoding="ascii"))
-        return TrainState(**decode(values, load_file(folder / TENSORS)))
+        return manifest
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Of a committed state; None if its manifest cannot be read."""
+    try:
+        return str(read_manifest(folder).get("fingerprint"))
+    except (OSError, ValueError):
+        return None
 
 
 def encode(value: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -266,19 +403,7 @@ def _reason(error: Exception) -> str:
     return str(error) if type(error) is ValueError else f"it is incomplete ({error})"
 
 
-def _flush(path: Path) -> str:
+def _flushed(path: Path) -> str:
     """Wait until a file is on the disk; returns its SHA-256."""
-    # Opened for writing, which Windows asks for.
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    flush(path)
     return file_digest(path)
-
-
-def _flush_folder(folder: Path) -> None:
-    # Windows cannot open folders, and needs no flush of them.
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -6,12 +6,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -38,21 +39,31 @@ from snugtune.memory.guard import Guard, device_memory
 from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import load_trainable_state, trainable_state
 from snugtune.model.packing import PackedTexts, pack
-from snugtune.progress import Observer, StepInfo, ValidationInfo
-from snugtune.train.checkpoints import Checkpoints, TrainState
+from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
+from snugtune.train.checkpoints import LARGEST_COPY_BYTES, Checkpoints, TrainState, on_host
 from snugtune.train.forward import collate, predict_logits
+from snugtune.train.interrupts import Interrupts
 from snugtune.train.keeper import BestKeeper
-from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler
+from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler, scale_rates
 from snugtune.train.prefix import Prefix
 from snugtune.train.readback import Readback, to_device
 from snugtune.train.step import MicroBatch, add_gradients, clip_gradients, drop_gradients, summed_loss
 from snugtune.train.transaction import (
     UpdateSnapshot,
+    all_random_states,
     is_copied_before_update,
     random_state,
     random_state_on_error,
+    set_all_random_states,
     set_random_state,
 )
+from snugtune.units import GIB
+
+ROLLBACKS, RATE_CUT = 3, 0.5
+"""How often training goes back after a number that is not finite, and what is left of the learning rates."""
+
+LARGEST_SHARE_OF_MEMORY = 0.1
+"""Of the host's free memory, that the state to go back to may take."""
 
 MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -77,7 +88,10 @@ class Examples:
 class TrainResult:
     """What training did; the model holds the best weights when it returns.
 
-    ``metrics`` and ``memory`` are the lines of ``metrics.jsonl`` and ``memory.jsonl``.
+    ``metrics`` and ``memory`` are the lines of ``metrics.jsonl`` and ``memory.jsonl``. ``rollbacks`` are the
+    times that a number was not finite: ``step``, ``what`` it was (loss, gradient or validation), ``rows`` of
+    the training table in that step, the step that training went back ``to_step`` (null: it ended), and the
+    ``learning_rate_factor`` from there on.
     """
 
     steps: int = 0
@@ -86,10 +100,12 @@ class TrainResult:
     interrupted: bool = False
     stopped_early: bool = False
     over_budget: bool = False
+    diverged: bool = False
     packed: bool = False
     train_s: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     memory: list[dict[str, Any]] = field(default_factory=list)
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
 
     def note(self, events: list[dict[str, Any]], step: int | None = None) -> None:
         """Enter what the guard tells into ``memory``, under ``step`` or the step that was taken last."""
@@ -129,33 +145,51 @@ def train(
     validation; training itself then begins with the trained tensors ``begin_from``, if given, put in place.
     ``balance`` says how rare classes are favoured; every step is still divided by its number of examples.
     Ctrl-C ends training and keeps the best so far; so does the end of ``services.budget``, after a last look
-    at validation. With ``services.checkpoints``, training goes on from the
-    newest committed state as if nothing had happened. With ``packed``, micro-batches of training are rows of
-    texts without padding, for models of which ``model/packing.py`` knows how.
+    at validation. A loss or gradient that is not finite sends training back to its last good state, with half
+    the learning rates; after three times it ends with the best weights. With ``services.checkpoints``,
+    training goes on from the newest committed state as if nothing had happened, and commits where it stands
+    when it has to stop. With ``packed``, micro-batches of training are rows of texts without padding, for
+    models of which ``model/packing.py`` knows how.
 
     Raises:
-        TrainingError: the loss or the gradient is not finite; names the step and the rows.
+        TrainingError: numbers stay not finite and nothing was learned; names the step and the rows.
         RestartNeededError: memory ran out and this process cannot go on.
     """
     run = _Run(model, train_set, validation_set, config, head_names, pad_token_id, dtype, device,
                services or Services(), balance, packed)  # fmt: skip
     try:
-        resumed = run.resume()
-        run.try_longest()
-        if not resumed:
-            run.validate()
-            load_trainable_state(model, begin_from or {})
-        for texts in run.steps_left():
-            run.optimizer_step(texts)
-            run.report(all_but=1)
-            if run.at_end_of_epoch:
-                run.validate()
-            if run.keeper.exhausted or run.over_budget():
-                break
-            run.commit_if_due()
+        with run.saved_on_the_way_out(), run.interrupts:
+            if not run.resume():
+                run.begin(begin_from or {})
+            while not run.has_ended:
+                try:
+                    for texts in run.steps_left():
+                        run.optimizer_step(texts)
+                        run.report(all_but=1)
+                        if run.at_end_of_epoch:
+                            run.validate()
+                        if run.keeper.exhausted or run.over_budget():
+                            break
+                        run.commit_if_due()
+                        run.interrupts.check()
+                    run.has_ended = True
+                except _NotFiniteError as fault:
+                    run.roll_back(fault)
     except KeyboardInterrupt:
         run.result.interrupted = True
     return run.finish()
+
+
+class _NotFiniteError(TrainingError):
+    """A number of the step ``step`` is not finite; ``what`` it is, and the ``rows`` of the training table."""
+
+    def __init__(self, step: int, what: str, rows: list[int]) -> None:
+        super().__init__(step, what, rows)
+        self.step, self.what, self.rows = step, what, rows
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.rows[:8])) + (", ..." if len(self.rows) > 8 else "")
+        return f"The {self.what} is not finite at step {self.step} (rows {shown} of the training table)"
 
 
 @dataclass(frozen=True)
@@ -209,55 +243,165 @@ class _Run:
         self.keeper = BestKeeper(self.model, config.early_stopping_patience, self.guard)
         self.result = TrainResult(packed=self.packed)
         self.untold: deque[_Taken] = deque()
+        self.interrupts, self.has_ended = Interrupts(), False
+        self.base_rates = list(getattr(self.scheduler, "base_lrs", ()))
+        self.rng_at_rest = all_random_states(self.device)
+        self.good: TrainState | None = None
         self.started = time.perf_counter()
+
+    def begin(self, begin_from: dict[str, Tensor]) -> None:
+        """The untrained state is scored, then training begins with the tensors ``begin_from``."""
+        self.try_longest()
+        self.validate()
+        load_trainable_state(self.model, begin_from)
+        self.keep_good()
 
     def resume(self) -> bool:
         """Go on from the newest committed state; whether there is one."""
         if self.checkpoints is None:
             return False
-        state = self.checkpoints.newest()
+        state = self.checkpoints.newest(balance=self._balance)
         for reason in self.checkpoints.skipped:
             self.observer.say(f"A saved training state was passed over: {reason}")
         if state is None:
             return False
+        self.try_longest()
+        self._go_to(state)
+        self.started = time.perf_counter() - state.elapsed_s
+        if self.meter is not None:
+            peaks = [line["peak_gib"] for line in state.memory if "peak_gib" in line]
+            self.meter.was_at_least(round(max(peaks, default=0.0) * GIB))
+        self.keep_good()
+        self.observer.say(f"Going on from step {state.step} of {self.total}.")
+        if self.result.steps and self.at_end_of_epoch and not self._has_looked:
+            self.validate()
+        return True
+
+    def _go_to(self, state: TrainState) -> None:
+        """Everything as it was when ``state`` was made, but for the time."""
         load_trainable_state(self.model, state.weights)
-        self.plain_optimizer.load_state_dict(state.optimizer)
+        # A copy: the optimiser keeps the tensors it is given and changes them.
+        self.plain_optimizer.load_state_dict(on_host(state).optimizer)
         self.scheduler.load_state_dict(state.scheduler)
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        set_random_state(state.rng, self.device)
+        set_all_random_states(state.rng, self.device)
+        self.rng_at_rest = state.rng
         self.keeper.load(state.best, state.best_weights)
         self.guard.training.lower(state.limits["training"])
         self.guard.evaluation.lower(state.limits["evaluation"])
-        self.result.steps, self.result.metrics, self.result.memory = state.step, state.metrics, state.memory
-        self.started = time.perf_counter() - state.elapsed_s
-        self.observer.say(f"Going on from step {state.step} of {self.total}.")
-        return True
+        result = self.result
+        result.steps, result.metrics, result.memory = state.step, list(state.metrics), list(state.memory)
+        result.rollbacks = list(state.rollbacks)
+        self.untold.clear()
+        self.observer.on_resumed(
+            ResumedInfo(state.step, self.total, state.elapsed_s, result.metrics, result.memory)
+        )
 
-    def commit_if_due(self, *, now: bool = False) -> None:
-        """Save the state if it is time to; a state that cannot be saved is told, and does no other harm."""
-        if self.checkpoints is None or not (now or self.checkpoints.due()):
+    def keep_good(self) -> None:
+        """Take where training stands as a state to go back to, if there is memory for it."""
+        self.good = None
+        if _state_bytes(self.model) <= LARGEST_SHARE_OF_MEMORY * psutil.virtual_memory().available:
+            self.good = on_host(self._state())
+
+    def roll_back(self, fault: _NotFiniteError) -> None:
+        """Back to the last good state with lower learning rates; without one, or too often, training ends.
+
+        Raises:
+            TrainingError: nothing was learned that could be kept.
+        """
+        good = self.good
+        if good is None and self.checkpoints is not None:
+            self.checkpoints.finished(wait=True)
+            good = self.checkpoints.newest(balance=self._balance)
+        rollbacks, told = list(self.result.rollbacks), {"step": fault.step, "what": fault.what}
+        if good is None or len(rollbacks) == ROLLBACKS:
+            nothing_learned = self.keeper.step == 0 and not self.config.probe_start
+            if nothing_learned or not math.isfinite(self.keeper.log_loss):
+                advice = "lower the learning rates, or use bf16 or float32 instead of fp16"
+                raise TrainingError(f"{fault}; {advice}.")
+            self.result.rollbacks = [*rollbacks, {**told, "rows": fault.rows, "to_step": None}]
+            self.untold.clear()
+            self.has_ended = self.result.diverged = True
+            self.observer.say(f"{fault}, and lower learning rates did not help: training ends with the best "
+                              f"weights so far, those of step {self.keeper.step}.")  # fmt: skip
+            return
+        factor = RATE_CUT ** (len(rollbacks) + 1)
+        self._go_to(good)
+        told |= {"rows": fault.rows, "to_step": good.step, "learning_rate_factor": factor}
+        self.result.rollbacks = [*rollbacks, told]
+        scale_rates(self.scheduler, self.base_rates, factor)
+        self.observer.say(f"{fault}: training goes back to step {good.step} and on with "
+                          f"{factor:g} of the learning rates.")  # fmt: skip
+
+    def commit_if_due(self) -> None:
+        """Save the state if it is time to; one that cannot be saved is told, and does no other harm."""
+        if self.checkpoints is None or not self.checkpoints.due():
             return
         self.report()
-        scaler = self.accelerator.scaler
-        warning = self.checkpoints.commit(
-            TrainState(
-                step=self.result.steps,
-                weights=trainable_state(self.model),
-                optimizer=self.plain_optimizer.state_dict(),
-                scheduler=self.scheduler.state_dict(),
-                scaler={} if scaler is None else scaler.state_dict(),
-                rng=random_state(self.device),
-                best=self.keeper.scalars(),
-                best_weights=self.keeper.state or {},
-                metrics=self.result.metrics,
-                elapsed_s=self.elapsed_s,
-                limits={"training": self.guard.training.tokens, "evaluation": self.guard.evaluation.tokens},
-                memory=self.result.memory,
-            )
-        )
+        self._tell(self.checkpoints.finished())
+        if _state_bytes(self.model) > LARGEST_COPY_BYTES:
+            self._tell(self.checkpoints.commit(self._state()))
+            return
+        started = time.perf_counter()
+        state = self.good = on_host(self._state())
+        self.checkpoints.commit_behind(state, time.perf_counter() - started)
+
+    @contextmanager
+    def saved_on_the_way_out(self) -> Iterator[None]:
+        """Whatever ends the inside, what was learned by then is committed if it can be gone on from."""
+        try:
+            yield
+        except BaseException:
+            with suppress(_NotFiniteError):
+                self._commit_last()
+            raise
+
+    def _commit_last(self) -> None:
+        if self.checkpoints is None:
+            return
+        self._tell(self.checkpoints.finished(wait=True))
+        state = self.good
+        if self.interrupts.at_rest:
+            # Gradients of the step in hand go; the step is done again from its beginning.
+            self.report()
+            state = replace(self._state(), rng=self.rng_at_rest)
+        last = self.checkpoints.last_step
+        if state is not None and (last is None or state.step > last):
+            self._tell(self.checkpoints.commit(state))
+
+    def _tell(self, warning: str | None) -> None:
         if warning:
             self.observer.say(warning)
+
+    def _state(self) -> TrainState:
+        """Where training stands; its tensors are the living ones."""
+        scaler = self.accelerator.scaler
+        return TrainState(
+            step=self.result.steps,
+            weights=trainable_state(self.model),
+            optimizer=self.plain_optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            scaler={} if scaler is None else scaler.state_dict(),
+            rng=all_random_states(self.device),
+            best=self.keeper.scalars(),
+            best_weights=self.keeper.state or {},
+            metrics=self.result.metrics,
+            elapsed_s=self.elapsed_s,
+            limits={"training": self.guard.training.tokens, "evaluation": self.guard.evaluation.tokens},
+            memory=self.result.memory,
+            rollbacks=self.result.rollbacks,
+            balance=self._balance,
+        )
+
+    @property
+    def _balance(self) -> str:
+        return "none" if self.balance is None else self.balance.method
+
+    @property
+    def _has_looked(self) -> bool:
+        """Whether validation was looked at since the last step."""
+        return any("eval_score" in line and line["step"] == self.result.steps for line in self.result.metrics)
 
     def over_budget(self) -> bool:
         """Whether training must end now for the run to stay within its budget; if so, after a last look."""
@@ -307,6 +451,7 @@ class _Run:
         numbers = self._update(self._accumulate(texts, self._cut(texts)))
         self.scheduler.step()
         self.result.steps += 1
+        self.rng_at_rest = all_random_states(self.device)
         memory = None if self.meter is None else self.meter.now()
         events = self.guard.new_events()
         self.untold.append(
@@ -327,6 +472,7 @@ class _Run:
         losses: list[Tensor] = []
 
         def add(part: NDArray[np.int64]) -> None:
+            self.interrupts.check()
             with random_state_on_error(self.device), self._lower_layers_kept(part):
                 losses.append(
                     add_gradients(
@@ -401,7 +547,7 @@ class _Run:
         logits = predict_logits(
             self.model, self.validation_set.tokens, pad_token_id=self.pad_token_id, device=self.device,
             dtype=self.dtype, max_examples=self.config.per_device_eval_batch_size, guard=self.guard,
-            around=lambda rows: self._lower_layers_kept(self.train_set.tokens.rows + rows),
+            around=self._around_validation,
         )  # fmt: skip
         steps = self.result.steps
         one_label = self.validation_set.y.ndim == 1
@@ -414,6 +560,8 @@ class _Run:
             during="scoring",
         )
         score, log_loss = scored[-1]
+        if steps and not math.isfinite(log_loss):
+            raise _NotFiniteError(steps, "log loss of validation", [])
         best, epoch = self.keeper.offer(score, log_loss, steps), steps / self.per_epoch
         self.result.metrics.append(
             {"step": steps, "epoch": epoch, "eval_score": score, "eval_loss": log_loss, "best": best}
@@ -421,6 +569,12 @@ class _Run:
         self.observer.on_validation(ValidationInfo(steps, epoch, score, log_loss, best))
         if self.services.budget is not None:
             self.services.budget.looked(time.perf_counter() - started)
+        if steps:
+            self.keep_good()
+
+    def _around_validation(self, rows: NDArray[np.int64]) -> AbstractContextManager[None]:
+        self.interrupts.check()
+        return self._lower_layers_kept(self.train_set.tokens.rows + rows)
 
     def report(self, *, all_but: int = 0) -> None:
         """Note and tell of the steps that were taken and not yet told of, but for the last ``all_but``.
@@ -429,7 +583,7 @@ class _Run:
         anything that takes the weights to be good: a look at validation, a commit, the end.
 
         Raises:
-            TrainingError: a step's loss or gradient was not finite.
+            _NotFiniteError: a step's loss or gradient was not finite.
         """
         while len(self.untold) > all_but:
             self._report(self.untold.popleft())
@@ -440,7 +594,8 @@ class _Run:
         loss, norm = numbers
         # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
         if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(norm)):
-            raise TrainingError(_not_finite(taken.step, self.train_set, taken.texts, loss))
+            what = "loss" if not math.isfinite(loss) else "gradient"
+            raise _NotFiniteError(taken.step, what, _rows_in_file(self.train_set, taken.texts))
         at, elapsed, memory = {"step": taken.step}, {"elapsed_s": taken.elapsed_s}, taken.memory
         self.result.metrics.append({**at, "loss": loss, "learning_rate": taken.learning_rate, **elapsed})
         self.result.note(taken.events, taken.step)
@@ -457,11 +612,13 @@ class _Run:
     def finish(self) -> TrainResult:
         """The best weights back into the model, and what there is to tell."""
         result = self.result
-        self.report()
-        if not result.interrupted:
-            # What comes after training may need a new process, too; it must not train again. Ctrl-C may have
-            # come in the middle of an update.
-            self.commit_if_due(now=True)
+        if result.interrupted:
+            with suppress(_NotFiniteError):
+                self.report()
+        elif self.checkpoints is not None:
+            # What comes after training may need a new process, too; it must not train again.
+            self._tell(self.checkpoints.finished(wait=True))
+            self._tell(self.checkpoints.commit(self._state()))
         self.guard.again(self.keeper.restore, during="taking the best weights back")
         result.note(self.guard.new_events())
         result.stopped_early = self.keeper.exhausted and result.steps < self.total
@@ -494,12 +651,12 @@ def _target(y: NDArray[Any]) -> Tensor:
     return torch.from_numpy(y if y.ndim == 1 else y.astype(np.float32))
 
 
-def _not_finite(step: int, examples: Examples, texts: NDArray[np.int64], loss: float) -> str:
+def _rows_in_file(examples: Examples, texts: NDArray[np.int64]) -> list[int]:
     in_file = texts if examples.file_rows is None else examples.file_rows[texts]
-    in_file = in_file[in_file >= 0]  # texts from reviews are in no file
-    shown = ", ".join(str(i) for i in in_file[:8]) + (", ..." if len(in_file) > 8 else "")
-    what = "loss" if not math.isfinite(loss) else "gradient"
-    return (
-        f"The {what} is not finite at step {step} (rows {shown} of the training table); "
-        "lower the learning rates, or use bf16 or float32 instead of fp16."
-    )
+    rows: list[int] = in_file[in_file >= 0].tolist()  # texts from reviews are in no file
+    return rows
+
+
+def _state_bytes(model: nn.Module) -> int:
+    """Of a committed state: the trained tensors, their two moments, and the best ones."""
+    return sum(4 * p.nbytes for p in model.parameters() if p.requires_grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,38 @@ def layer_inputs(
         )  # fmt: skip
     finally:
         hook.remove()
+
+
+def pass_rows(
+    model: nn.Module,
+    tokens: Tokens,
+    *,
+    around: Around,
+    enough: Callable[[], bool],
+    stop: type[Exception],
+    pad_token_id: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    guard: Guard | None = None,
+) -> None:
+    """Let every row of ``tokens`` pass through ``model`` as far as what watches it wants, texts of one length
+    together, for the sake of what that keeps.
+
+    The watcher ends a pass by raising ``stop``; once it has ``enough``, no more rows pass.
+    """
+
+    def watched(batch: dict[str, Tensor]) -> Tensor:
+        if not enough():
+            with suppress(stop):
+                model(**batch)
+        return torch.zeros(len(batch["input_ids"]), 1)
+
+    def cut(budget: int) -> list[NDArray[np.int64]]:
+        return one_length_batches(tokens.lengths, budget)
+
+    _map_rows(
+        model, watched, tokens, cut, pad_token_id, device, dtype, None, guard=guard, around=around
+    )  # fmt: skip
 
 
 def _map_rows(

@@ -1,6 +1,7 @@
 """The run's journal: what happens is appended to its folder while it happens, for whoever looks on.
 
-``metrics.jsonl`` and ``memory.jsonl`` grow line by line (the finished run writes them anew, complete), and
+``metrics.jsonl`` and ``memory.jsonl`` grow line by line (the finished run writes them anew, complete; so does
+training that goes on from an earlier step, up to that step), and
 ``log.jsonl`` tells phases and sentences with the seconds since the beginning: ``{"elapsed_s", "phase",
 "total"}``, ``{"elapsed_s", "done"}`` (units of the phase so far), ``{"elapsed_s", "steps"}`` (how many there
 will be) and ``{"elapsed_s", "say"}``.
@@ -14,7 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.errors import UserInputError
+from snugtune.files import write_text
+from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
 
 METRICS, MEMORY, LOG = "metrics.jsonl", "memory.jsonl", "log.jsonl"
 
@@ -62,6 +65,12 @@ class Journal(Observer):
         line = {"step": info.step, "epoch": info.epoch, "eval_score": info.score}
         self._append(METRICS, {**line, "eval_loss": info.log_loss, "best": info.best})
 
+    def on_resumed(self, info: ResumedInfo) -> None:
+        """Both files hold the lines until that step, no more and no fewer."""
+        for name, lines in ((METRICS, info.metrics), (MEMORY, info.memory)):
+            with suppress(OSError, UserInputError):
+                write_text(self._folder / name, "".join(map(_line, lines)))
+
     @property
     def _elapsed_s(self) -> float:
         return time.perf_counter() - self._started
@@ -72,4 +81,8 @@ class Journal(Observer):
     def _append(self, name: str, line: dict[str, Any]) -> None:
         # Opened for each line: nothing is left open in a folder that is about to be renamed.
         with suppress(OSError), (self._folder / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(_line(line))
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"

@@ -57,10 +57,12 @@ class Live:
             self.sentences = [*self.sentences, line["say"]][-SENTENCES_KEPT:]
 
     def take_metrics(self, line: Mapping[str, Any]) -> None:
-        """A line of ``metrics.jsonl``."""
+        """A line of ``metrics.jsonl``; where training went back, steps come once more."""
         if "eval_score" in line:
-            self.looks.append(dict(line))
+            self.looks = [look for look in self.looks if look["step"] < line["step"]] + [dict(line)]
         if "loss" in line:
+            if line["step"] <= self.step:
+                del self.losses[line["step"] - 1 :]
             self.losses.append(line["loss"])
             self.step, self.elapsed_s = line["step"], line["elapsed_s"]
             self.learning_rate = line["learning_rate"]
@@ -88,8 +90,11 @@ class Watcher:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether a process writes the run, or another is about to go on with it."""
-        return self.has_writer or states_folder(self.run).is_dir()
+        """Whether a process writes the run, or another is about to go on with it.
+
+        The states of a run that Ctrl-C completed wait for somebody who may never come.
+        """
+        return self.has_writer or (states_folder(self.run).is_dir() and not self.is_complete)
 
     @property
     def has_writer(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import get_scheduler
@@ -68,3 +70,16 @@ def allocate_state(optimizer: torch.optim.AdamW) -> None:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+
+def scale_rates(
+    scheduler: torch.optim.lr_scheduler.LRScheduler, base_rates: Sequence[float], factor: float
+) -> None:
+    """From now on every group's rate is ``factor`` times what the schedule would make of ``base_rates``."""
+    assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+    scheduler.base_lrs = [factor * rate for rate in base_rates]
+    shares = [share(scheduler.last_epoch) for share in scheduler.lr_lambdas]
+    rates = [base * share for base, share in zip(scheduler.base_lrs, shares, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

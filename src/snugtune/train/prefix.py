@@ -3,6 +3,7 @@
 With adapters in the top layers only, and without dropout, they give the same for a text in every epoch and at
 every look at validation. The file is the run's own, has no name and is gone with the process. It is read, not
 mapped: the pages of a mapped file would count as the process's own memory.
+It is filled before the first step.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from snugtune.config import FitConfig
+from snugtune.data.tokens import Tokens
+from snugtune.memory.guard import Guard
 from snugtune.model.checkpointing import encoder_layers, trained_layers
+from snugtune.train.forward import pass_rows
 from snugtune.units import GIB
 
 ROOM_LEFT_BYTES = GIB
@@ -80,6 +85,10 @@ def kept_prefix(
         prefix.close()
 
 
+class _Kept(Exception):  # noqa: N818 - no error
+    """The lower layers have given what was asked for."""
+
+
 class Prefix:
     """Outputs of the lower layers of ``model`` for rows of ``lengths`` (R,) tokens, as they were given.
 
@@ -89,7 +98,7 @@ class Prefix:
     """
 
     def __init__(self, model: nn.Module, lengths: NDArray[np.int64], folder: Path) -> None:
-        self.usable = True
+        self.usable, self._is_filling = True, False
         self._lengths, self._folder = lengths, folder
         self._starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         self._known = np.zeros(len(lengths), dtype=np.bool_)
@@ -114,6 +123,30 @@ class Prefix:
         """Rows that need not pass through the lower layers again."""
         return int(self._known.sum())
 
+    def fill(
+        self, model: nn.Module, parts: Sequence[Tokens], *, pad_token_id: int, device: torch.device,
+        dtype: torch.dtype, guard: Guard | None,
+    ) -> None:  # fmt: skip
+        """Compute all rows now, those of ``parts`` one part after another.
+
+        Filled by training itself, what a row gives would depend in its last bits on the company it had in
+        its first micro-batch, and a run that goes on in the second epoch could not repeat them.
+        """
+        self._is_filling, first = True, 0
+        try:
+            for part in parts:
+                pass_rows(
+                    model, part, around=partial(self._rows_after, first),
+                    enough=lambda: not self.usable, stop=_Kept, pad_token_id=pad_token_id, device=device,
+                    dtype=dtype, guard=guard,
+                )  # fmt: skip
+                first += part.rows
+        finally:
+            self._is_filling = False
+
+    def _rows_after(self, first: int, rows: NDArray[np.int64]) -> AbstractContextManager[None]:
+        return self.rows(first + rows)
+
     def close(self) -> None:
         """Give the layers their own forward back, and the file's room to the disk."""
         for layer, plain in zip(self._layers, self._plain, strict=True):
@@ -132,6 +165,8 @@ class Prefix:
             out = plain(hidden_states, *args, **kwargs)
             if last and rows is not None:
                 self.usable = self.usable and self._keep(rows, out)
+                if self._is_filling:
+                    raise _Kept
             return out
 
         return forward
@@ -186,8 +221,11 @@ class Prefix:
             needed = int(self._starts[-1]) * out.shape[-1] * out.dtype.itemsize
             if shutil.disk_usage(self._folder).free < needed + ROOM_LEFT_BYTES:
                 return False
+            try:
+                self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - see close
+            except OSError:
+                return False
             self._dtype = out.dtype
-            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - see close
         return out.dtype == self._dtype
 
 

@@ -1,4 +1,4 @@
-"""How a worker goes on after one that died, and where its committed training states lie. Needs no torch.
+"""How training goes on after a process that ended early, and where its committed states lie. Needs no torch.
 
 The folder of states holds one folder for each commit, ``NUMBER-step-STEP``, of which the highest number is
 the newest. Its ``manifest.json`` is written last and names every file with its SHA-256.
@@ -10,11 +10,14 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from snugtune.config import WITHOUT_EFFECT_ON_WEIGHTS, FitConfig
+
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 _COMMITTED = re.compile(r"(\d+)-step-\d+")
 
@@ -31,10 +34,10 @@ CAUTION = {
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a worker goes on after one that died: where its committed states lie and how careful to be.
+    """How a process goes on after one that died: where its committed states lie and how careful to be.
 
     ``caution`` is a key of ``CAUTION``; ``history`` has one sentence for each restart, the oldest first.
-    ``spent_s`` are the seconds that earlier workers took, with the waits after them.
+    ``spent_s`` are the seconds that earlier processes took, with the waits after them.
     """
 
     states: Path
@@ -59,6 +62,7 @@ class Committed:
 
     step: int
     fingerprint: str
+    identity: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 def states_folder(out: str | Path) -> Path:
@@ -97,7 +101,9 @@ def newest_committed(states: Path) -> Committed | None:
     for folder in committed_folders(states):
         try:
             manifest = read_manifest(folder)
-            return Committed(int(manifest["step"]), str(manifest["fingerprint"]))
+            return Committed(
+                int(manifest["step"]), str(manifest["fingerprint"]), dict(manifest.get("identity", {}))
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None
@@ -106,3 +112,29 @@ def newest_committed(states: Path) -> Committed | None:
 def fingerprint_of(value: Any) -> str:
     """SHA-256 of JSON-ready ``value``: the same for the same settings and data, whatever their order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def identity_of_settings(config: FitConfig) -> dict[str, Any]:
+    """What a state depends on, as far as it is known before the data are read."""
+    return {
+        "config": config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT_ON_WEIGHTS)),
+        # States outlive this command: another version might not go on as this one would have.
+        "versions": {name: version(name) for name in ("snugtune", "torch", "transformers", "peft")},
+    }
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In what a state's identity ``then`` differs from a run's ``now``, for people; only what both know."""
+    found = []
+    for key in sorted(then.keys() & now.keys()):
+        if isinstance(then[key], dict) and isinstance(now[key], dict):
+            names = sorted(then[key].keys() | now[key].keys())
+            pairs = [(name, then[key].get(name), now[key].get(name)) for name in names]
+            found += [f"{name} was {_told(a)} and is {_told(b)}" for name, a, b in pairs if a != b]
+        elif then[key] != now[key]:
+            found.append(f"{key} are others")
+    return found
+
+
+def _told(value: Any) -> str:
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from snugtune.errors import UserInputError
-from snugtune.progress import Observer, StepInfo, ValidationInfo
+from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
 
 PACKAGES = {
     "tensorboard": ("tensorboard", "snugtune[track]"),
@@ -38,9 +38,11 @@ class Tracker(Observer):
 
     def __init__(self, tracker: Any | None, say: Callable[[str], None]) -> None:
         self._tracker, self._say = tracker, say
+        self._has_steps = False
 
     def on_step(self, info: StepInfo) -> None:
         """Loss and learning rate, memory if measured."""
+        self._has_steps = True
         values = {"train/loss": info.loss, "train/learning_rate": info.learning_rate}
         self.log(values | {f"memory/{name}": size for name, size in (info.memory or {}).items()}, info.step)
 
@@ -48,6 +50,19 @@ class Tracker(Observer):
         """Score, log loss, epoch."""
         names = {"score": info.score, "log_loss": info.log_loss, "epoch": info.epoch}
         self.log({f"validation/{name}": value for name, value in names.items()}, info.step)
+
+    def on_resumed(self, info: ResumedInfo) -> None:
+        """The curves until then, where an earlier process drew them; what is drawn already stays."""
+        if self._has_steps:
+            return
+        for line in info.metrics:
+            names = {
+                "eval_score": "validation/score",
+                "eval_loss": "validation/log_loss",
+                "loss": "train/loss",
+            }
+            names |= {"epoch": "validation/epoch", "learning_rate": "train/learning_rate"}
+            self.log({told: line[name] for name, told in names.items() if name in line}, line["step"])
 
     def log_result(self, record: Mapping[str, Any]) -> None:
         """The averages of each part, time and money from the finished ``run.json``."""

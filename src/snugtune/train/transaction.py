@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,23 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def all_random_states(device: torch.device) -> dict[str, Any]:
+    """Those of ``random_state``, and of the generators that libraries may draw from beside it."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    of_numpy = (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest)
+    return {**random_state(device), "numpy": of_numpy, "python": random.getstate()}
+
+
+def set_all_random_states(state: dict[str, Any], device: torch.device) -> None:
+    """Go back to what ``all_random_states`` returned."""
+    set_random_state(state, device)
+    if "numpy" in state:
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "python" in state:
+        random.setstate(state["python"])
 
 
 @contextmanager
