@@ -496,7 +496,8 @@ def told(trial: Trial) -> dict[str, Any]:
         "refused_s": _times([one.took_s for one in calm if one.status == 429]),
         "accepted_s_with_kills": _times([one.took_s for one in loaded if one.status == 200]),
         "hostile": [
-            {"kind": kind, "outcome": outcome, "count": n} for (kind, outcome), n in sorted(found.hostile.items())
+            {"kind": kind, "outcome": outcome, "count": n}
+            for (kind, outcome), n in sorted(found.hostile.items())
         ],
         "hostile_broken_by_kills": found.hostile_broken_by_kills,
         "reloads": found.reloads,
