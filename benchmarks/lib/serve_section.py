@@ -59,9 +59,11 @@ def load(result: dict[str, Any]) -> list[str]:
     hostile = sum(one["count"] for one in result["hostile"])
     return [
         f"{settings['minutes']:g} minutes, {settings['model']}, {settings['threads']} threads: capacity "
-        f"{result['capacity_rps']:.1f} requests/s, then {result['offered_rps']:.1f} offered. Correct clients: "
+        f"{result['capacity_rps']:.1f} requests/s, then {result['offered_rps']:.1f} offered. Correct clients "
+        "got "
         f"{told}; {result['answers_compared']:,} answers compared within {result['tolerance']:g}. "
-        f"{hostile:,} hostile requests met with what they should, {result['reloads']} new versions took over. "
+        f"{hostile:,} hostile requests met with what they should, {result['reloads']} new versions "
+        "took over. "
         f"Faults of any kind: {result['faults']}.",
         "",
         *_waits(result),

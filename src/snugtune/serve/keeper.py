@@ -166,7 +166,7 @@ class Keeper:
 
 
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """``environment`` with a bound on how long an OpenMP helper waits actively, unless it says how they wait."""
+    """``environment`` with a bound on how long OpenMP helpers wait actively, unless it has one."""
     told = any(name in environment for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
     return {**environment} if told else {**environment, "GOMP_SPINCOUNT": SPINS}
 
