@@ -180,6 +180,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "prefix-cache": ("Adapters in the top layers only", less.prefix_cache),
     "prediction": ("Prediction speed", speed_sections.prediction),
     "serve": ("Serving over HTTP", serve_section.serve),
+    "serve-load": ("Serving twice what it can", serve_section.load),
     "speed-gpu": ("One GPU", speed_sections.speed_gpu),
     "growth": ("From a thousand rows to a million", growth),
     "accuracy": ("Accuracy", accuracy),

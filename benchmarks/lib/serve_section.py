@@ -40,3 +40,44 @@ def _ratios(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return ["", "", ""]
     return [spread_cell(found[key], 2, unit="x") for key in ("requests_per_s", "p50", "p99")]
+
+
+def load(result: dict[str, Any]) -> list[str]:
+    """What became of correct and hostile requests at twice the capacity, and whether anything grew."""
+    settings, statuses = result["settings"], result["statuses"]
+    growth = {name: found for name, found in result["growth"].items() if found}
+    rows = [
+        [name.replace("_", ", "), f"{found['per_hour']:.1f} ({found['low']:.1f} to {found['high']:.1f})",
+         f"{found['first']:.0f}", f"{found['last']:.0f}"]
+        for name, found in growth.items()
+    ]  # fmt: skip
+    killed = [
+        [one["how"], f"{one['at_s']:.0f}", f"{one['to_answer_s']:.1f}", f"{one['to_200_s']:.1f}"]
+        for one in result["kills"]
+    ]
+    told = ", ".join(f"{count:,} x {status}" for status, count in statuses.items())
+    hostile = sum(one["count"] for one in result["hostile"])
+    return [
+        f"{settings['minutes']:g} minutes, {settings['model']}, {settings['threads']} threads: capacity "
+        f"{result['capacity_rps']:.1f} requests/s, then {result['offered_rps']:.1f} offered. Correct clients "
+        "got "
+        f"{told}; {result['answers_compared']:,} answers compared within {result['tolerance']:g}. "
+        f"{hostile:,} hostile requests met with what they should, {result['reloads']} new versions "
+        "took over. "
+        f"Faults of any kind: {result['faults']}.",
+        "",
+        *_waits(result),
+        "",
+        *table(("process, what", "growth an hour (95 %)", "first", "last"), rows),
+        "",
+        *table(("worker", "at, s", "answered after, s", "with 200 after, s"), killed),
+    ]
+
+
+def _waits(result: dict[str, Any]) -> list[str]:
+    names = {"accepted_s": "answered", "refused_s": "refused with 429"}
+    return [
+        f"Without kills, {name}: p50 {found['p50']:.2f} s, p99 {found['p99']:.2f} s."
+        for key, name in names.items()
+        if (found := result[key])
+    ]

@@ -145,3 +145,11 @@ def test_wrong_settings_are_one_sentence(tmp_path):
         result = runner.invoke(app, ["serve", "--no-supervise", "--port", "0", *map(str, arguments)])
         assert isinstance(result.exception, UserInputError), (arguments, result.output)
         assert words in str(result.exception)
+
+
+def test_how_helpers_wait_is_bounded_unless_the_environment_says_it():
+    from snugtune.serve.keeper import SPINS, worker_environment
+
+    assert worker_environment({"A": "b"}) == {"A": "b", "GOMP_SPINCOUNT": SPINS}
+    for told in ({"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+        assert worker_environment(told) == told

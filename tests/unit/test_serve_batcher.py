@@ -11,12 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snugtune.serve.batcher import Batcher, companions
+from snugtune.serve.device import Device
 from snugtune.serve.engine import Prepared
 from snugtune.serve.refusal import Refusal
 
 SIZES = st.lists(
     st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=40
 )  # longest row, rows
+
+
+@pytest.fixture(scope="module")
+def device():
+    found = Device()
+    yield found
+    found.stop()
 
 
 def sizes(drawn):
@@ -88,12 +96,12 @@ class FakeEngine:
         return [SimpleNamespace(number=number) for number in numbers]
 
 
-def outcomes(engine_of, texts, *, delays=None, deadline_s=60.0):
+def outcomes(device, engine_of, texts, *, delays=None, deadline_s=60.0):
     """Submit ``texts`` (number, length), each ``delays[i]`` steps of the loop later; what each became."""
     recorder = Recorder()
 
     async def run():
-        batcher = Batcher(recorder)
+        batcher = Batcher(recorder, device)
         futures = []
         for i, (number, length) in enumerate(texts):
             for _ in range(delays[i] if delays else 0):
@@ -114,11 +122,11 @@ def outcomes(engine_of, texts, *, delays=None, deadline_s=60.0):
     st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3), st.booleans()), min_size=1, max_size=25),
     st.sets(st.integers(0, 24), max_size=3),
 )
-def test_whatever_the_order_each_gets_its_own_answer_and_bad_ones_harm_no_other(arrivals, bad):
+def test_whatever_the_order_each_gets_its_own_answer_and_bad_ones_harm_no_other(device, arrivals, bad):
     engines = [FakeEngine(bad=bad), FakeEngine(bad=bad)]
     texts = [(i, length) for i, (length, _, _) in enumerate(arrivals)]
     found, recorder = outcomes(
-        lambda i: engines[arrivals[i][2]], texts, delays=[delay for _, delay, _ in arrivals]
+        device, lambda i: engines[arrivals[i][2]], texts, delays=[delay for _, delay, _ in arrivals]
     )
     for i, answer in enumerate(found):
         if i in bad:
@@ -130,12 +138,12 @@ def test_whatever_the_order_each_gets_its_own_answer_and_bad_ones_harm_no_other(
     assert sum(info.texts for info in recorder.batches) == len(texts)
 
 
-def test_what_arrives_while_a_batch_is_computed_makes_the_next_one():
+def test_what_arrives_while_a_batch_is_computed_makes_the_next_one(device):
     gate = threading.Event()
     engine, recorder = FakeEngine(gate=gate), Recorder()
 
     async def run():
-        batcher = Batcher(recorder)
+        batcher = Batcher(recorder, device)
         first = batcher.submit([engine.text(0)], time.monotonic() + 60)
         while batcher.size:
             await asyncio.sleep(0.001)
@@ -150,12 +158,12 @@ def test_what_arrives_while_a_batch_is_computed_makes_the_next_one():
     assert [info.padded_tokens for info in recorder.batches] == [4, 20]
 
 
-def test_texts_of_two_versions_are_never_computed_together():
+def test_texts_of_two_versions_are_never_computed_together(device):
     gate = threading.Event()
     old, new = FakeEngine(gate=gate), FakeEngine(gate=gate)
 
     async def run():
-        batcher = Batcher(Recorder())
+        batcher = Batcher(Recorder(), device)
         texts = [(old, 0), (old, 1), (new, 2), (old, 3), (new, 4)]
         futures = [
             batcher.submit([engine.text(number)], time.monotonic() + 60)[0] for engine, number in texts
@@ -170,12 +178,12 @@ def test_texts_of_two_versions_are_never_computed_together():
     assert {number for batch in new.asked for number in batch} == {2, 4}
 
 
-def test_late_and_abandoned_texts_are_not_computed():
+def test_late_and_abandoned_texts_are_not_computed(device):
     gate = threading.Event()
     engine, recorder = FakeEngine(gate=gate, budget=4), Recorder()
 
     async def run():
-        batcher = Batcher(recorder)
+        batcher = Batcher(recorder, device)
         (first,) = batcher.submit([engine.text(0)], time.monotonic() + 60)
         while batcher.size:
             await asyncio.sleep(0.001)
@@ -195,12 +203,12 @@ def test_late_and_abandoned_texts_are_not_computed():
     assert sorted(recorder.dropped) == [("gone", 1), ("late", 1)]
 
 
-def test_after_the_end_waiting_texts_are_told_so():
+def test_after_the_end_waiting_texts_are_told_so(device):
     gate = threading.Event()
     engine = FakeEngine(gate=gate, budget=4)
 
     async def run():
-        batcher = Batcher(Recorder())
+        batcher = Batcher(Recorder(), device)
         (first,) = batcher.submit([engine.text(0)], time.monotonic() + 60)
         while batcher.size:
             await asyncio.sleep(0.001)
@@ -216,25 +224,8 @@ def test_after_the_end_waiting_texts_are_told_so():
     assert engine.asked == [[0]]
 
 
-def test_a_worker_that_dies_is_replaced(monkeypatch):
-    engine = FakeEngine()
-
-    async def run():
-        batcher = Batcher(Recorder())
-        await asyncio.gather(*batcher.submit([engine.text(0)], time.monotonic() + 60))
-        dead = SimpleNamespace(is_alive=lambda: False)
-        with batcher._changed:
-            batcher._worker = dead
-        (found,) = await asyncio.gather(*batcher.submit([engine.text(1)], time.monotonic() + 60))
-        assert batcher._worker is not dead
-        batcher.stop()
-        return found.answer.number
-
-    assert asyncio.run(run()) == 1
-
-
 @pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt(), ValueError("x")])
-def test_no_error_of_any_kind_ends_the_worker(error):
+def test_no_error_of_any_kind_ends_the_worker(device, error):
     class Breaking(FakeEngine):
         def answers(self, texts):
             if int(texts[0].rows[0][0]) == 0:
@@ -242,6 +233,6 @@ def test_no_error_of_any_kind_ends_the_worker(error):
             return super().answers(texts)
 
     engine = Breaking(budget=4)
-    found, _ = outcomes(lambda _i: engine, [(0, 4), (1, 4)])
+    found, _ = outcomes(device, lambda _i: engine, [(0, 4), (1, 4)])
     assert found[0].status == 424
     assert found[1].number == 1

@@ -1,4 +1,4 @@
-"""Which of the waiting texts are computed together, and the one thread that computes them.
+"""Which of the waiting texts are computed together.
 
 Nothing waits on purpose: what arrives while a batch is computed makes the next one. The oldest text is always
 part of it, so none is passed over for long; its companions are those closest to it in length, so that little
@@ -13,8 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
+from snugtune.serve.device import Device
 from snugtune.serve.engine import Answered, Prepared
 from snugtune.serve.refusal import Refusal, draining, failed
 
@@ -101,27 +103,22 @@ def companions(
 
 
 class Batcher:
-    """The queue of one model and its worker. All methods are for the event loop's thread.
+    """The queue of one model. All methods are for the event loop's thread.
 
     Args:
         observer: is told of batches.
+        device: computes; models that share one take turns, a batch each.
         max_batch_tokens: padded tokens computed together; None: what the engine says.
-        device_lock: held while computing, so that several models take turns on one device.
     """
 
     def __init__(
-        self,
-        observer: BatchObserver,
-        *,
-        max_batch_tokens: int | None = None,
-        device_lock: threading.Lock | None = None,
+        self, observer: BatchObserver, device: Device, *, max_batch_tokens: int | None = None
     ) -> None:
-        self._observer, self._max_batch_tokens = observer, max_batch_tokens
-        self._device_lock = device_lock or threading.Lock()
+        self._observer, self._device, self._max_batch_tokens = observer, device, max_batch_tokens
         self._waiting: list[Waiting] = []
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._at_work = False
         self._stopped = False
-        self._worker: threading.Thread | None = None
         self.tokens = 0
         """Tokens of texts that wait or are computed."""
 
@@ -142,42 +139,37 @@ class Batcher:
                 item.future.set_result(Computed(draining(), 0.0, 0.0))
             return [item.future for item in items]
         self.tokens += sum(item.text.tokens for item in items)
-        self._keep_working(loop)
-        with self._changed:
+        with self._lock:
             self._waiting += items
-            self._changed.notify()
+            if items and not self._at_work:
+                self._at_work = True
+                self._device.submit(partial(self._work, loop))
         return [item.future for item in items]
 
     def stop(self) -> None:
         """Compute nothing more; what still waits is told so."""
-        with self._changed:
+        with self._lock:
             self._stopped, left = True, self._waiting
             self._waiting = []
-            self._changed.notify()
         for item in left:
             self._deliver(item, Computed(draining(), time.monotonic() - item.arrived, 0.0))
 
-    def _keep_working(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._worker is None or not self._worker.is_alive():
-            self._worker = threading.Thread(
-                target=self._work, args=(loop,), name="snugtune-batcher", daemon=True
-            )
-            self._worker.start()
-
-    # --- in the worker's thread -------------------------------------------------------------------
+    # --- in the device's thread -------------------------------------------------------------------
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        while (batch := self._take(loop)) is not None:
-            if batch:
+        """Compute a batch, and have the next one computed after what other models want."""
+        try:
+            if batch := self._take(loop):
                 self._compute(batch, loop)
+        finally:
+            with self._lock:
+                self._at_work = bool(self._waiting) and not self._stopped
+                if self._at_work:
+                    self._device.submit(partial(self._work, loop))
 
-    def _take(self, loop: asyncio.AbstractEventLoop) -> list[Waiting] | None:
-        """The next batch, empty if all that waited had to be dropped; None: the work is over."""
-        with self._changed:
-            while not self._waiting and not self._stopped:
-                self._changed.wait()
-            if self._stopped:
-                return None
+    def _take(self, loop: asyncio.AbstractEventLoop) -> list[Waiting]:
+        """The next batch, empty if all that waited had to be dropped."""
+        with self._lock:
             now = time.monotonic()
             gone = [item for item in self._waiting if item.future.cancelled()]
             late = [item for item in self._waiting if item.deadline <= now and not item.future.cancelled()]
@@ -207,8 +199,7 @@ class Batcher:
 
     def _compute(self, batch: list[Waiting], loop: asyncio.AbstractEventLoop) -> None:
         began = time.monotonic()
-        with self._device_lock:
-            answers = answers_of([item.text for item in batch])
+        answers = answers_of([item.text for item in batch])
         seconds = time.monotonic() - began
         computed = [
             Computed(answer, began - item.arrived, seconds)
@@ -250,7 +241,7 @@ def answers_of(texts: Sequence[Prepared]) -> list[Answered]:
     """The answers to ``texts``, all of one engine; if they fail together, each is asked by itself."""
     try:
         return texts[0].engine.answers(texts)
-    except BaseException as error:  # whatever it is, the texts' owners must be told and the thread must live
+    except BaseException as error:  # whatever it is, the texts' owners must be told
         log.warning("A batch of %d failed: %s", len(texts), type(error).__name__)
     # The handler is left: its traceback held the batch's tensors.
     if len(texts) == 1:

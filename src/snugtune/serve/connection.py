@@ -49,6 +49,9 @@ class _Impatient(HttpToolsProtocol):
             self.send_400_response("The headers are too large.")
 
     def on_headers_complete(self) -> None:
+        # They may have come in one piece with the end of them, before anybody could count.
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEADER_BYTES:
+            raise ValueError("The headers are too large.")  # 400, and the connection is closed
         if self._for_headers is not None:
             self._for_headers.cancel()
             self._for_headers = None

@@ -20,6 +20,7 @@ from snugtune.data.tokens import Tokens, Truncation, tokenize
 from snugtune.errors import UserInputError
 from snugtune.predict.predictor import Dtype, Predictor
 from snugtune.progress import Observer
+from snugtune.serve.device import Device
 from snugtune.serve.refusal import Refusal, failed, too_large
 from snugtune.train.forward import INFERENCE_TOKENS, MAX_PADDING
 
@@ -93,9 +94,15 @@ class Engine:
 
     @classmethod
     def load(
-        cls, run: str | Path, *, dtype: Dtype = "auto", workers: int = 1, observer: Observer | None = None
+        cls,
+        run: str | Path,
+        *,
+        device: Device,
+        dtype: Dtype = "auto",
+        workers: int = 1,
+        observer: Observer | None = None,
     ) -> Engine:
-        """Load a run folder and have it classify a text.
+        """Load a run folder and have it classify a text on ``device``.
 
         Raises:
             UserInputError: as ``Predictor.load``, or its first answer is not a distribution.
@@ -106,7 +113,7 @@ class Engine:
         engine = cls(
             predictor, sha=sha, dtype="float32" if dtype == "auto" else dtype, workers=max(1, workers)
         )
-        if not engine.works():
+        if not device.submit(engine.works).result():
             raise UserInputError(f"The model in {run} loads and does not classify; train it again.")
         return engine
 
@@ -130,7 +137,7 @@ class Engine:
         return self.predictor.device.type == "cpu"
 
     def works(self) -> bool:
-        """Whether a text known to be good is answered; measures the speed, too."""
+        """Whether a text known to be good is answered; measures the speed, too. For the device's thread."""
         try:
             (prepared,) = self.prepare([PROBE_TEXT * 40], Reading(), max_text_tokens=sys.maxsize)
             if isinstance(prepared, Refusal):

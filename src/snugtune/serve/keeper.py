@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -30,6 +30,11 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Before a worker that died is replaced; doubled each time it dies soon."""
 
 SOON_S = 60.0
+
+
+SPINS = "3000"
+"""Turns an OpenMP helper waits actively for the next product (libgomp's default is 300,000, some
+milliseconds: on a machine with other work every wait for one that is not running takes as long)."""
 
 
 class ServerDiedError(SnugtuneError):
@@ -110,6 +115,7 @@ class Keeper:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(self._listening.fileno(),),
+            env=worker_environment(os.environ),
             start_new_session=True,  # Ctrl-C is for the keeper, who passes it on once
         )
         assert worker.stdin is not None
@@ -157,6 +163,12 @@ class Keeper:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """``environment`` with a bound on how long OpenMP helpers wait actively, unless it has one."""
+    told = any(name in environment for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
+    return {**environment} if told else {**environment, "GOMP_SPINCOUNT": SPINS}
 
 
 def _error(end: dict[str, Any]) -> SnugtuneError:

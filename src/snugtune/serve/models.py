@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from snugtune.errors import SnugtuneError, UserInputError
 from snugtune.predict.predictor import Dtype
 from snugtune.serve.batcher import TOO_LATE, Batcher, BatchInfo, Computed
+from snugtune.serve.device import Device, in_passing
 from snugtune.serve.engine import Answer, Engine, Prepared, Reading, run_sha
 from snugtune.serve.metrics import Metrics, ModelMetrics
 from snugtune.serve.refusal import Refusal, failed, invalid, overloaded, too_large
@@ -57,15 +57,16 @@ class ServedModel:
         *,
         limits: Limits,
         metrics: Metrics,
-        device_lock: threading.Lock | None = None,
+        device: Device,
     ) -> None:
         self.name, self.run, self.engine, self.limits = name, run, engine, limits
-        self._load, self._metrics = load, metrics
+        self._load, self._metrics, self._device = load, metrics, device
         self._observer = ModelMetrics(metrics, name)
-        self._batcher = Batcher(self, max_batch_tokens=limits.max_batch_tokens, device_lock=device_lock)
+        self._batcher = Batcher(self, device, max_batch_tokens=limits.max_batch_tokens)
         self._pool = ThreadPoolExecutor(limits.tokenization_workers, f"snugtune-tokens-{name}")
         self._pace = engine.tokens_per_s
         self._checks: set[asyncio.Task[None]] = set()
+        self._stopped = False
         self._tried_sha = engine.sha
         self._seen = identity(run)
         self.in_house = 0
@@ -153,7 +154,7 @@ class ServedModel:
     def on_failure(self, texts: int) -> None:
         """Was it the texts, or is the model broken? A text known to be good tells."""
         self._observer.on_failure(texts)
-        if not self._checks:
+        if not self._checks and not self._stopped:
             task = asyncio.get_running_loop().create_task(self.check())
             self._checks.add(task)
             task.add_done_callback(self._checks.discard)
@@ -161,7 +162,7 @@ class ServedModel:
     async def check(self) -> None:
         """Ask a text known to be good."""
         was = self.healthy
-        self.healthy = await asyncio.to_thread(self.engine.works)
+        self.healthy = await asyncio.wrap_future(self._device.submit(self.engine.works))
         if was and not self.healthy:
             log.error("The model %s no longer answers.", self.name)
 
@@ -187,7 +188,7 @@ class ServedModel:
 
     async def _replace(self) -> str:
         try:
-            engine = await asyncio.to_thread(self._load)
+            engine = await in_passing(self._load)
         except Exception as error:
             self._metrics.reloads.labels(self.name, "failed").inc()
             # Another look finds the same folder, so it is not tried again until that changes.
@@ -201,14 +202,16 @@ class ServedModel:
 
     def stop(self) -> None:
         """Compute nothing more."""
+        self._stopped = True
         self._batcher.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Models:
-    """All models of a server; the first one is the default."""
+    """All models of a server; the first one is the default. ``device`` computes for all of them."""
 
-    def __init__(self, models: Sequence[ServedModel]) -> None:
+    def __init__(self, models: Sequence[ServedModel], device: Device) -> None:
+        self._device = device
         self.by_name = {model.name: model for model in models}
         self.default = models[0]
 
@@ -243,6 +246,7 @@ class Models:
         """Compute nothing more."""
         for model in self.by_name.values():
             model.stop()
+        self._device.stop()
 
 
 def load_models(
@@ -253,20 +257,18 @@ def load_models(
     Raises:
         UserInputError: one cannot be loaded.
     """
-    device_lock = threading.Lock()
+    device = Device()
     models = []
     for name, folder in runs.items():
         run = Path(folder)
 
         def load(run: Path = run) -> Engine:
-            return Engine.load(run, dtype=dtype, workers=limits.tokenization_workers)
+            return Engine.load(run, device=device, dtype=dtype, workers=limits.tokenization_workers)
 
         engine = load()
-        models.append(
-            ServedModel(name, run, engine, load, limits=limits, metrics=metrics, device_lock=device_lock)
-        )
+        models.append(ServedModel(name, run, engine, load, limits=limits, metrics=metrics, device=device))
         say(f"Loaded {name}: {folder}, {len(engine.predictor.labels.names):,} labels.")
-    return Models(models)
+    return Models(models, device)
 
 
 def identity(run: Path) -> tuple[int, int, int] | None:

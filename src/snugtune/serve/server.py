@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,9 @@ def serve_here(
     listening = listening or listen(settings)
     observer = observer or Observer()
     with listening:
-        models, app, state = _application(settings, key, observer)
+        # In a thread that ends: see ``device.py``.
+        with ThreadPoolExecutor(1) as loading:
+            models, app, state = loading.submit(_application, settings, key, observer).result()
         server = _server(app, settings)
         factory = server.config.get_loop_factory()
         loop = asyncio.new_event_loop() if factory is None else factory()
