@@ -252,7 +252,7 @@ def test_an_extra_that_is_missing_is_a_note_with_its_command():
 
 def test_every_extra_of_the_package_has_a_purpose_but_those_of_its_developers():
     offered = metadata.metadata("snugtune").get_all("Provides-Extra")
-    assert set(offered) - {"dev", "docs", "bench"} == set(PURPOSE)
+    assert set(offered) - {"dev", "docs", "bench", "fuzz"} == set(PURPOSE)
 
 
 def test_offline_and_token_are_told():
