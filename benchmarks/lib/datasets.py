@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,9 @@ def token_data(texts: Texts, config: Any) -> TokenData:
     dtype = compute_dtype(config, device)
     labels = LabelSet(tuple(sorted(set(texts.train_labels))))
     backbone = load_backbone(
-        config.model, labels, dtype=dtype, max_length=config.max_length, dropout=config.hidden_dropout
-    )
+        config.model, labels, dtype=dtype, max_length=config.max_length, dropout=config.hidden_dropout,
+        virtual_tokens=config.virtual_tokens,
+    )  # fmt: skip
     y = labels.encode(texts.train_labels)
     groups = near_duplicate_groups(texts.train)
     split = split_rows(y, groups, validation=config.validation_fraction, test=0.0, seed=config.seed)
@@ -118,6 +119,11 @@ def like_complaints(config: Any, rows: int, classes: int = 121) -> TokenData:
     examples = Examples(tokens, y)
     one = subset(examples, [int(lengths.argmin())])
     return TokenData(labels, backbone, device, dtype, examples, one, one)
+
+
+def replace_train(data: TokenData, train: Any) -> TokenData:
+    """``data`` with other training examples."""
+    return replace(data, train=train)
 
 
 def subset(examples: Any, rows: Any) -> Any:

@@ -91,7 +91,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         folder = _TemporaryFolder()
         table = folder.path / "table.parquet"
         pl.DataFrame({"text": texts, "label": [names[i] for i in ids]}).write_parquet(table)
-        config = make_config({**self.get_params(), "train": str(table), "text": ("text",), "label": "label"})
+        config = make_config({**self._given(), "train": str(table), "text": ("text",), "label": "label"})
         try:
             run = fit(config, folder.path / "run", observer=observer)
         except UserInputError as error:
@@ -103,6 +103,11 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._take(predictor, classes[[name in known for name in names]], folder)
         _write_classes(self.classes_, run)
         return self
+
+    def _given(self) -> dict[str, Any]:
+        """The parameters that are not a fit's own defaults, some of which depend on the method."""
+        fields = FitConfig.model_fields
+        return {name: value for name, value in self.get_params().items() if value != fields[name].default}
 
     def predict_proba(self, X: Iterable[str]) -> NDArray[np.float64]:
         """Calibrated probabilities (N, K), columns in the order of ``classes_``.

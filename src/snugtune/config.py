@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -20,10 +20,12 @@ from pydantic import (
 
 from snugtune.errors import ConfigError
 from snugtune.files import write_text
+from snugtune.methods import METHOD_SETTINGS, METHODS, MethodName, methods_with
 from snugtune.table_url import hide_password
 from snugtune.units import parse_duration
 
 DEFAULT_EFFECTIVE_BATCH_SIZE = 32
+VERA_R = 256
 
 SINGLE_LABEL: Final = "single_label_classification"
 MULTI_LABEL: Final = "multi_label_classification"
@@ -89,7 +91,7 @@ class FitConfig(BaseModel):
     max_length: PositiveInt | None = None
     long_texts: Literal["truncate", "head_tail", "windows", "auto"] = "truncate"
     pooling: Literal["auto", "first", "mean"] = "auto"
-    method: Literal["lora", "full", "head"] = "lora"
+    method: MethodName = "lora"
     load_in_4bit: bool = False
     task_type: Literal["SEQ_CLS"] = "SEQ_CLS"
     problem_type: Literal["single_label_classification", "multi_label_classification"] = SINGLE_LABEL
@@ -101,8 +103,31 @@ class FitConfig(BaseModel):
     modules_to_save: tuple[str, ...] | None = None
     use_dora: bool = False
     use_rslora: bool = False
-    init_lora_weights: bool | Literal["gaussian", "pissa", "olora", "orthogonal"] = True
+    init_lora_weights: bool | Literal["gaussian", "pissa", "olora", "orthogonal", "eva"] = True
+    eva_rho: Annotated[float, Field(ge=1.0)] = 2.0
+    loraplus_lr_ratio: Annotated[float, Field(ge=1.0)] | None = None
     layers_to_transform: tuple[int, ...] | None = None
+    init_r: PositiveInt = 12
+    target_r: PositiveInt = 8
+    tinit: Annotated[int, Field(ge=0)] | None = None
+    tfinal: Annotated[int, Field(ge=0)] | None = None
+    deltaT: PositiveInt | None = None  # noqa: N815 - PEFT's name
+    beta1: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
+    beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.85
+    orth_reg_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    d_initial: PositiveFloat = 0.1
+    projection_prng_key: Annotated[int, Field(ge=0)] = 0
+    oft_block_size: PositiveInt | None = None
+    use_cayley_neumann: bool = True
+    boft_block_size: PositiveInt = 4
+    feedforward_modules: tuple[str, ...] | None = None
+    num_virtual_tokens: PositiveInt = 20
+    prefix_projection: bool = False
+    prompt_tuning_init: Literal["SAMPLE_VOCAB", "RANDOM", "TEXT"] = "SAMPLE_VOCAB"
+    prompt_tuning_init_text: str | None = None
+    encoder_reparameterization_type: Literal["MLP", "LSTM"] = "MLP"
+    encoder_hidden_size: PositiveInt | None = None
+    encoder_num_layers: PositiveInt = 2
 
     # Training
     effective_batch_size: PositiveInt | None = None
@@ -150,6 +175,9 @@ class FitConfig(BaseModel):
             values.setdefault("problem_type", MULTI_LABEL)
         if values.get("problem_type") == MULTI_LABEL:
             values.setdefault("metric", "f1_micro")
+        if values.get("method") == "vera":
+            # Its matrices are not trained, so rank costs little; 256 is PEFT's default, too.
+            values.setdefault("r", VERA_R)
         return values
 
     @model_validator(mode="after")
@@ -192,22 +220,49 @@ class FitConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _frozen_in_4_bits(self) -> FitConfig:
-        if self.load_in_4bit and self.method == "full":
-            raise ValueError(
-                "load_in_4bit holds frozen weights in 4 bits, and method='full' trains every weight; set "
-                "method='lora' or leave load_in_4bit out"
-            )
+    def _settings_of_the_method(self) -> FitConfig:
+        faults = [*self._foreign_settings(), *self._contradictions()]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _foreign_settings(self) -> Iterator[str]:
+        """A sentence for each setting that has no effect with this method."""
+        fields = type(self).model_fields
+        for name in sorted(METHOD_SETTINGS - METHODS[self.method].settings):
+            if getattr(self, name) != fields[name].default:
+                theirs = " and ".join(repr(method) for method in methods_with(name))
+                yield (
+                    f"{name} has no effect with method={self.method!r}, it belongs to {theirs}; leave it out"
+                )
+
+    def _contradictions(self) -> Iterator[str]:
+        """A sentence for each pair of settings of the method that exclude each other."""
         if self.load_in_4bit and self.bias != "none":
-            raise ValueError(
+            yield (
                 f"bias={self.bias!r} trains biases of layers that load_in_4bit freezes; leave one of them out"
             )
-        return self
+        if self.eva_rho != 2.0 and self.init_lora_weights != "eva":
+            yield "eva_rho needs init_lora_weights='eva'; leave it out"
+        if self.target_r >= self.init_r:
+            yield (
+                f"target_r={self.target_r} must be less than init_r={self.init_r}: AdaLoRA begins with "
+                "init_r and comes down to target_r on the average"
+            )
+        if (self.prompt_tuning_init == "TEXT") != (self.prompt_tuning_init_text is not None):
+            yield "prompt_tuning_init='TEXT' and prompt_tuning_init_text go together; give both or neither"
+        if self.method == "prefix" and self.encoder_hidden_size and not self.prefix_projection:
+            yield "encoder_hidden_size needs prefix_projection here; leave it out"
 
     @property
     def is_multi_label(self) -> bool:
         """Whether a text may carry several labels, or none."""
         return self.problem_type == MULTI_LABEL
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Tokens that the method puts before each text."""
+        return self.num_virtual_tokens if METHODS[self.method].has_virtual_tokens else 0
 
     def _batch_size_product(self) -> int | None:
         if self.per_device_train_batch_size is None and self.gradient_accumulation_steps is None:

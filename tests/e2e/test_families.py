@@ -18,6 +18,7 @@ from snugtune.model.backbone import load_backbone
 from snugtune.model.head import find_head, write_probe
 from snugtune.train.forward import autocast, collate, layer_inputs, predict_logits
 from snugtune.train.probe import fit_probes
+from snugtune.train.ranks import settle_ranks
 
 CPU = torch.device("cpu")
 LABEL_SET = LabelSet(LABELS, {})
@@ -43,6 +44,22 @@ VARIANTS = [
     ("roberta", {"use_rslora": True}),
     ("bert", {"bias": "all", "layers_to_transform": (0,)}),
     ("mistral", {"target_modules": "all-linear"}),
+    ("bert", {"method": "adalora"}),
+    ("xlm-roberta", {"method": "adalora"}),
+    ("llama", {"method": "vera"}),
+    ("bert", {"method": "oft"}),
+    ("qwen3", {"method": "boft"}),
+    ("xlm-roberta", {"method": "ia3"}),
+    ("gpt2", {"method": "ia3"}),
+    ("bert", {"method": "bitfit"}),
+    ("gpt2", {"method": "bitfit"}),
+    ("bert", {"method": "prefix"}),
+    ("gpt2", {"method": "prefix"}),
+    ("llama", {"method": "prefix", "prefix_projection": True}),
+    ("xlm-roberta", {"method": "prompt"}),
+    ("modernbert", {"method": "prompt"}),
+    ("bert", {"method": "prompt", "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "my card"}),
+    ("distilbert", {"method": "p-tuning", "encoder_reparameterization_type": "LSTM"}),
 ]
 
 
@@ -53,8 +70,9 @@ def published(tmp_path_factory):
 
 def started(folder, dtype, **settings):
     """The wrapped model after the probe start, its tokens, pad token and the probe's own logits."""
-    config = make_config({"train": "x", "r": 4, **settings})
-    backbone = load_backbone(str(folder), LABEL_SET, dtype=dtype)
+    rank = {"r": 4} if settings.get("method", "lora") == "lora" else {}
+    config = make_config({"train": "x", **rank, **settings})
+    backbone = load_backbone(str(folder), LABEL_SET, dtype=dtype, virtual_tokens=config.virtual_tokens)
     tokens = tokenize(TEXTS, backbone.tokenizer, backbone.max_length)
     pad = backbone.tokenizer.pad_token_id
     head = find_head(backbone.model, config.modules_to_save)
@@ -81,9 +99,10 @@ def train_one_step(model, tokens, pad, dtype):
 def trained_and_saved(folder, out, dtype, **settings):
     config, backbone, model, tokens, _ = started(folder, dtype, **settings)
     train_one_step(model, tokens, backbone.tokenizer.pad_token_id, dtype)
-    fresh = load_backbone(str(folder), LABEL_SET)
-    final = wrap(fresh.model, config)
+    fresh = load_backbone(str(folder), LABEL_SET, virtual_tokens=config.virtual_tokens)
+    final = wrap(fresh.model, config, like=model)
     load_trainable_state(final, trainable_state(model))
+    settle_ranks(final)
     save_model(final, fresh.tokenizer, out, fresh.max_length)
     few = tokenize(CHECKED, fresh.tokenizer, fresh.max_length)
     logits = predict_logits(final, few, pad_token_id=fresh.tokenizer.pad_token_id, device=CPU)
@@ -113,9 +132,16 @@ def test_what_is_saved_reloads_with_stock_classes(published, tmp_path):
     assert max(differences) < 1e-4
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "gpt2"])
-def test_our_own_loading_gives_the_same_logits(published, tmp_path, family):
-    saved = trained_and_saved(published[family], tmp_path / "run", torch.float32)
+OWN_LOADING = [
+    ("bert", {}), ("distilbert", {}), ("gpt2", {}), ("bert", {"method": "adalora"}),
+    ("bert", {"method": "prefix"}), ("xlm-roberta", {"method": "prompt"}), ("bert", {"method": "bitfit"}),
+    ("llama", {"method": "boft"}), ("bert", {"method": "oft"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "settings"), OWN_LOADING)
+def test_our_own_loading_gives_the_same_logits(published, tmp_path, family, settings):
+    saved = trained_and_saved(published[family], tmp_path / "run", torch.float32, **settings)
     model, tokenizer = load_model(saved.folder, dtype=torch.float32, attn_implementation="sdpa")
     tokens = tokenize(CHECKED, tokenizer, saved.max_length)
     again = predict_logits(model, tokens, pad_token_id=tokenizer.pad_token_id, device=CPU)

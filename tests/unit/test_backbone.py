@@ -19,9 +19,10 @@ from snugtune.config import make_config
 from snugtune.data.labels import LabelSet
 from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
-from snugtune.model.adapter import lora_config, wrap
+from snugtune.model.adapter import wrap
 from snugtune.model.backbone import DEFAULT_MAX_LENGTH, load_backbone, resolve
 from snugtune.model.head import NEW_PARAMETERS
+from snugtune.model.peft_config import lora_config
 
 LABEL_SET = LabelSet(LABELS, {})
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

@@ -17,7 +17,10 @@ SHAPE = {
 def small(dropout=0.0, **settings):
     torch.manual_seed(0)
     config = BertConfig(**SHAPE, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
-    model = wrap(BertForSequenceClassification(config), make_config({"train": "", "r": 4, **settings}))
+    model = wrap(
+        BertForSequenceClassification(config),
+        make_config({"train": "", **({} if settings else {"r": 4}), **settings}),
+    )
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)

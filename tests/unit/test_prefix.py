@@ -37,7 +37,10 @@ TOP = {"layers_to_transform": (1,)}
 
 
 def wrapped(dtype=torch.float32, **settings):
-    return wrap(tiny_model().to(dtype), make_config({"train": "x"} | TOP | settings))
+    return wrap(
+        tiny_model().to(dtype),
+        make_config({"train": "x"} | (settings if "method" in settings else TOP | settings)),
+    )
 
 
 class Calls:

@@ -48,7 +48,8 @@ def published(tmp_path_factory):
 
 
 def settings(folder, **more):
-    return make_config({"train": "x", "model": str(folder), "r": 4, "load_in_4bit": True, **more})
+    rank = {} if "method" in more else {"r": 4}
+    return make_config({"train": "x", "model": str(folder), **rank, "load_in_4bit": True, **more})
 
 
 def pair(folder, dtype=torch.float32, **more):
@@ -273,7 +274,7 @@ def test_weights_that_are_published_quantised_are_refused(published, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"method": "full"}, "method='full' trains every weight"),
+        ({"method": "full"}, "load_in_4bit has no effect with method='full'"),
         ({"bias": "all"}, "bias='all' trains biases"),
     ],
 )

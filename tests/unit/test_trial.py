@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from snugtune.config import make_config
 from snugtune.memory.guard import Guard, Limit, device_memory
 from snugtune.memory.timing import PADDING
 from snugtune.train import trial
@@ -92,5 +93,15 @@ def test_it_leaves_the_model_and_the_random_numbers_as_they_were():
 
 
 def test_layers_that_are_run_twice_cost_a_pass_more():
-    assert training_passes("lora", checkpointed=True) == training_passes("lora", checkpointed=False) + 1
-    assert training_passes("head", checkpointed=False) < training_passes("lora", checkpointed=False)
+    lora, head = (make_config({"train": "x", "method": method}) for method in ("lora", "head"))
+    lengths = np.array([10, 30])
+    once = training_passes(lora, lengths, checkpointed=False)
+    assert training_passes(lora, lengths, checkpointed=True) == once + 1
+    assert training_passes(head, lengths, checkpointed=False) < once
+
+
+def test_virtual_tokens_cost_what_tokens_cost():
+    config = make_config({"train": "x", "method": "prompt", "num_virtual_tokens": 20})
+    plain = make_config({"train": "x"})
+    passes = [training_passes(c, np.array([10, 30]), checkpointed=False) for c in (plain, config)]
+    assert passes[1] == 2 * passes[0]

@@ -18,6 +18,9 @@ BUDGET = "Budget"
 SHORTHANDS = {"multi_label"}
 """Options that stand for a value of a setting of another name."""
 
+LISTS = ("label_levels", "target_modules", "modules_to_save", "layers_to_transform", "feedforward_modules")
+"""Options that hold names or numbers by commas."""
+
 
 def _option(panel: str, help_text: str, *names: str, values: Any = None) -> Any:
     """An option of ``panel``; ``values`` completes what may be given, and is the shell's own if left out."""
@@ -99,7 +102,14 @@ LongTexts: TypeAlias = Annotated[
         "(by validation).",
     ),
 ]
-Method: TypeAlias = Annotated[str | None, _choice("method", MODEL, "lora (default), full, or head.")]
+Method: TypeAlias = Annotated[
+    str | None,
+    _choice(
+        "method",
+        MODEL,
+        "lora (default), adalora, vera, oft, boft, ia3, bitfit, prefix, prompt, p-tuning, head or full.",
+    ),
+]
 LoadIn4bit: TypeAlias = Annotated[
     bool | None,
     _option(MODEL, "Hold frozen weights in 4 bits (NF4); needs snugtune\\[quantized].", "--load-in-4bit"),
@@ -136,11 +146,82 @@ UseRslora: TypeAlias = Annotated[
     bool | None, _option(ADAPTER, "Rank-stabilised LoRA: scale by alpha / sqrt(r).", "--use-rslora")
 ]
 InitLoraWeights: TypeAlias = Annotated[
-    str | None, _choice("init_lora_weights", ADAPTER, "true (default), gaussian, pissa, olora or orthogonal.")
+    str | None,
+    _choice("init_lora_weights", ADAPTER, "true (default), gaussian, pissa, olora, orthogonal or eva."),
 ]
 LayersToTransform: TypeAlias = Annotated[
     str | None, _option(ADAPTER, "Layers that get an adapter, by commas, counted from 0 (all).")
 ]
+EvaRho: TypeAlias = Annotated[
+    float | None, _option(ADAPTER, "EVA: most ranks of a layer, as a multiple of r (2).", "--eva-rho")
+]
+LoraPlus: TypeAlias = Annotated[
+    float | None,
+    _option(ADAPTER, "LoRA+: how many times faster B learns than A.", "--loraplus-lr-ratio"),
+]
+InitR: TypeAlias = Annotated[int | None, _option(ADAPTER, "AdaLoRA: rank at the start (12).", "--init-r")]
+TargetR: TypeAlias = Annotated[
+    int | None, _option(ADAPTER, "AdaLoRA: mean rank at the end (8).", "--target-r")
+]
+Tinit: TypeAlias = Annotated[
+    int | None, _option(ADAPTER, "AdaLoRA: steps before ranks are cut (a tenth of them).", "--tinit")
+]
+Tfinal: TypeAlias = Annotated[
+    int | None, _option(ADAPTER, "AdaLoRA: steps after the last cut (half of them).", "--tfinal")
+]
+DeltaT: TypeAlias = Annotated[
+    int | None, _option(ADAPTER, "AdaLoRA: steps between two cuts (a hundredth of them).", "--delta-t")
+]
+Beta1: TypeAlias = Annotated[
+    float | None, _option(ADAPTER, "AdaLoRA: smoothing of the importance (.85).", "--beta1")
+]
+Beta2: TypeAlias = Annotated[
+    float | None, _option(ADAPTER, "AdaLoRA: smoothing of its uncertainty (.85).", "--beta2")
+]
+OrthRegWeight: TypeAlias = Annotated[
+    float | None,
+    _option(ADAPTER, "AdaLoRA: weight of the penalty on directions that are not orthogonal (.5)."),
+]
+DInitial: TypeAlias = Annotated[float | None, _option(ADAPTER, "VeRA: first value of its vector d (.1).")]
+ProjectionPrngKey: TypeAlias = Annotated[
+    int | None, _option(ADAPTER, "VeRA: seed of its frozen matrices (0).")
+]
+OftBlockSize: TypeAlias = Annotated[
+    int | None,
+    _option(ADAPTER, "OFT: size of the blocks that are rotated (32, if it divides the model's width)."),
+]
+UseCayleyNeumann: TypeAlias = Annotated[
+    bool | None,
+    _option(
+        ADAPTER,
+        "OFT: rotations by a series (default), not by an exact solution.",
+        "--use-cayley-neumann/--no-use-cayley-neumann",
+    ),
+]
+BoftBlockSize: TypeAlias = Annotated[int | None, _option(ADAPTER, "BOFT: size of its blocks (4).")]
+FeedforwardModules: TypeAlias = Annotated[
+    str | None, _option(ADAPTER, "IA3: which of the target modules are scaled at their input, by commas.")
+]
+NumVirtualTokens: TypeAlias = Annotated[
+    int | None, _option(ADAPTER, "prefix, prompt, p-tuning: virtual tokens before each text (20).")
+]
+PrefixProjection: TypeAlias = Annotated[
+    bool | None, _option(ADAPTER, "prefix: make keys and values by a small network.", "--prefix-projection")
+]
+PromptTuningInit: TypeAlias = Annotated[
+    str | None, _option(ADAPTER, "prompt: begin as SAMPLE_VOCAB (default), RANDOM or TEXT.")
+]
+PromptTuningInitText: TypeAlias = Annotated[
+    str | None, _option(ADAPTER, "prompt: the text to begin as, with --prompt-tuning-init TEXT.")
+]
+EncoderReparameterizationType: TypeAlias = Annotated[
+    str | None, _option(ADAPTER, "p-tuning: what makes its tokens, MLP (default) or LSTM.")
+]
+EncoderHiddenSize: TypeAlias = Annotated[
+    int | None, _option(ADAPTER, "p-tuning, prefix projection: width of that network (the model's).")
+]
+EncoderNumLayers: TypeAlias = Annotated[int | None, _option(ADAPTER, "p-tuning: layers of an LSTM (2).")]
+
 
 Epochs: TypeAlias = Annotated[
     float | None, _option(TRAINING, "Passes over the data.", "--epochs", "--num-train-epochs")
@@ -274,7 +355,7 @@ def settings(parameters: dict[str, Any]) -> dict[str, Any]:
         given["label"] = labels[0] if len(labels) == 1 else labels
     if given.pop("multi_label", False):
         given["problem_type"] = "multi_label_classification"
-    for key in ("label_levels", "target_modules", "modules_to_save", "layers_to_transform"):
+    for key in LISTS:
         if key in given and given[key] != "all-linear":
             given[key] = tuple(part.strip() for part in given[key].split(",") if part.strip())
     if str(given.get("init_lora_weights")).lower() in ("true", "false"):

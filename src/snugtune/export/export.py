@@ -29,6 +29,7 @@ from snugtune.predict.held_out import HeldOut, read_held_out
 from snugtune.predict.int8 import (
     ROWS_TO_MEASURE,
     agreement_on,
+    check_mergeable,
     logits_of,
     long_texts_of,
     reference_model,
@@ -238,6 +239,7 @@ def _check_choices(record: dict[str, Any], to: str, dtype: str) -> None:
         raise UserInputError(
             "This run has no adapter (it trained the model itself); export it with --to merged."
         )
+    check_mergeable(record, f"--to {to}", unless=to == "adapter")
     if to.startswith("onnx") or to == "static":
         require_onnx()
 

@@ -65,7 +65,8 @@ class Job:
     ``tokens_if_shorter`` are those left if texts are cut at half of ``length``.
     ``cpu_tokens`` bounds a CPU's micro-batches, where larger ones gain nothing. ``quantized``: 4-bit weights
     were asked for. ``drops_out``: there is dropout to leave out. ``packable``: texts may go without padding
-    through the variable-length kernel of a card that has one.
+    through the variable-length kernel of a card that has one. ``limits_layers``: the method can adapt some
+    layers only; ``may_quantize``: it goes with 4-bit weights; ``recomputes``: with activation checkpointing.
     """
 
     step_examples: int
@@ -82,6 +83,9 @@ class Job:
     quantized: bool = False
     drops_out: bool = False
     packable: bool = False
+    limits_layers: bool = True
+    may_quantize: bool = True
+    recomputes: bool = True
 
 
 @dataclass(frozen=True)
@@ -247,10 +251,15 @@ class Planner:
             return choices
         setup, levers = replace(base, chunked_evaluation=True), (*first, CHUNKED)
         if share > CRAMPED:
+            checkpointed = self.layers if self.job.recomputes else 0
             everything = replace(
-                setup, embedding_on_host=self.embedding_bytes > 0, activation_checkpointing=self.layers
+                setup, embedding_on_host=self.embedding_bytes > 0, activation_checkpointing=checkpointed
             )
-            named = (*levers, *((HOST,) if self.embedding_bytes else ()), f"{CHECKPOINT} of all layers")
+            named = (
+                *levers,
+                *((HOST,) if self.embedding_bytes else ()),
+                *((f"{CHECKPOINT} of all layers",) if checkpointed else ()),
+            )
             return [*choices, self._choose(device, everything, named)]
         choices.append(self._choose(device, setup, levers))
         if choices[-1].micro_batch >= enough:
@@ -260,7 +269,8 @@ class Planner:
             choices.append(self._choose(device, setup, levers))
             if choices[-1].micro_batch >= enough:
                 return choices
-        choices += self._checkpointed(device, setup, levers)
+        if self.job.recomputes:
+            choices += self._checkpointed(device, setup, levers)
         return choices
 
     def _checkpointed(self, device: Device, setup: Setup, levers: tuple[str, ...]) -> list[_Choice]:
@@ -295,7 +305,8 @@ class Planner:
     def _offers(self, device: Device, smallest: _Choice) -> list[_Choice]:
         """Levers that change the result, on top of all that do not."""
         offers: list[_Choice] = []
-        if self.job.weights_are_frozen and device.kind == "cuda" and not self.job.quantized:
+        may_quantize = self.job.may_quantize and self.job.weights_are_frozen and not self.job.quantized
+        if may_quantize and device.kind == "cuda":
             quantized = replace(self._base(device), quantized=True, chunked_evaluation=True)
             plain = self._choose(device, quantized, (QUANTIZED,), price=OFFERS[QUANTIZED])
             offers.append(plain)
@@ -309,7 +320,7 @@ class Planner:
             undropped = replace(smallest.setup, dropout=False, attention_dropout=0.0)
             named = (*smallest.levers, UNDROPPED)
             offers.append(self._choose(device, undropped, named, price=OFFERS[UNDROPPED]))
-        if self.job.weights_are_frozen and self.layers > 1:
+        if self.job.weights_are_frozen and self.job.limits_layers and self.layers > 1:
             half = self.layers // 2
             top = replace(smallest.setup, top_layers=half)
             named = (*smallest.levers, f"{TOP} ({half} of {self.layers})")

@@ -1,82 +1,50 @@
-"""From a plain model to what is trained: LoRA through PEFT, the head alone, or everything."""
+"""From a plain model to what is trained: an adapter through PEFT, the head alone, or everything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel, get_peft_model
+from peft.tuners.boft import layer as boft_layer
 from peft.tuners.lora import LoraLayer
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.tuners.oft import OFTLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
+from snugtune.methods import METHODS
 from snugtune.model.head import find_head
+from snugtune.model.peft_config import DECOMPOSING_INITS, peft_config
 from snugtune.model.quantization import full_matrix
 
-TARGET_MODULES = (
-    ("query", "value"),
-    ("q_proj", "v_proj"),
-    ("query_proj", "value_proj"),
-    ("q_lin", "v_lin"),
-    ("q", "v"),
-    ("Wqkv",),
-    ("qkv_proj",),
-    ("query_key_value",),
-    ("c_attn",),
+QUIET = (
+    r"Invalid `.*block_size`",
+    # Those of AdaLoRA are read by its own code, elsewhere.
+    r"The following rank_pattern keys did not match",
+    r"lora with eva initialization used with low_cpu_mem_usage=False",
 )
-"""Names of the query and value projections (Hu et al. 2021, arXiv:2106.09685, section 4.2), or of the one
-matrix that holds them, in the architectures for which PEFT has no default."""
+"""Beginnings of PEFT's remarks that are no news to a user."""
 
 
-def default_targets(model: PreTrainedModel) -> tuple[str, ...] | None:
-    """What LoRA adapts if the user names nothing; None leaves the choice to PEFT."""
-    if model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
-        return None
-    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    return next((targets for targets in TARGET_MODULES if present.issuperset(targets)), None)
-
-
-DECOMPOSING_INITS = ("pissa", "olora")
-"""Values of ``init_lora_weights`` that start from the largest part of each weight matrix."""
-
-
-def lora_config(
-    config: FitConfig, modules_to_save: tuple[str, ...], default: tuple[str, ...] | None = None
-) -> LoraConfig:
-    """PEFT's LoRA settings, each under its own name.
-
-    PiSSA and OLoRA get the doubled rank, and the alpha that keeps the scaling, of ``start_from_factors``.
-    """
-    targets = config.target_modules or default
-    doubled = config.init_lora_weights in DECOMPOSING_INITS
-    # The scaling is alpha / r, with rsLoRA alpha / sqrt(r).
-    alpha = config.lora_alpha * ((2**0.5 if config.use_rslora else 2) if doubled else 1)
-    return LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=2 * config.r if doubled else config.r,
-        lora_alpha=alpha,
-        target_modules=list(targets) if isinstance(targets, tuple) else targets,
-        lora_dropout=config.lora_dropout,
-        bias=config.bias,
-        modules_to_save=list(modules_to_save),
-        use_dora=config.use_dora,
-        use_rslora=config.use_rslora,
-        init_lora_weights=True if doubled else config.init_lora_weights,
-        layers_to_transform=None if config.layers_to_transform is None else list(config.layers_to_transform),
-    )
-
-
-def wrap(model: PreTrainedModel, config: FitConfig) -> nn.Module:
+def wrap(model: PreTrainedModel, config: FitConfig, *, like: nn.Module | None = None) -> nn.Module:
     """Make trainable what ``config.method`` says, in float32, and nothing else.
+
+    ``like`` is a model that was wrapped so before: the new one gets adapters of the very same shapes, also
+    where training has changed them (AdaLoRA, EVA).
 
     Raises:
         UserInputError: PEFT finds no module of a name in ``target_modules``, a layer of
-            ``layers_to_transform`` does not exist, or the LoRA settings do not go together.
+            ``layers_to_transform`` does not exist, the settings do not go together, or the method cannot be
+            applied to this architecture.
     """
     head = find_head(model, config.modules_to_save)
     wrapped: nn.Module = model
@@ -86,32 +54,127 @@ def wrap(model: PreTrainedModel, config: FitConfig) -> nn.Module:
     if config.method == "head":
         _train_only(model, lambda name: any(part in head.modules_to_save for part in name.split(".")))
     else:
-        wrapped = _with_lora(model, config, head.modules_to_save)
-    for parameter in wrapped.parameters():
+        _check_architecture(model, config.method)
+        wrapped = _with_adapter(model, config, head.modules_to_save, like)
+    if config.method == "bitfit":
+        _check_biases(wrapped, model, head.modules_to_save)
+    for name, parameter in wrapped.named_parameters():
+        if "ranknum" in name.split("."):
+            # AdaLoRA's own constant; on the meta device PEFT leaves it trainable.
+            parameter.requires_grad_(False)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    _norms_of_one_format(wrapped)
     if config.init_lora_weights in DECOMPOSING_INITS:
         start_from_factors(wrapped, config.r, config.init_lora_weights)
     _compute_heads_in_float32(wrapped, head.modules_to_save)
     return wrapped
 
 
-def _with_lora(model: PreTrainedModel, config: FitConfig, modules_to_save: tuple[str, ...]) -> nn.Module:
+def _with_adapter(
+    model: PreTrainedModel, config: FitConfig, modules_to_save: tuple[str, ...], like: nn.Module | None
+) -> nn.Module:
+    title = METHODS[config.method].title
     try:
-        peft_config = lora_config(config, modules_to_save, default_targets(model))
-        # GPT-2's layers keep their weights as (in, out); told so, PEFT need not find out and warn.
-        peft_config.fan_in_fan_out = any(_is_conv1d(module) for module in model.modules())
-        wrapped: nn.Module = get_peft_model(model, peft_config, revision=config.revision)
-    except ValueError as error:
-        raise UserInputError(f"LoRA cannot be attached to this model: {_one_line(error)}") from error
-    layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
-    names = list(layers)
+        if isinstance(like, PeftModel):
+            chosen = copy.deepcopy(like.peft_config["default"])
+            # What was pruned of AdaLoRA's ranks is found in the weights again.
+            chosen.modules_to_save = list(modules_to_save)
+            if config.method == "adalora":
+                chosen.rank_pattern = None
+        else:
+            chosen = peft_config(model, config, modules_to_save)
+        with quiet_attaching():
+            wrapped: nn.Module = get_peft_model(model, chosen, revision=config.revision)
+    except (ValueError, TypeError) as error:
+        raise UserInputError(f"{title} cannot be attached to this model: {_one_line(error)}") from error
+    layers = {name: module for name, module in wrapped.named_modules() if isinstance(module, BaseTunerLayer)}
     if not config.use_dora:
         for layer in layers.values():
-            _leave_input_to_autocast(layer)
-    _check_targets(config.target_modules, names)
-    _check_layers(config.layers_to_transform, names, model.config.get_text_config().num_hidden_layers)
+            if isinstance(layer, LoraLayer):
+                _leave_input_to_autocast(layer)
+    if METHODS[config.method].limits_layers:
+        _check_targets(config.target_modules, list(layers), title)
+        _check_layers(
+            config.layers_to_transform, list(layers), model.config.get_text_config().num_hidden_layers, title
+        )
+    if config.oft_block_size is not None:
+        _check_block_size(wrapped, config.oft_block_size)
     return wrapped
+
+
+@contextmanager
+def quiet_attaching() -> Iterator[None]:
+    """PEFT's remarks on what is meant so, or is looked at afterwards.
+
+    Nor does PEFT compile its CUDA kernel for BOFT meanwhile, which takes a toolkit and minutes, and prints:
+    PyTorch's operators give the same, on every machine.
+    """
+    boft_layer._FBD_CUDA = False
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+def _check_architecture(model: PreTrainedModel, method: str) -> None:
+    """What PEFT or Transformers would do wrongly, or fail at with the first text."""
+    others = "; method='lora' and most others can"
+    if method in ("prompt", "p-tuning") and not _reads_first_token(model):
+        # Transformers 5.23, modeling_layers.py: without input_ids such heads read the last position, which is
+        # padding in all but the longest text of a batch.
+        raise UserInputError(
+            f"method={method!r} cannot be used with models of type {model.config.model_type}: Transformers "
+            "then reads padding where the text should end; take method='prefix' or 'lora'."
+        )
+    takes = (
+        inspect.signature(model.forward).parameters | inspect.signature(model.base_model.forward).parameters
+    )
+    if method == "prefix" and "past_key_values" not in takes:
+        raise UserInputError(
+            f"method='prefix' cannot be used with models of type {model.config.model_type}, whose attention "
+            f"takes no keys and values from elsewhere{others}."
+        )
+    if method in ("prefix", "prompt", "p-tuning") and getattr(model.config, "is_encoder_decoder", False):
+        raise UserInputError(
+            f"method={method!r} cannot be used with models of type {model.config.model_type}, which have an "
+            f"encoder and a decoder{others}."
+        )
+
+
+def _reads_first_token(model: PreTrainedModel) -> bool:
+    """Whether the head finds its token without token ids, which virtual tokens do not have."""
+    # ``score`` is Transformers' name for the last linear of heads that look for the last real token.
+    return not hasattr(model, "score") and not getattr(model.config, "is_encoder_decoder", False)
+
+
+def _check_biases(wrapped: nn.Module, model: PreTrainedModel, heads: tuple[str, ...]) -> None:
+    trained = [name for name, parameter in wrapped.named_parameters() if parameter.requires_grad]
+    if all(any(part in heads for part in name.split(".")) for name in trained):
+        raise UserInputError(
+            f"method='bitfit' trains biases, and models of type {model.config.model_type} have none outside "
+            "the head; take method='lora' or 'ia3'."
+        )
+
+
+def _norms_of_one_format(model: nn.Module) -> None:
+    """Normalisation layers with a trained bias in float32 as a whole: the kernels take no mixture."""
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if any(p.requires_grad for p in own.values()) and all(p.dim() == 1 for p in own.values()):
+            for parameter in own.values():
+                parameter.data = parameter.data.float()
+
+
+def _check_block_size(wrapped: nn.Module, wanted: int) -> None:
+    """PEFT takes another one where a layer's input is no multiple of it."""
+    for name, module in wrapped.named_modules():
+        found = getattr(module, "oft_block_size", None)
+        if isinstance(module, OFTLayer) and isinstance(found, dict) and found["default"] != wanted:
+            raise UserInputError(
+                f"oft_block_size={wanted} does not divide the {module.in_features} inputs of "
+                f"{name.removeprefix('base_model.model.')}; take {found['default']}, or leave it out."
+            )
 
 
 def _leave_input_to_autocast(layer: LoraLayer) -> None:
@@ -129,27 +192,22 @@ def _leave_input_to_autocast(layer: LoraLayer) -> None:
     layer._cast_input_dtype = unless_autocast
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    # Transformers notes on a 4-bit layer of what it was made.
-    return isinstance(module, Conv1D) or getattr(module, "source_cls", None) is Conv1D
-
-
-def _check_targets(targets: tuple[str, ...] | str | None, adapted: list[str]) -> None:
+def _check_targets(targets: tuple[str, ...] | str | None, adapted: list[str], title: str) -> None:
     """PEFT is silent about a name that fits nothing if another one fits."""
     if isinstance(targets, tuple):
         for target in targets:
             if not any(name.endswith(f".{target}") for name in adapted):
                 raise UserInputError(
-                    f"target_modules names {target}, but LoRA finds no such layer in this model; "
+                    f"target_modules names {target}, but {title} finds no such layer in this model; "
                     f"the others fit {', '.join(sorted({name.rpartition('.')[2] for name in adapted}))}."
                 )
 
 
-def _check_layers(layers: tuple[int, ...] | None, adapted: list[str], count: int) -> None:
+def _check_layers(layers: tuple[int, ...] | None, adapted: list[str], count: int, title: str) -> None:
     numbers = {int(part) for name in adapted for part in name.split(".") if part.isdigit()}
     if lost := sorted(set(layers or ()) - numbers):
         raise UserInputError(
-            f"layers_to_transform names layer {lost[0]}, but LoRA fits no layer of that number in this "
+            f"layers_to_transform names layer {lost[0]}, but {title} fits no layer of that number in this "
             f"model of {count} layers; count them from 0."
         )
 
@@ -236,14 +294,40 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
 def on_trained(model: nn.Module, plain: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors of the plain model under the names that they have, as far as they are trained, in ``model``.
 
-    PEFT keeps the trained copy of a module ``X`` as ``base_model.model.X.modules_to_save.default``.
+    PEFT keeps the trained copy of a module ``X`` as ``base_model.model.X.modules_to_save.default``; with
+    methods of virtual tokens as ``base_model.X.modules_to_save.default``.
     """
     names = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    pairs = (
-        (name, name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""))
-        for name in names
-    )
+    around = "base_model." if virtual_tokens(model) else "base_model.model."
+    pairs = ((name, name.removeprefix(around).replace(".modules_to_save.default", "")) for name in names)
     return {name: plain[plain_name] for name, plain_name in pairs if plain_name in plain}
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Tokens that the model's adapter puts before each text."""
+    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+        return 0
+    return int(model.active_peft_config.num_virtual_tokens)
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The plain model, its adapter merged into its weights.
+
+    As PEFT's ``merge_and_unload``, which fails for all but LoRA where a trained head has several layers
+    (0.21, ``tuners/tuners_utils.py``, ``_replace_module``: it looks for one weight in it).
+    """
+    inner: PreTrainedModel = model.get_base_model()
+    for name, module in list(inner.named_modules()):
+        plain = None
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            plain = module.get_base_layer()
+        elif isinstance(module, ModulesToSaveWrapper):
+            plain = module.modules_to_save["default"]
+        if plain is not None:
+            parent, _, own = name.rpartition(".")
+            setattr(inner.get_submodule(parent), own, plain)
+    return inner
 
 
 def is_peft(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from torch import nn
 
 from snugtune.errors import ArtifactError, UserInputError
 from snugtune.files import system_errors
-from snugtune.model.adapter import is_peft
+from snugtune.model.adapter import is_peft, merged, quiet_attaching, virtual_tokens
 from snugtune.model.backbone import check_vocabulary, supported_attention
 from snugtune.model.folder import (
     ADAPTER_CONFIG,
@@ -78,8 +78,12 @@ def answer(folder, peft, texts, max_length, quantization):
     with torch.inference_mode():
         logits = model(**batch).logits.float().tolist()
     if peft:
-        # An adapter cannot be merged into 4-bit weights without rounding them again.
-        model = model.get_base_model() if quantization else model.merge_and_unload()
+        if quantization:
+            # An adapter cannot be merged into 4-bit weights without rounding them again.
+            model = model.get_base_model()
+        elif model.active_peft_config.peft_type in ("LORA", "ADALORA"):
+            # PEFT 0.21 fails at merging its other methods where a head of several layers is trained.
+            model = model.merge_and_unload()
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
     rows = classify(texts, truncation=True, max_length=max_length)
     return {"logits": logits, "labels": [row["label"] for row in rows]}
@@ -233,7 +237,8 @@ def _check_labels(given: Sequence[str], saved: Saved) -> None:
 def load_model(
     folder: Path, *, dtype: torch.dtype, attn_implementation: str, as_quantized: bool = True
 ) -> tuple[nn.Module, Any]:
-    """Load what ``save_model`` wrote, an adapter merged into its model, and the tokenizer.
+    """Load what ``save_model`` wrote, an adapter merged into its model (or beside it, where it is virtual
+    tokens), and the tokenizer.
 
     An adapter that was trained on 4-bit weights stays beside them, for that is the model that was measured;
     without ``as_quantized`` it is merged into the published weights.
@@ -285,7 +290,7 @@ def _load(
     base, info = classes.from_pretrained(source, **{"dtype": torch.float32, **options})
     if quantization is not None:
         compute_as_trained(base)
-    with warnings.catch_warnings():
+    with quiet_attaching():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # they are refused below
         adapted: Any = PeftModel.from_pretrained(base, folder)
     names = _check_keys(adapted, folder)
@@ -294,7 +299,10 @@ def _load(
     if quantization is not None:
         _round_trained(adapted, dtype)
         return adapted.get_base_model(), tokenizer
-    return adapted.merge_and_unload().to(dtype), tokenizer
+    if virtual_tokens(adapted):
+        # There is nothing to merge: virtual tokens are computed with each text.
+        return adapted.to(dtype), tokenizer
+    return merged(adapted).to(dtype), tokenizer
 
 
 def _try(model: nn.Module, tokenizer: Any) -> None:
@@ -338,7 +346,7 @@ def _check_whole(model: nn.Module, info: dict[str, Any], trained: Collection[str
         UserInputError: some do not.
     """
     parameters = {name for name, _ in model.named_parameters()}
-    parts = {name.removeprefix("base_model.model.") for name in trained}
+    parts = {name.removeprefix("base_model.").removeprefix("model.") for name in trained}
     lost = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
     # PEFT keeps adapted layers under names of its own; those are compared as they were.
     chance = sorted(name for name in lost & {_plain(name) for name in parameters} if name not in parts)

@@ -75,7 +75,7 @@ def load_for_fit(
     return load_backbone(
         config.model, labels, dtype=dtype, revision=config.revision, max_length=config.max_length,
         dropout=dropout, pooling=config.pooling, load_in_4bit=config.load_in_4bit,
-        modules_to_save=config.modules_to_save, device=device,
+        modules_to_save=config.modules_to_save, virtual_tokens=config.virtual_tokens, device=device,
     )  # fmt: skip
 
 
@@ -90,6 +90,7 @@ def load_backbone(
     pooling: Pooling = "auto",
     load_in_4bit: bool = False,
     modules_to_save: Sequence[str] | None = None,
+    virtual_tokens: int = 0,
     device: torch.device | None = None,
 ) -> Backbone:
     """Load ``name`` (``minilm``, a folder, or a Hub name) with a classification head for ``labels``.
@@ -101,6 +102,9 @@ def load_backbone(
     ``dtype``, and all else is in ``dtype`` (see ``model/quantization.py``); ``modules_to_save`` names what
     will be trained in full and so is not rounded. Such a model is loaded to ``device`` at once (default: the
     accelerator, if there is one), tensor by tensor: its full weights are nowhere as a whole.
+
+    Of the positions that the model has, ``virtual_tokens`` are kept for an adapter that puts so many before
+    each text.
 
     The names of the parameters that the weights file does not hold, and that are therefore random, are left
     on the model for ``find_head``.
@@ -148,7 +152,7 @@ def load_backbone(
     with told_of(f"The tokenizer of {name}"):
         _ensure_pad_token(tokenizer, model, name)
     check_vocabulary(tokenizer, model, name)
-    return Backbone(model, tokenizer, source, _length(model, tokenizer, name, max_length))
+    return Backbone(model, tokenizer, source, _length(model, tokenizer, name, max_length, virtual_tokens))
 
 
 def _with_pooling(source: str, name: str, pooling: Pooling) -> str:
@@ -360,11 +364,19 @@ def _other_marks(tokenizer: Any, model: PreTrainedModel, closing: list[int]) -> 
             yield token
 
 
-def _length(model: PreTrainedModel, tokenizer: Any, name: str, max_length: int | None) -> int:
-    limit = int(min(usable_positions(model) or VERY_LONG, tokenizer.model_max_length))
+def _length(
+    model: PreTrainedModel, tokenizer: Any, name: str, max_length: int | None, virtual_tokens: int
+) -> int:
+    positions = (usable_positions(model) or VERY_LONG) - virtual_tokens
+    limit = int(min(positions, tokenizer.model_max_length))
+    beside = f" beside {virtual_tokens} virtual ones" if virtual_tokens else ""
+    if limit < 1:
+        raise UserInputError(
+            f"num_virtual_tokens={virtual_tokens} leaves no room for a text in {name}; lower it."
+        )
     if max_length is not None and max_length > limit:
         raise UserInputError(
-            f"max_length={max_length} is more than the {limit} tokens that {name} can read; lower it."
+            f"max_length={max_length} is more than the {limit} tokens that {name} can read{beside}; lower it."
         )
     return max_length or min(limit, DEFAULT_MAX_LENGTH)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from peft import PrefixEncoder
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -45,12 +46,13 @@ def trained_layers(model: nn.Module) -> list[nn.Module]:
 def checkpoint_layers(model: nn.Module, k: int) -> int:
     """Checkpoint the last ``k`` trained layers (fewer if there are fewer); returns how many.
 
-    Calling it again sets the number anew; 0 undoes it. Results are those of the plain model, bit for bit:
-    the same operators run on the same inputs, and the random state is restored where dropout draws from it.
+    None are where prefix tuning has put keys and values into a cache, for a recomputation would add to it
+    again. Calling it again sets the number anew; 0 undoes it. Results are those of the plain model, bit for
+    bit: the same operators run on the same inputs, and the random state is restored where dropout draws.
     """
     for layer in encoder_layers(model):
         _undo(layer)
-    chosen = trained_layers(model)[-k:] if k > 0 else []
+    chosen = trained_layers(model)[-k:] if k > 0 and not _has_prefix(model) else []
     config = getattr(model, "config", None)
     if chosen and config is not None and getattr(config, "use_cache", False):
         # A decoder's cache of keys and values would be filled again by the recomputation.
@@ -59,6 +61,10 @@ def checkpoint_layers(model: nn.Module, k: int) -> int:
     for layer in chosen:
         _checkpoint(layer, preserve_rng_state=draws)
     return len(chosen)
+
+
+def _has_prefix(model: nn.Module) -> bool:
+    return any(isinstance(module, PrefixEncoder) for module in model.modules())
 
 
 def _checkpoint(layer: nn.Module, *, preserve_rng_state: bool) -> None:

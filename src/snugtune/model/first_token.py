@@ -38,13 +38,18 @@ def read_first_token_only(model: nn.Module) -> bool:
 
 
 def _forward(
-    layer: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **options: Any
+    layer: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *_: Any,
+    past_key_values: Any = None,
+    **options: Any,
 ) -> Tensor:
     if "cu_seq_lens_k" in options:
         first, options = _first_of_each(hidden_states, options)
     else:
         first, options = hidden_states[:, :1], {}
-    mixed = _attend(layer.attention.self, first, hidden_states, attention_mask, options)
+    mixed = _attend(layer.attention.self, first, hidden_states, attention_mask, past_key_values, options)
     out: Tensor = layer.feed_forward_chunk(layer.attention.output(mixed, first))
     return out
 
@@ -57,19 +62,30 @@ def _first_of_each(tokens: Tensor, options: dict[str, Any]) -> tuple[Tensor, dic
 
 
 def _attend(
-    attention: Any, queries: Tensor, tokens: Tensor, mask: Tensor | None, options: dict[str, Any]
+    attention: Any,
+    queries: Tensor,
+    tokens: Tensor,
+    mask: Tensor | None,
+    past_key_values: Any,
+    options: dict[str, Any],
 ) -> Tensor:
-    """Attention of ``queries`` (batch, n, hidden) over ``tokens`` (batch, length, hidden)."""
+    """Attention of ``queries`` (batch, n, hidden) over ``tokens`` (batch, length, hidden).
+
+    Keys and values of prefix tuning, where there are any, come before those of the tokens.
+    """
 
     def heads(projected: Tensor) -> Tensor:
         return projected.view(*projected.shape[:2], -1, attention.attention_head_size).transpose(1, 2)
 
     attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
+    keys, values = heads(attention.key(tokens)), heads(attention.value(tokens))
+    if past_key_values is not None:
+        keys, values = past_key_values.update(keys, values, attention.layer_idx)
     mixed: Tensor = attend(
         attention,
         heads(attention.query(queries)),
-        heads(attention.key(tokens)),
-        heads(attention.value(tokens)),
+        keys,
+        values,
         # All rows of a padding mask are alike.
         mask if mask is None else mask[:, :, : queries.shape[1]],
         dropout=attention.dropout.p if attention.training else 0.0,

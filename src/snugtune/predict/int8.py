@@ -20,6 +20,7 @@ from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
 from snugtune.evaluate.multilabel.decision import LabelSetDecision
 from snugtune.files import check_free_space, file_digest, write_json
+from snugtune.methods import METHODS
 from snugtune.model.artifact import load_model
 from snugtune.model.first_token import read_first_token_only
 from snugtune.model.pooling import cache_folder
@@ -45,6 +46,7 @@ def int8_model(run: Path, record: dict[str, Any], say: Callable[[str], None]) ->
     Raises:
         UserInputError: packages are missing, the architecture cannot be exported, or the disk is full.
     """
+    check_mergeable(record, "int8")
     require_onnx()
     folder = cache_folder() / f"int8-{_content_name(run, record)}"
     if not (folder / "measured.json").is_file():
@@ -52,6 +54,20 @@ def int8_model(run: Path, record: dict[str, Any], say: Callable[[str], None]) ->
         _make(folder, run, record)
     say(json.loads((folder / "measured.json").read_text(encoding="utf-8"))["told"])
     return OnnxModel(folder / "model.onnx")
+
+
+def check_mergeable(record: dict[str, Any], what: str, *, unless: bool = False) -> None:
+    """``what`` needs a model by itself, into which virtual tokens cannot be merged.
+
+    Raises:
+        UserInputError: the run's method puts virtual tokens before each text.
+    """
+    method = record.get("config", {}).get("method", "lora")
+    if not unless and method in METHODS and METHODS[method].has_virtual_tokens:
+        raise UserInputError(
+            f"{what} needs a model by itself, and what method={method!r} learned cannot be merged into one; "
+            "export it with --to adapter, or train with method='lora'."
+        )
 
 
 def reference_model(run: Path, record: dict[str, Any], *, as_quantized: bool = True) -> tuple[Any, Any]:

@@ -33,6 +33,7 @@ from snugtune.model.first_token import read_first_token_only
 from snugtune.model.folder import one_line, told_of
 from snugtune.model.fused_linear import fuse_gelu, pack_linears
 from snugtune.model.head import find_head
+from snugtune.model.packing import plain
 from snugtune.model.precision import pick_device
 from snugtune.predict.record import read_record
 from snugtune.progress import Observer
@@ -359,15 +360,16 @@ def _load_int8(run: Path, record: dict[str, Any], observer: Observer) -> tuple[n
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
     """The merged model in ``dtype``, but for its last layer, and the tokenizer."""
     model, tokenizer = load_model(folder, dtype=dtype, attn_implementation=attention.register())
-    assert isinstance(model, PreTrainedModel)
-    read_first_token_only(model)
+    inner = plain(model)
+    assert isinstance(inner, PreTrainedModel)
+    read_first_token_only(inner)
     if dtype != torch.float32:
         # A logit of 8 has steps of 1/16 in bfloat16: classes would tie that are well apart.
-        final = find_head(model).final.float()
+        final = find_head(inner).final.float()
         final.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
     if dtype == torch.bfloat16 and device.type == "cpu":
-        fuse_gelu(model)
-        pack_linears(model)
+        fuse_gelu(inner)
+        pack_linears(inner)
     return model, tokenizer
 
 

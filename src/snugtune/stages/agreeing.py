@@ -92,7 +92,9 @@ def _quoted(
     stepwise_s = stepwise_pass_s(
         job.backbone.model, tokens["train"], step_examples=job.config.step_examples, **how
     )
-    passes = training_passes(job.config.method, checkpointed=plan.setup.activation_checkpointing > 0)
+    passes = training_passes(
+        job.config, tokens["train"].lengths, checkpointed=plan.setup.activation_checkpointing > 0
+    )
     work = Work(
         train_rows=len(tokens["train"]), validation_rows=len(tokens["validation"]),
         test_rows=len(tokens["test"]), words=sum(len(text.split()) for text in job.data.parts["train"].texts),

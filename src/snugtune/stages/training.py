@@ -25,12 +25,14 @@ from snugtune.stages.job import Job, class_rows
 from snugtune.stages.reading import ask_frozen_model
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, train
+from snugtune.train.eva import start_from_data
 from snugtune.train.features import FrozenPass
 from snugtune.train.imbalance import Balanced, balance_with_probe, balance_without_probe
 from snugtune.train.long_texts import Reading
 from snugtune.train.planning import record_run
 from snugtune.train.prefix import Prefix, kept_prefix
 from snugtune.train.probe import HeldOut, write_start
+from snugtune.train.ranks import settle_ranks
 from snugtune.train.recovery import ALL_LEVERS, Recovery
 from snugtune.train.retreats import evaluation_retreats, retreats
 from snugtune.train.spending import Spending
@@ -83,6 +85,7 @@ def make_trainee(job: Job, agreed: Agreed, reading: Reading, recovery: Recovery 
     begin_from = write_start(model, head, *balanced.probes) if balanced.probes else {}
     torch.manual_seed(job.config.seed)
     trained = wrap(model, job.config)
+    _start_from_data(job, trained, reading.tokens["train"])
     checkpoint_layers(trained, plan.setup.activation_checkpointing)
     guard.retreats = retreats(trained, plan.setup.activation_checkpointing)
     parameters = count_parameters(trained)
@@ -94,6 +97,16 @@ def make_trainee(job: Job, agreed: Agreed, reading: Reading, recovery: Recovery 
         trained, head.modules_to_save, parameters, on_trained(trained, begin_from), balanced,
         _of_texts(frozen, judged),
     )  # fmt: skip
+
+
+def _start_from_data(job: Job, trained: torch.nn.Module, tokens: Tokens) -> None:
+    """EVA's first weights, where the settings ask for them."""
+    if job.config.init_lora_weights == "eva":
+        job.clock.say("Starting LoRA from what the layers are given on training texts (EVA).")
+        start_from_data(
+            trained, job.config, tokens,
+            pad_token_id=job.pad_token_id, device=job.device, dtype=job.dtype,
+        )  # fmt: skip
 
 
 def _balanced(job: Job, head: Head, judged: list[Tokens], frozen: FrozenPass | None) -> Balanced:
@@ -224,8 +237,9 @@ def on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torc
     model.to("cpu")
     guard.memory.free()
     fresh = load_for_fit(job.config, job.data.labels, device=job.device)
-    final = wrap(fresh.model, job.config)
+    final = wrap(fresh.model, job.config, like=model)
     load_trainable_state(final, state)
+    settle_ranks(final)
     final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]
     guard.retreats = evaluation_retreats(final)
     return final.to(job.device).eval()

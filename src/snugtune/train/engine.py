@@ -37,7 +37,7 @@ from snugtune.evaluate.metrics import single_class_alarm
 from snugtune.evaluate.multilabel.thresholds import Objective, best_common_score
 from snugtune.memory.guard import Guard, device_memory
 from snugtune.memory.meter import PeakMeter
-from snugtune.model.adapter import load_trainable_state, trainable_state
+from snugtune.model.adapter import load_trainable_state, trainable_state, virtual_tokens
 from snugtune.model.packing import PackedTexts, pack
 from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
 from snugtune.train.checkpoints import LARGEST_COPY_BYTES, Checkpoints, TrainState, on_host
@@ -46,6 +46,7 @@ from snugtune.train.interrupts import Interrupts
 from snugtune.train.keeper import BestKeeper
 from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler, scale_rates
 from snugtune.train.prefix import Prefix
+from snugtune.train.ranks import add_penalty_gradients, ranks_of
 from snugtune.train.readback import Readback, to_device
 from snugtune.train.step import MicroBatch, add_gradients, clip_gradients, drop_gradients, summed_loss
 from snugtune.train.transaction import (
@@ -238,6 +239,9 @@ class _Run:
         self.plain_optimizer = make_optimizer(self.model, config, self.head_names)
         self.guard.again(lambda: allocate_state(self.plain_optimizer), during="making the optimiser's state")
         self.scheduler = make_scheduler(self.plain_optimizer, config, self.total)
+        self.ranks = ranks_of(self.model, config, self.total)
+        # What a row computes: virtual tokens are computed with each.
+        self.row_lengths = self.train_set.tokens.lengths + virtual_tokens(self.model)
         self.optimizer = self.accelerator.prepare(self.plain_optimizer)
         torch.manual_seed(config.seed)
         self.keeper = BestKeeper(self.model, config.early_stopping_patience, self.guard)
@@ -280,6 +284,8 @@ class _Run:
     def _go_to(self, state: TrainState) -> None:
         """Everything as it was when ``state`` was made, but for the time."""
         load_trainable_state(self.model, state.weights)
+        if self.ranks is not None:
+            self.ranks.load(state.weights)
         # A copy: the optimiser keeps the tensors it is given and changes them.
         self.plain_optimizer.load_state_dict(on_host(state).optimizer)
         self.scheduler.load_state_dict(state.scheduler)
@@ -379,7 +385,7 @@ class _Run:
         scaler = self.accelerator.scaler
         return TrainState(
             step=self.result.steps,
-            weights=trainable_state(self.model),
+            weights=trainable_state(self.model) | (self.ranks.state() if self.ranks else {}),
             optimizer=self.plain_optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             scaler={} if scaler is None else scaler.state_dict(),
@@ -437,7 +443,7 @@ class _Run:
         before = random_state(self.device)
         # Twice, because from the second micro-batch of a step on there are gradients beside it.
         parts = self._cut(longest)
-        largest = max(reversed(parts), key=lambda part: self._size(part, tokens.lengths))
+        largest = max(reversed(parts), key=lambda part: self._size(part, self.row_lengths))
         for _ in range(2 if self.device.type == "cuda" else 1):
             self._accumulate(longest, [largest])
         drop_gradients(self.model)
@@ -449,6 +455,8 @@ class _Run:
         drop_gradients(self.model)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         numbers = self._update(self._accumulate(texts, self._cut(texts)))
+        if self.ranks is not None:
+            self.ranks.allocate(self.result.steps + 1, self.guard)
         self.scheduler.step()
         self.result.steps += 1
         self.rng_at_rest = all_random_states(self.device)
@@ -463,7 +471,7 @@ class _Run:
         tokens = self.train_set.tokens
         budget = min(self.config.tokens_per_micro_batch, self.guard.training.tokens)
         return micro_batches(
-            tokens.rows_of(texts), tokens.lengths, budget, self.config.per_device_train_batch_size,
+            tokens.rows_of(texts), self.row_lengths, budget, self.config.per_device_train_batch_size,
             packed=self.packed,
         )  # fmt: skip
 
@@ -485,8 +493,7 @@ class _Run:
                     )
                 )
 
-        lengths = self.train_set.tokens.lengths
-        self.guard.each(parts, lengths, add, self.guard.training, during="training", size=self._size)
+        self.guard.each(parts, self.row_lengths, add, self.guard.training, during="training", size=self._size)
         return losses
 
     @property
@@ -519,6 +526,7 @@ class _Run:
 
         def update() -> None:
             self.accelerator.unscale_gradients(self.optimizer)
+            add_penalty_gradients(self.model)
             norm = clip_gradients(self.model, self.config.max_grad_norm)
             numbers = Readback(torch.stack([torch.stack(losses).sum(), norm]))
             self.optimizer.step()

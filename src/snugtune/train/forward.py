@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from snugtune.data.batches import micro_batches, one_length_batches
 from snugtune.data.tokens import Tokens
 from snugtune.memory.guard import Guard, device_memory
+from snugtune.model.adapter import virtual_tokens
 from snugtune.model.head import pooled_positions
 from snugtune.train.readback import to_device
 
@@ -79,7 +80,8 @@ def predict_logits(
     max_padding = MAX_PADDING if device.type == "cpu" else None
 
     def cut(budget: int) -> list[NDArray[np.int64]]:
-        return micro_batches(np.arange(tokens.rows), tokens.lengths, budget, max_examples, max_padding)
+        lengths = tokens.lengths + virtual_tokens(model)
+        return micro_batches(np.arange(tokens.rows), lengths, budget, max_examples, max_padding)
 
     found = _map_rows(
         model, logits, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard, around=around
@@ -196,7 +198,8 @@ def _map_rows(
     try:
         with torch.inference_mode(), autocast(device, dtype):
             # The longest first: what can fail fails in the first seconds.
-            guard.each(parts[::-1], tokens.lengths, run, guard.evaluation, during="evaluation")
+            lengths = tokens.lengths + virtual_tokens(model)
+            guard.each(parts[::-1], lengths, run, guard.evaluation, during="evaluation")
     finally:
         model.train(was_training)
     return found[0] if found else np.empty((0, 0), dtype=np.float32)

@@ -16,6 +16,7 @@ from snugtune.memory.devices import Device, this_device
 from snugtune.memory.limits import Limits, Way
 from snugtune.memory.plan import OFFERS, SMALLER, Alternative, Job, Plan, Planner
 from snugtune.memory.residual import Subject, record_residual
+from snugtune.methods import METHODS
 from snugtune.model.backbone import DEFAULT_MAX_LENGTH, set_dropout, usable_positions
 from snugtune.model.checkpointing import encoder_layers
 from snugtune.model.known import known_models
@@ -151,7 +152,8 @@ def make_planner(
         make_job(config, length_limit(config, model), lengths, packable=_may_pack(config, model.config)),
         lambda setup: Rehearsal(config, num_labels, setup),
         layers=len(encoder_layers(model)),
-        embedding_bytes=0 if full else 2 * embedding.numel(),
+        # Virtual tokens of some methods are read from it once more.
+        embedding_bytes=0 if full or config.virtual_tokens else 2 * embedding.numel(),
         subject=Subject(config.model, shape.model_type, config.method),
     )
 
@@ -186,7 +188,8 @@ def longest_texts(config: FitConfig, num_labels: int, rows: int) -> NDArray[np.i
 
 def _may_pack(config: FitConfig, shape: PretrainedConfig) -> bool:
     set_dropout(shape, config.hidden_dropout)
-    return config.packing == "auto" and is_packable(shape) and kernel_takes(shape)
+    unpacked = config.packing == "off" or config.virtual_tokens > 0
+    return not unpacked and is_packable(shape) and kernel_takes(shape)
 
 
 def make_job(
@@ -199,7 +202,10 @@ def make_job(
     """What is to be trained, from the settings and the lengths (in tokens) of the texts."""
     full = config.method == "full"
     asked = config.bf16 or config.fp16
-    cut = None if lengths is None or not len(lengths) else np.minimum(np.asarray(lengths), limit)
+    # What is computed of a text are its tokens and the virtual ones before it.
+    virtual = config.virtual_tokens
+    limit += virtual
+    cut = None if lengths is None or not len(lengths) else np.minimum(np.asarray(lengths) + virtual, limit)
     length = limit if cut is None else int(cut.max())
     return Job(
         step_examples=config.step_examples,
@@ -215,7 +221,10 @@ def make_job(
         mixed_precision=bool(asked) if full else config.bf16 is not False,
         quantized=config.load_in_4bit,
         packable=packable,
-        drops_out=config.hidden_dropout > 0 or (config.method == "lora" and config.lora_dropout > 0),
+        drops_out=config.hidden_dropout > 0 or config.lora_dropout > 0,
+        limits_layers=METHODS[config.method].limits_layers,
+        may_quantize="load_in_4bit" in METHODS[config.method].settings,
+        recomputes=config.method != "prefix",
     )
 
 
@@ -229,5 +238,6 @@ def _max_micro_batch(config: FitConfig, length: int) -> int:
 
 def length_limit(config: FitConfig, model: PreTrainedModel) -> int:
     """Tokens kept of a text; a model without a limit of its own, or a longer one, gets the usual one."""
-    room = usable_positions(model) or config.max_length or DEFAULT_MAX_LENGTH
+    positions = usable_positions(model)
+    room = positions - config.virtual_tokens if positions else config.max_length or DEFAULT_MAX_LENGTH
     return min(config.max_length or DEFAULT_MAX_LENGTH, room)

@@ -59,7 +59,7 @@ def time_share(config: FitConfig, model: nn.Module, device: torch.device) -> flo
     """
     layers = len(encoder_layers(model))
     # A layer that does not exist is told of when the adapter is attached.
-    frozen = min(*(config.layers_to_transform or (0,)), layers) if config.method == "lora" else 0
+    frozen = min(*(config.layers_to_transform or (0,)), layers)
     every = layers if config.method == "head" else 2 * layers
     below = layers if config.method == "head" else frozen
     kept = min(below, layers - 1) if may_keep(config, device) else 0

@@ -35,6 +35,7 @@ from snugtune.model.parameters import meta_model
 from snugtune.model.pooling import planned_config
 from snugtune.train.forward import INFERENCE_TOKENS
 from snugtune.train.optim import allocate_state, make_optimizer
+from snugtune.train.ranks import add_penalty_gradients, forget_importance, watch_importance
 from snugtune.train.step import MicroBatch, accumulate_gradients, classify, clip_gradients
 from snugtune.train.transaction import UpdateSnapshot, is_copied_before_update
 
@@ -55,7 +56,7 @@ class Rehearsal:
         self._traces: dict[tuple[int, int, bool], Trace] = {}
 
     def trace(self, micro_batch: int, length: int, *, work: bool = False) -> Trace:
-        """Everything the step allocates on the device with texts of ``length`` tokens.
+        """Everything the step allocates on the device with texts of ``length`` tokens, virtual ones included.
 
         Validation, where micro-batches are cut by tokens, is part of it (see ``INFERENCE_TOKENS``).
         """
@@ -97,7 +98,11 @@ class Rehearsal:
 
     def _batch(self, micro_batch: int, length: int, labels: int | None) -> MicroBatch:
         make = _packed_batch if self.setup.attention == "packed" else _batch
-        return make(micro_batch, length, labels)
+        return make(micro_batch, self._text_length(length), labels)
+
+    def _text_length(self, length: int) -> int:
+        """Of the ``length`` tokens that are computed for a text, its own."""
+        return max(1, length - self.config.virtual_tokens)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = DTYPES[self.setup.compute]
@@ -106,7 +111,7 @@ class Rehearsal:
     def _evaluate(self, micro_batch: int, length: int) -> None:
         self.model.eval()
         with torch.no_grad(), self._autocast():
-            classify(self.model, _batch(micro_batch, length).inputs).float()
+            classify(self.model, _batch(micro_batch, self._text_length(length)).inputs).float()
 
 
 def model_shape(config: FitConfig, num_labels: int) -> PretrainedConfig:
@@ -139,6 +144,7 @@ def run_steps(
     On a CPU the copy of the best weights so far lies in the same memory.
     """
     model.train()
+    forget_importance(model)
     optimizer = make_optimizer(model, config, head_names)
     allocate_state(optimizer)
     for state in optimizer.state.values():
@@ -155,8 +161,10 @@ def run_steps(
         with ledger.during(trace.UPDATE):
             copied = is_copied_before_update(config)
             snapshot = UpdateSnapshot(model, optimizer, None) if copied else None
+            add_penalty_gradients(model)
             clip_gradients(model, config.max_grad_norm)
             optimizer.step()
+            watch_importance(model)
             del snapshot
     optimizer.zero_grad(set_to_none=True)
     del best
@@ -261,3 +269,7 @@ def _fake_tensors(model: nn.Module) -> None:
                         nn.Parameter(fresh, requires_grad=tensor.requires_grad) if is_parameter else fresh
                     )
                 held[name] = made[id(tensor)]  # type: ignore[assignment]
+        # PEFT keeps the numbers of its virtual tokens beside parameters and buffers.
+        numbers = getattr(module, "prompt_tokens", {})
+        for name in numbers:
+            numbers[name] = torch.zeros(numbers[name].shape, dtype=torch.int64)

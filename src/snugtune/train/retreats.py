@@ -16,8 +16,7 @@ def retreats(model: nn.Module, checkpointed_layers: int) -> list[Retreat]:
     def checkpoint_all() -> bool:
         if checkpointed_layers >= count:
             return False
-        checkpoint_layers(model, count)
-        return True
+        return checkpoint_layers(model, count) > 0
 
     return [Retreat(f"activation checkpointing of all {count} layers", checkpoint_all), _embedding(model)]
 

@@ -15,18 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from snugtune.config import FitConfig
 from snugtune.data.batches import micro_batches
 from snugtune.data.tokens import Tokens, choose_rows
 from snugtune.memory.guard import Guard
 from snugtune.memory.timing import PADDING
+from snugtune.methods import METHODS
 from snugtune.train.forward import INFERENCE_TOKENS, predict_logits
 
 TRIAL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """Of the texts that are read: a second's work on two cores, and enough to keep a card busy."""
-
-PASSES_OF_METHOD = {"lora": 2.0, "full": 3.0, "head": 1.0}
-"""What training on a text takes, in frozen forward passes: a pass backward for what flows back, and another
-for the gradients of weights, where these are trained. Adapters and heads are small beside them."""
 
 WARM_UP = 8
 """Share of them, as a divisor, read beforehand: what is set up at the first call is no part of the pace."""
@@ -105,9 +103,13 @@ def _trial_tokens(device: torch.device) -> int:
     return TRIAL_TOKENS.get(device.type, TRIAL_TOKENS["cpu"])
 
 
-def training_passes(method: str, *, checkpointed: bool) -> float:
-    """What training on a text takes, in frozen forward passes; layers ``checkpointed`` are run once more."""
-    return PASSES_OF_METHOD[method] + checkpointed
+def training_passes(config: FitConfig, lengths: NDArray[np.int64], *, checkpointed: bool) -> float:
+    """What training on texts of ``lengths`` takes, in frozen forward passes.
+
+    Layers ``checkpointed`` are run once more, and virtual tokens are computed with each text.
+    """
+    longer = 1 + config.virtual_tokens * len(lengths) / max(1, int(lengths.sum()))
+    return (METHODS[config.method].passes + checkpointed) * longer
 
 
 def some_rows(lengths: NDArray[np.int64], most_tokens: int, seed: int) -> NDArray[np.int64]:
