@@ -36,6 +36,23 @@ class Notes(Observer):
         self.resumed.append(info.step)
 
 
+class Dying(Checkpoints):
+    """Commits every step, and is killed when the step ``last`` is on the disk."""
+
+    def __init__(self, folder, last):
+        super().__init__(folder, fingerprint="a")
+        self.last = last
+
+    def due(self):
+        return True
+
+    def commit_behind(self, state, copy_s=0.0):
+        super().commit_behind(state, copy_s)
+        if state.step == self.last:
+            self.finished(wait=True)
+            raise SystemError("killed")
+
+
 @pytest.fixture
 def faulty(monkeypatch):
     """Makes the loss (or the gradient) NaN at these calls; call 0 is the longest micro-batch, for nothing."""
@@ -97,25 +114,32 @@ def test_without_anything_learned_it_is_an_error(faulty):
 
 def test_rates_stay_halved_in_a_process_that_goes_on(faulty, tmp_path):
     faulty({2})
-
-    class Dying(Checkpoints):
-        def due(self):
-            return True
-
-        def commit_behind(self, state, copy_s=0.0):
-            super().commit_behind(state, copy_s)
-            if state.step == 3:
-                self.finished(wait=True)
-                raise SystemError("killed")
-
     with pytest.raises(SystemError):
-        train_tiny(ONE_EPOCH, services=lambda _: Services(checkpoints=Dying(tmp_path, fingerprint="a")))
+        train_tiny(ONE_EPOCH, services=lambda _: Services(checkpoints=Dying(tmp_path, 3)))
     result, _ = train_tiny(
         ONE_EPOCH, services=lambda _: Services(checkpoints=Checkpoints(tmp_path, fingerprint="a"))
     )
     rates = [line["learning_rate"] for line in result.metrics if "loss" in line]
     assert rates == [5e-4, 2.5e-4, 2.5e-4, 2.5e-4]
     assert len(result.rollbacks) == 1
+
+
+@pytest.mark.parametrize("last", [3, 7, 11])
+def test_ranks_of_adalora_go_on_to_the_same_bits(tmp_path, last):
+    # Ranks are cut from the third to the twelfth step, at each of them.
+    settings = {
+        **ONE_EPOCH, "num_train_epochs": 4, "method": "adalora", "init_r": 4, "target_r": 1, "tinit": 2,
+        "tfinal": 4, "deltaT": 1,
+    }  # fmt: skip
+    _, straight = train_tiny(settings)
+    with pytest.raises(SystemError):
+        train_tiny(settings, services=lambda _: Services(checkpoints=Dying(tmp_path, last)))
+    _, resumed = train_tiny(
+        settings, services=lambda _: Services(checkpoints=Checkpoints(tmp_path, fingerprint="a"))
+    )
+    trained = dict(resumed.named_parameters())
+    assert all(torch.equal(trained[name], p) for name, p in straight.named_parameters())
+    assert any((p == 0).any() for name, p in trained.items() if "lora_E" in name)
 
 
 @posix
