@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from snugtune import container
 from snugtune.doctor import probe as probing
 from snugtune.doctor.facts import Card, Driver, Facts, Hub, Memory, Package, Place, Processor, Torch
 from snugtune.doctor.judge import PURPOSE, examine
@@ -303,10 +304,11 @@ def test_limits_of_a_container_are_read_from_its_groups(tmp_path):
     (inner / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "cpu.max").write_text("max 100000\n")
     own = "0::/system.slice/job\n"
-    assert probing.memory_limit(tmp_path, own) == (4 * GIB, 2 * GIB)
-    assert probing.cpu_quota(tmp_path, own) == 1.5
-    assert probing.memory_limit(tmp_path, "") == (None, None)
-    assert probing.cpu_quota(tmp_path, "0::/../..\n") is None
+    assert container.memory_limit(tmp_path, own) == (4 * GIB, 2 * GIB)
+    assert container.available_memory_bytes(tmp_path, own) <= 2 * GIB
+    assert container.cpu_quota(tmp_path, own) == 1.5
+    assert container.memory_limit(tmp_path, "") == (None, None)
+    assert container.cpu_quota(tmp_path, "0::/../..\n") is None
 
 
 def test_limits_of_version_1(tmp_path):
@@ -316,12 +318,12 @@ def test_limits_of_version_1(tmp_path):
     (memory / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     (cpu / "cpu.cfs_quota_us").write_text("-1\n")
     (cpu / "cpu.cfs_period_us").write_text("100000\n")
-    assert probing.memory_limit(tmp_path, "") == (None, None)
-    assert probing.cpu_quota(tmp_path, "") is None
+    assert container.memory_limit(tmp_path, "") == (None, None)
+    assert container.cpu_quota(tmp_path, "") is None
     (memory / "memory.limit_in_bytes").write_text(f"{2 * GIB}\n")
     (cpu / "cpu.cfs_quota_us").write_text("400000\n")
-    assert probing.memory_limit(tmp_path, "") == (2 * GIB, None)
-    assert probing.cpu_quota(tmp_path, "") == 4.0
+    assert container.memory_limit(tmp_path, "") == (2 * GIB, None)
+    assert container.cpu_quota(tmp_path, "") == 4.0
 
 
 def test_cards_come_from_the_driver(monkeypatch):

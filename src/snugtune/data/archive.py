@@ -7,8 +7,7 @@ from collections import Counter
 from pathlib import Path
 from xml.parsers import expat
 
-import psutil
-
+from snugtune.container import available_memory_bytes
 from snugtune.errors import UserInputError
 
 LARGEST_BYTES = 16 << 30
@@ -70,7 +69,7 @@ def _check_sizes(path: str | Path, parts: list[zipfile.ZipInfo]) -> None:
                 f"{part.compress_size / 2**20:,.1f}; save the sheet as CSV if this is no mistake."
             )
     texts = sum(part.file_size for part in parts if SHARED_TEXTS in part.filename.casefold())
-    if texts > _SMALL_BYTES and _TEXTS_GROW * texts > (free := psutil.virtual_memory().available):
+    if texts > _SMALL_BYTES and _TEXTS_GROW * texts > (free := available_memory_bytes()):
         raise UserInputError(
             f"The texts of {path} take {_TEXTS_GROW * texts / 2**30:.1f} GiB of memory and "
             f"{free / 2**30:.1f} are free; save the sheet as CSV, which is read piece by piece."

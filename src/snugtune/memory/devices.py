@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from snugtune.container import available_memory_bytes
 from snugtune.errors import UserInputError
 from snugtune.memory.workspaces import cublas_bytes
 from snugtune.units import GIB, gib
@@ -173,14 +174,13 @@ def _this_cpu() -> Device:
     import os
     import platform
 
-    import psutil
-
     float32 = CPU_FLOAT32_GFLOPS_PER_CORE * (os.cpu_count() or 1) / 1000
     has_bfloat16 = cpu_has_bfloat16()
     return Device(
-        "cpu", "cpu", gib(psutil.virtual_memory().available), 0.0, (0, 0),
+        "cpu", "cpu", gib(available_memory_bytes()), 0.0, (0, 0),
         float32 * (CPU_BFLOAT16_GAIN if has_bfloat16 else 1), has_bfloat16, float32, CPU_BANDWIDTH_GB_S,
-        "psutil.virtual_memory", "CPU", f"cpu with {os.cpu_count()} cores", platform.machine() or "cpu",
+        "free memory, within a container's limit", "CPU", f"cpu with {os.cpu_count()} cores",
+        platform.machine() or "cpu",
     )  # fmt: skip
 
 

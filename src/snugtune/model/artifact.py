@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from snugtune.container import available_memory_bytes
 from snugtune.errors import ArtifactError, UserInputError
 from snugtune.files import system_errors
 from snugtune.model.adapter import is_peft, merged, quiet_attaching, virtual_tokens
@@ -171,7 +171,7 @@ def compare_full_precision(saved: Saved, n_weights: int) -> FullPrecision | None
     Nothing is known (None) where the folder is not of a 4-bit run, or ``n_weights`` float32 weights are more
     than this machine's memory, or the attempt fails for another reason.
     """
-    if read_quantization(saved.folder) is None or 4 * n_weights > 0.8 * psutil.virtual_memory().available:
+    if read_quantization(saved.folder) is None or 4 * n_weights > 0.8 * available_memory_bytes():
         return None
     done = _ask([_request(saved, None)])
     answers = [] if done.returncode else _answers(done)

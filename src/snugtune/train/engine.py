@@ -12,7 +12,6 @@ from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -21,6 +20,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 
 from snugtune.config import FitConfig
+from snugtune.container import available_memory_bytes
 from snugtune.cost.budget import Budget
 from snugtune.data.batches import (
     Size,
@@ -307,7 +307,7 @@ class _Run:
     def keep_good(self) -> None:
         """Take where training stands as a state to go back to, if there is memory for it."""
         self.good = None
-        if _state_bytes(self.model) <= LARGEST_SHARE_OF_MEMORY * psutil.virtual_memory().available:
+        if _state_bytes(self.model) <= LARGEST_SHARE_OF_MEMORY * available_memory_bytes():
             self.good = on_host(self._state())
 
     def roll_back(self, fault: _NotFiniteError) -> None:

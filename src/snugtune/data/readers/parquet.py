@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import polars as pl
-import psutil
 
+from snugtune.container import available_memory_bytes
 from snugtune.data.readers.request import Opened, Request, first_line
 from snugtune.errors import UserInputError
 
@@ -60,7 +60,7 @@ def check_parquet(path: str | Path, step: int = _PARQUET_SLICE) -> None:
 
 @cache
 def _tried(path: str, step: int, *_state: int) -> None:
-    memory = psutil.virtual_memory().available
+    memory = available_memory_bytes()
     command = [sys.executable, "-W", "ignore", "-c", _TRIAL, path, str(step), str(memory)]
     done = subprocess.run(command, capture_output=True, check=False)
     # What it said by an exception is met again here, and told.
