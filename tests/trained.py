@@ -45,8 +45,9 @@ def write_run(folder, family, *, several=False, long_texts="truncate", tokenizer
         cells = ["; ".join(np.array(LABELS)[row > 0]) for row in sets]
         settings["label_separator"] = ";"
     pl.DataFrame({"text": texts, "label": cells}).write_csv(table)
+    rank = {} if settings.get("method") in ("full", "head") else {"r": 4}
     config = make_config(
-        {"train": str(table), "model": str(source), "r": 4, "max_length": MAX_LENGTH, **settings}
+        {"train": str(table), "model": str(source), "max_length": MAX_LENGTH, **rank, **settings}
     )
     labels = LabelSet(LABELS, {}, ";" if several else None)
     backbone = load_backbone(str(source), labels, max_length=MAX_LENGTH)

@@ -18,10 +18,8 @@ from snugtune.units import gib
 
 pytestmark = pytest.mark.slow
 
-LORA = {
-    "train": "", "model": "xlm-roberta-large", "r": 16, "lora_dropout": 0.1, "hidden_dropout": 0.1,
-    "target_modules": ("query", "value"), "max_length": 512,
-}  # fmt: skip
+BASE = {"train": "", "model": "xlm-roberta-large", "hidden_dropout": 0.1, "max_length": 512}
+LORA = BASE | {"r": 16, "lora_dropout": 0.1, "target_modules": ("query", "value")}
 HALF = Setup(accumulates=False, chunked_evaluation=True, first_token_only=False)
 
 
@@ -38,7 +36,7 @@ def peak_gib(settings, setup):
         (LORA, replace(HALF, top_layers=12), 2.71),
         (LORA | {"target_modules": "all-linear"}, HALF, 6.42),
         (LORA | {"target_modules": "all-linear", "lora_dropout": 0.0}, HALF, 6.42 - 0.88),
-        (LORA | {"method": "full"}, replace(HALF, weights="float32"), 10.95),
+        (BASE | {"method": "full"}, replace(HALF, weights="float32"), 10.95),
     ],
 )
 def test_levers(settings, setup, found, monkeypatch):

@@ -699,7 +699,17 @@ def _every_result():
             }
         },
     )
-    speed = [served, throughput, prediction, ladder, peers, grown, card]
+    waits = {"p50": 0.4, "p99": 1.2}
+    loaded = _result(
+        "serve-load",
+        settings={"minutes": 30.0, "model": "minilm", "threads": 2},
+        capacity_rps=20.0, offered_rps=40.0, answers_compared=30_000, tolerance=1e-5, reloads=3, faults=0,
+        statuses={"200": 30_000, "429": 25_000}, hostile=[{"count": 900}],
+        growth={"worker_mib": {"per_hour": 0.4, "low": -0.5, "high": 1.2, "first": 400.0, "last": 401.0}},
+        kills=[{"how": "SIGKILL", "at_s": 300.0, "to_answer_s": 0.2, "to_200_s": 4.0}],
+        accepted_s=waits, refused_s=waits,
+    )  # fmt: skip
+    speed = [served, loaded, throughput, prediction, ladder, peers, grown, card]
     return [
         _time_to_quality("2026-01-02", 40.0),
         *speed,

@@ -114,7 +114,7 @@ def test_four_gigabytes_of_shared_texts(book):
 
 def test_texts_that_need_more_memory_than_there_is(shared, monkeypatch):
     monkeypatch.setattr(archive, "_SMALL_BYTES", 64)
-    monkeypatch.setattr(archive.psutil, "virtual_memory", lambda: type("Free", (), {"available": 100}))
+    monkeypatch.setattr(archive, "available_memory_bytes", lambda: 100)
     assert "of memory and" in refused(read_table, shared)
 
 

@@ -101,10 +101,17 @@ def told_of(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (SnugtuneError, KeyboardInterrupt):
+    except SnugtuneError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
         raise UserInputError(f"{what} cannot be loaded: {one_line(error)}") from error
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Not Ctrl-C and its like; a panic of Rust (in tokenizers, polars) is no ``Exception`` either."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

@@ -308,7 +308,13 @@ class _Run:
         """Take where training stands as a state to go back to, if there is memory for it."""
         self.good = None
         if _state_bytes(self.model) <= LARGEST_SHARE_OF_MEMORY * available_memory_bytes():
-            self.good = on_host(self._state())
+            self.good = self._copy()
+
+    def _copy(self) -> TrainState:
+        """Where training stands, in the host's memory."""
+        made: list[TrainState] = []
+        self.guard.again(lambda: made.append(on_host(self._state())), during="copying the state of training")
+        return made[-1]
 
     def roll_back(self, fault: _NotFiniteError) -> None:
         """Back to the last good state with lower learning rates; without one, or too often, training ends.
@@ -350,7 +356,7 @@ class _Run:
             self._tell(self.checkpoints.commit(self._state()))
             return
         started = time.perf_counter()
-        state = self.good = on_host(self._state())
+        state = self.good = self._copy()
         self.checkpoints.commit_behind(state, time.perf_counter() - started)
 
     @contextmanager

@@ -33,7 +33,7 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 def all_random_states(device: torch.device) -> dict[str, Any]:
     """Those of ``random_state``, and of the generators that libraries may draw from beside it."""
     kind, keys, *rest = np.random.get_state(legacy=True)
-    of_numpy = (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest)
+    of_numpy = (kind, np.asarray(keys).tolist(), *rest)
     return {**random_state(device), "numpy": of_numpy, "python": random.getstate()}
 
 
@@ -42,7 +42,7 @@ def set_all_random_states(state: dict[str, Any], device: torch.device) -> None:
     set_random_state(state, device)
     if "numpy" in state:
         kind, keys, *rest = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
     if "python" in state:
         random.setstate(state["python"])
 
