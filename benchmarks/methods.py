@@ -190,7 +190,6 @@ def read_fit(run: Path) -> dict[str, Any]:
         "predicted_peak_gib": memory["predicted_peak_gib"],
         "measured_peak_gib": memory["measured_peak_gib"],
         "train_s": record["time"]["train_s"],
-        "quoted_s": record["cost"].get("quoted_s"),
         "saved_bytes": sum(path.stat().st_size for path in saved.glob("*.safetensors")),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 from snugtune.files import write_text
 from snugtune.units import duration
 
-from . import less, noise, picture, serve_section, speed_sections, trust_page
+from . import less, methods_section, noise, picture, serve_section, speed_sections, trust_page
 from .common import REPOSITORY, RESULTS
 from .growth_section import growth
 from .speed_sections import sooner
@@ -184,6 +184,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "speed-gpu": ("One GPU", speed_sections.speed_gpu),
     "growth": ("From a thousand rows to a million", growth),
     "accuracy": ("Accuracy", accuracy),
+    "methods": ("PEFT's methods", methods_section.methods),
     "choices": ("One setting at a time", choices),
     "trust": ("Calibration and promised precision", trust_page.trust),
     "label-noise": ("Wrong labels found by the audit", noise.label_noise),

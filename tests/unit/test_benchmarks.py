@@ -709,7 +709,20 @@ def _every_result():
         kills=[{"how": "SIGKILL", "at_s": 300.0, "to_answer_s": 0.2, "to_200_s": 4.0}],
         accepted_s=waits, refused_s=waits,
     )  # fmt: skip
-    speed = [served, loaded, throughput, prediction, ladder, peers, grown, card]
+    tried = {"0.0005": {"score": 0.91, "log_loss": 0.3, "seconds": 9.0, "trainable": 147_456}}
+    methods = _result(
+        "methods",
+        settings={"data": "banking77", "rows": 3000, "rate_epochs": 2.0, "epochs": 4.0, "test": True},
+        methods={
+            "lora": {
+                "rate": 5e-4, "tried": tried, "accuracy": 0.94, "f1_macro": 0.94, "trainable": 147_456,
+                "predicted_peak_gib": 0.5, "measured_peak_gib": 0.6, "train_s": 90.0, "saved_bytes": 2**20,
+            },
+            "ia3": {"rate": 5e-4, "tried": tried, "error": "not finished after 9 s"},
+            "head": {"rate": 5e-4, "tried": tried},
+        },
+    )  # fmt: skip
+    speed = [methods, served, loaded, throughput, prediction, ladder, peers, grown, card]
     return [
         _time_to_quality("2026-01-02", 40.0),
         *speed,
