@@ -28,19 +28,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
         UserInputError: the folder is missing or read-only, or the disk is full.
     """
     path = Path(path)
+    temporary = _temporary_beside(path)
     try:
+        try:
+            yield temporary
+        except OSError as error:
+            raise _as_user_error(error, path) from error
+        with _no_place_to_write(path):
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    with _no_place_to_write(path):
         # The suffix is kept: writers choose their format by it.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
         os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    return Path(name)
+
+
+@contextmanager
+def _no_place_to_write(path: Path) -> Iterator[None]:
+    """Whatever the system says against a file at ``path``, as one sentence."""
+    try:
+        yield
     except OSError as error:
-        raise _as_user_error(error, path) from error
+        known = _as_user_error(error, path)
+        if known is not error:
+            raise known from error
+        raise UserInputError(f"Cannot write {path}: {error.strerror}; choose another output path.") from error
 
 
 @contextmanager
