@@ -53,6 +53,14 @@ class Dying(Checkpoints):
             raise SystemError("killed")
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard():
+    """A shell that starts the tests in the background lets them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def faulty(monkeypatch):
     """Makes the loss (or the gradient) NaN at these calls; call 0 is the longest micro-batch, for nothing."""

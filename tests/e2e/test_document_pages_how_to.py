@@ -1,4 +1,4 @@
-"""Every command and snippet of docs/how-to is executed, as in ``test_documents.py``."""
+"""Every command and snippet of docs/how-to is executed, as in ``test_document_pages.py``."""
 
 import pytest
 
