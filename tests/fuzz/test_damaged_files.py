@@ -105,6 +105,8 @@ FOUND = (
     Case("parquet", "read", 0, (("page", 2517396711),)),
     # A panic of the tokenizers library, which is no Exception.
     Case("run", "load", 1, (("json_field", 4024580530),)),
+    # A configuration that speaks of very many layers, all of which Transformers would make.
+    Case("run", "load", 0, (("json_field", 505),)),
 )
 
 

@@ -21,6 +21,9 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _CONFIGS = ("config.json", "tokenizer_config.json", ADAPTER_CONFIG, "processor_config.json")
 _MOST_CLASSES = 1 << 20
+_MOST_LAYERS = 1 << 10
+"""Published text models have 126 at most (Llama 3.1 405B). Transformers makes as many as it is told."""
+_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
 _LARGEST_CONFIG_BYTES = 64 << 20  # of tokenizer configurations with very many added tokens
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -44,6 +47,7 @@ def check_model_folder(folder: Path) -> None:
                 )
         if name == "config.json":
             _check_classes(path, values)
+            _check_layers(path, values)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -125,3 +129,10 @@ def _check_classes(path: Path, values: dict[str, Any]) -> None:
     asked = values.get("num_labels")
     if isinstance(asked, (int, float)) and not 0 <= asked <= _MOST_CLASSES:
         raise UserInputError(f"{path} speaks of {asked:,} classes; copy the folder anew.")
+
+
+def _check_layers(path: Path, values: dict[str, Any]) -> None:
+    for key in _LAYER_KEYS:
+        asked = values.get(key)
+        if isinstance(asked, (int, float)) and not 0 <= asked <= _MOST_LAYERS:
+            raise UserInputError(f"{path} speaks of {asked:,} layers ({key}); copy the folder anew.")
