@@ -39,3 +39,15 @@ class RunInterruptedError(SnugtuneError):
     """The user pressed Ctrl-C before anything worth keeping existed."""
 
     exit_code = 130
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Not Ctrl-C and its like; a panic of Rust (in tokenizers, polars) is no ``Exception`` either."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What ``error`` says, as a line of at most ``most`` characters."""
+    said = "".join(c if c.isprintable() else " " for c in str(error).strip()[: 4 * most])
+    said = " ".join(said.split()) or type(error).__name__
+    return said if len(said) <= most else said[: most - 3] + "..."

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snugtune.data.long_texts import Frame, LongTexts
-from snugtune.errors import UserInputError
+from snugtune.errors import UserInputError, is_of_library
 
 TEXTS_AT_A_TIME = 1024
 """Texts per call of the tokenizer: enough for its threads, while what it notes of each token soon goes."""
@@ -193,7 +193,7 @@ def tokenize(
             full[part], rows = _encode_part(texts[part], tokenizer, max_length, long_texts)
         except BaseException as error:
             # Of a tokenizer.json that does not fit together, the library raises and panics.
-            if isinstance(error, (UserInputError, MemoryError)) or not _is_of_library(error):
+            if isinstance(error, (UserInputError, MemoryError)) or not is_of_library(error):
                 raise
             reason = " ".join(str(error).split())[:200]
             raise UserInputError(f"The model's tokenizer cannot read these texts: {reason}.") from error
@@ -207,11 +207,6 @@ def tokenize(
         _truncation(max_length, full, of_rows, long_texts), full,
         _starts(rows_of_text) if long_texts == "windows" else None, long_texts,
     )  # fmt: skip
-
-
-def _is_of_library(error: BaseException) -> bool:
-    """Not Ctrl-C; a panic of Rust is no ``Exception`` either."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:

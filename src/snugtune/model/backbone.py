@@ -21,11 +21,11 @@ from transformers import (
 
 from snugtune.config import FitConfig
 from snugtune.data.labels import LabelSet
-from snugtune.errors import UserInputError
+from snugtune.errors import UserInputError, one_line
 from snugtune.files import sha256
 from snugtune.model import attention
 from snugtune.model.first_token import read_first_token_only
-from snugtune.model.folder import check_model_folder, one_line, told_of
+from snugtune.model.folder import check_model_folder, told_of
 from snugtune.model.fused_linear import fuse_gelu
 from snugtune.model.head import NEW_PARAMETERS
 from snugtune.model.known import hub_options, no_text_classifier

@@ -14,16 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from snugtune.errors import SnugtuneError, UserInputError
+from snugtune.errors import SnugtuneError, UserInputError, is_of_library, one_line
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _CODE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code")
 _CONFIGS = ("config.json", "tokenizer_config.json", ADAPTER_CONFIG, "processor_config.json")
-_MOST_CLASSES = 1 << 20
-_MOST_LAYERS = 1 << 10
-"""Published text models have 126 at most (Llama 3.1 405B). Transformers makes as many as it is told."""
 _LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers")
+_MOST = {"num_labels": (1 << 20, "classes"), **{key: (1 << 10, f"layers ({key})") for key in _LAYER_KEYS}}
+"""Transformers makes as many as it is told. Published text models have 126 layers at most (Llama 3.1)."""
 _LARGEST_CONFIG_BYTES = 64 << 20  # of tokenizer configurations with very many added tokens
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -46,8 +45,7 @@ def check_model_folder(folder: Path) -> None:
                     "choose another model, or take that entry out if Transformers knows the architecture."
                 )
         if name == "config.json":
-            _check_classes(path, values)
-            _check_layers(path, values)
+            _check_sizes(path, values)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -113,26 +111,8 @@ def told_of(what: str) -> Iterator[None]:
         raise UserInputError(f"{what} cannot be loaded: {one_line(error)}") from error
 
 
-def is_of_library(error: BaseException) -> bool:
-    """Not Ctrl-C and its like; a panic of Rust (in tokenizers, polars) is no ``Exception`` either."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def one_line(error: BaseException, most: int = 200) -> str:
-    """What ``error`` says, as a line of at most ``most`` characters."""
-    said = "".join(c if c.isprintable() else " " for c in str(error).strip()[: 4 * most])
-    said = " ".join(said.split()) or type(error).__name__
-    return said if len(said) <= most else said[: most - 3] + "..."
-
-
-def _check_classes(path: Path, values: dict[str, Any]) -> None:
-    asked = values.get("num_labels")
-    if isinstance(asked, (int, float)) and not 0 <= asked <= _MOST_CLASSES:
-        raise UserInputError(f"{path} speaks of {asked:,} classes; copy the folder anew.")
-
-
-def _check_layers(path: Path, values: dict[str, Any]) -> None:
-    for key in _LAYER_KEYS:
+def _check_sizes(path: Path, values: dict[str, Any]) -> None:
+    for key, (most, what) in _MOST.items():
         asked = values.get(key)
-        if isinstance(asked, (int, float)) and not 0 <= asked <= _MOST_LAYERS:
-            raise UserInputError(f"{path} speaks of {asked:,} layers ({key}); copy the folder anew.")
+        if isinstance(asked, (int, float)) and not 0 <= asked <= most:
+            raise UserInputError(f"{path} speaks of {asked:,} {what}; copy the folder anew.")

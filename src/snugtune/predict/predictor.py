@@ -20,7 +20,7 @@ from snugtune.data.labels import LabelSet
 from snugtune.data.long_texts import LongTexts
 from snugtune.data.table import iter_tables
 from snugtune.data.tokens import Tokens, tokenize
-from snugtune.errors import ArtifactError, UserInputError
+from snugtune.errors import ArtifactError, UserInputError, one_line
 from snugtune.evaluate.baseline import TfidfBaseline
 from snugtune.evaluate.decision import Decision
 from snugtune.evaluate.levels import Level
@@ -30,7 +30,7 @@ from snugtune.memory.host import bound_primitive_caches
 from snugtune.model import attention
 from snugtune.model.artifact import load_model
 from snugtune.model.first_token import read_first_token_only
-from snugtune.model.folder import one_line, told_of
+from snugtune.model.folder import told_of
 from snugtune.model.fused_linear import fuse_gelu, pack_linears
 from snugtune.model.head import find_head
 from snugtune.model.packing import plain

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from snugtune.errors import SnugtuneError, UserInputError
-from snugtune.model.folder import one_line
+from snugtune.errors import SnugtuneError, UserInputError, one_line
 
 
 @contextmanager

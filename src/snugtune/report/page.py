@@ -20,9 +20,8 @@ from markupsafe import Markup
 
 from snugtune.data.audit import without_texts
 from snugtune.data.readers.parquet import check_parquet
-from snugtune.errors import UserInputError
+from snugtune.errors import UserInputError, one_line
 from snugtune.files import write_text
-from snugtune.model.folder import one_line
 from snugtune.report import formats, views
 from snugtune.report.damage import told_of_record
 from snugtune.report.headline import has_several_labels
