@@ -341,15 +341,20 @@ def write_config(config: FitConfig, path: str | Path) -> None:
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-_MOST_FAULTS = 20  # told at once; what has more is no list of settings
+_MOST_FAULTS, _MOST_TOLD = 20, 1_000
+"""Faults told at once, and about how many characters of them: what has more is no list of settings."""
 
 _OF_CODE = {"trust_remote_code", "auto_map", "custom_pipelines"}
 """Settings of others by which a model asks for its own code to be run."""
 
 
 def _faults(items: Sequence[Any]) -> str:
-    more = len(items) - _MOST_FAULTS
-    told = [_fault(item) for item in items[:_MOST_FAULTS]]
+    told: list[str] = []
+    for item in items[:_MOST_FAULTS]:
+        if sum(map(len, told)) > _MOST_TOLD:
+            break
+        told.append(_fault(item))
+    more = len(items) - len(told)
     return "; ".join([*told, f"and {more:,} more"] if more > 0 else told)
 
 
@@ -360,12 +365,16 @@ def _fault(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"unknown setting '{name}'"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{name}={_VALUES.repr(item['input'])}: {message}" if name else message
+    value = _VALUES.repr(item["input"])
+    told = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}..."
+    return f"{name}={told}: {message}" if name else message
 
 
 def _short(text: str) -> str:
     return " ".join(text.split()) if len(text) <= 60 else " ".join(text[:57].split()) + "..."
 
+
+_LONGEST_VALUE = 200  # lists of lists add up
 
 _VALUES = reprlib.Repr()
 """Tells values of any size in a line, those of YAML's aliases too, which may hold each other."""

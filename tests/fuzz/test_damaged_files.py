@@ -107,6 +107,10 @@ FOUND = (
     Case("run", "load", 1, (("json_field", 4024580530),)),
     # A configuration that speaks of very many layers, all of which Transformers would make.
     Case("run", "load", 0, (("json_field", 505),)),
+    # A tokenizer whose configuration is gone, and with it the token to pad with.
+    Case("run", "load", 0, (("file_gone", 0), ("file_gone", 16))),
+    # Lists that hold each other, twenty of them in one message.
+    Case("yaml", "config", 0, (("emptied", 1), ("yaml_pieces", 3733))),
 )
 
 

@@ -250,7 +250,7 @@ def load_model(
     with told_of(f"The model in {folder}"):
         check_model_folder(folder)
         model, tokenizer = _load(folder, dtype, attn_implementation, as_quantized)
-        _try(model, tokenizer)
+        _try(model, tokenizer, folder)
         return model, tokenizer
 
 
@@ -305,8 +305,10 @@ def _load(
     return merged(adapted).to(dtype), tokenizer
 
 
-def _try(model: nn.Module, tokenizer: Any) -> None:
+def _try(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """One word through the model: parts that do not go together fail here, where that is told."""
+    if tokenizer.pad_token_id is None:
+        raise UserInputError(f"The tokenizer in {folder} has no token to pad with; copy the run anew.")
     parameter = next(model.parameters())
     ids = tokenizer("a")["input_ids"][:8] or [0]
     one = torch.tensor([ids], device=parameter.device)
