@@ -32,7 +32,7 @@ def writes_elsewhere(path):
 
 
 def hoards(path):
-    bytearray(700 << 20)
+    bytearray(560 << 20)
 
 
 def dies(path):

@@ -132,7 +132,7 @@ def test_thousands_of_damaged_files(family, run):
 
 def test_the_watch_sees_what_must_not_happen(samples):
     """The harness itself: each kind of fault is found, and the next case is run all the same."""
-    with Runner(samples, samples.parent / "watched", cpu_s=1) as run:
+    with Runner(samples, samples.parent / "watched", cpu_s=6) as run:
         for target, word in (
             ("prints_traceback", "ZeroDivisionError"),
             ("connects", "socket.connect"),
