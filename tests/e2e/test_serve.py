@@ -43,6 +43,19 @@ def test_a_slow_client_holds_up_nobody_and_is_let_go(server):
         assert silent.recv(200) == b""  # closed, once its time is up
 
 
+def test_too_many_connections_are_told_when_to_come_back(tmp_path):
+    run = write_run(tmp_path, "bert")
+    with live_process(f"one={run}", "--max-connections", "2", "--threads", "1") as (_, address, _listener):
+        with connection(address), connection(address):
+            crowded = ask(address)
+            assert crowded.status_code == 429
+            assert crowded.headers["retry-after"] == "1"
+            assert crowded.headers["connection"] == "close"
+            assert crowded.json()["error_type"] == "Overloaded"
+            assert httpx.get(f"{address}/health", timeout=30).status_code == 200
+        eventually(lambda: ask(address).status_code == 200)
+
+
 def test_many_at_once_each_have_their_own_answer(server):
     _, address, _ = server
     texts = [f"word{i} " * (1 + i % 5) for i in range(24)]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from snugtune.serve.batcher import Batcher, companions
 from snugtune.serve.device import Device
 from snugtune.serve.engine import Prepared
+from snugtune.serve.pace import MEMORY_S, Pace
 from snugtune.serve.refusal import Refusal
 
 SIZES = st.lists(
@@ -236,3 +237,71 @@ def test_no_error_of_any_kind_ends_the_worker(device, error):
     found, _ = outcomes(device, lambda _i: engine, [(0, 4), (1, 4)])
     assert found[0].status == 424
     assert found[1].number == 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 9_000), st.floats(0.001, 20.0)), min_size=1, max_size=30))
+def test_the_pace_lies_between_the_slowest_and_the_fastest_batch(batches):
+    pace = Pace(None)
+    assert pace.seconds(100) == 0.0
+    for tokens, busy_s in batches:
+        pace.add(tokens, busy_s)
+    found = 1_000 / pace.seconds(1_000)
+    rates = [tokens / busy_s for tokens, busy_s in batches]
+    assert min(rates) * 0.999 <= found <= max(rates) * 1.001
+
+
+def test_the_pace_soon_follows_a_machine_that_slows_down_whatever_small_batches_say():
+    pace = Pace(1_000.0)
+    assert pace.seconds(2_000) == pytest.approx(2.0)
+    for _ in range(100):
+        pace.add(1, 0.0002)  # alone a text is fast: 5,000 tokens/s, for a fiftieth of a second
+    assert pace.seconds(1_000) == pytest.approx(1.0, rel=0.1)
+    pace.add(1_000, 2.0)
+    pace.add(1_000, 2.0)
+    pace.add(1_000, 2.0)
+    assert pace.seconds(1_000) == pytest.approx(2.0, rel=0.15)
+    pace.add(500_000, 50 * MEMORY_S)
+    assert pace.seconds(1_000) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_what_others_compute_in_between_counts_for_the_pace(device):
+    """A batch that had waited for another model's is told with that one's seconds."""
+    slow = FakeEngine(budget=4, gate=SimpleNamespace(wait=lambda _: time.sleep(0.05)))
+    _, recorder = outcomes(device, lambda _: slow, [(1, 4), (2, 4)])
+    first, second = recorder.batches
+    assert first.busy_s == pytest.approx(first.seconds)
+    assert second.busy_s >= second.seconds
+
+    async def two_models():
+        recorders = [Recorder(), Recorder()]
+        batchers = [Batcher(recorder, device) for recorder in recorders]
+        futures = []
+        for batcher in batchers:
+            futures += batcher.submit([slow.text(1), slow.text(2)], time.monotonic() + 30)
+        await asyncio.gather(*futures)
+        for batcher in batchers:
+            batcher.stop()
+        return recorders
+
+    for recorder in asyncio.run(two_models()):
+        _, second = recorder.batches
+        assert second.busy_s >= 1.8 * second.seconds  # the other model's turn lies between
+
+
+def test_what_came_much_later_overtakes_nobody(device):
+    """While the first batch is computed, texts of 8, 4 and 4 tokens come; the last of them far behind."""
+    gate = threading.Event()
+    engine = FakeEngine(budget=8, gate=gate)
+
+    async def run():
+        batcher = Batcher(Recorder(), device, overtake_s=5.0)
+        now = time.monotonic()
+        futures = batcher.submit([engine.text(0, 8)], now + 60)
+        for number, length, later_s in ((1, 4, 0.0), (2, 8, 1.0), (3, 4, 6.0)):
+            futures += batcher.submit([engine.text(number, length)], now + 60 + later_s)
+        gate.set()
+        await asyncio.gather(*futures)
+        batcher.stop()
+
+    asyncio.run(run())
+    assert engine.asked == [[0], [1], [2], [3]]  # 1 and 3 would have filled a batch

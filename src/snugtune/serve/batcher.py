@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -47,12 +48,17 @@ class Computed:
 
 @dataclass(frozen=True)
 class BatchInfo:
-    """What was computed together: texts, their tokens, those with padding, and seconds."""
+    """What was computed together: texts, their tokens, those with padding, and seconds.
+
+    ``busy_s`` also counts what passed since the batch before if this one had waited for it: other models'
+    batches, and what the system gave to other programs.
+    """
 
     texts: int
     tokens: int
     padded_tokens: int
     seconds: float
+    busy_s: float
 
 
 class BatchObserver(Protocol):
@@ -109,16 +115,25 @@ class Batcher:
         observer: is told of batches.
         device: computes; models that share one take turns, a batch each.
         max_batch_tokens: padded tokens computed together; None: what the engine says.
+        overtake_s: only what is due at most so much later than the oldest text is computed with it; with
+            more choice batches are padded less and fuller, and texts of rare lengths wait longer.
     """
 
     def __init__(
-        self, observer: BatchObserver, device: Device, *, max_batch_tokens: int | None = None
+        self,
+        observer: BatchObserver,
+        device: Device,
+        *,
+        max_batch_tokens: int | None = None,
+        overtake_s: float = math.inf,
     ) -> None:
-        self._observer, self._device, self._max_batch_tokens = observer, device, max_batch_tokens
+        self._observer, self._device = observer, device
+        self._max_batch_tokens, self._overtake_s = max_batch_tokens, overtake_s
         self._waiting: list[Waiting] = []
         self._lock = threading.Lock()
         self._at_work = False
         self._stopped = False
+        self._ended: float | None = None  # when the batch before ended, if others had waited for it
         self.tokens = 0
         """Tokens of texts that wait or are computed."""
 
@@ -164,6 +179,7 @@ class Batcher:
         finally:
             with self._lock:
                 self._at_work = bool(self._waiting) and not self._stopped
+                self._ended = time.monotonic() if self._at_work else None
                 if self._at_work:
                     self._device.submit(partial(self._work, loop))
 
@@ -187,7 +203,8 @@ class Batcher:
         if not waiting:
             return []
         engine = waiting[0].text.engine  # after a reload the queue may hold texts of two versions
-        same = [item for item in waiting if item.text.engine is engine]
+        latest = waiting[0].deadline + self._overtake_s
+        same = [item for item in waiting if item.text.engine is engine and item.deadline <= latest]
         chosen = companions(
             [item.text.longest for item in same],
             [len(item.text.rows) for item in same],
@@ -200,7 +217,8 @@ class Batcher:
     def _compute(self, batch: list[Waiting], loop: asyncio.AbstractEventLoop) -> None:
         began = time.monotonic()
         answers = answers_of([item.text for item in batch])
-        seconds = time.monotonic() - began
+        ended = time.monotonic()
+        seconds, busy_s = ended - began, ended - (self._ended or began)
         computed = [
             Computed(answer, began - item.arrived, seconds)
             for item, answer in zip(batch, answers, strict=True)
@@ -211,6 +229,7 @@ class Batcher:
             tokens=sum(item.text.tokens for item in batch),
             padded_tokens=width * sum(len(item.text.rows) for item in batch),
             seconds=seconds,
+            busy_s=busy_s,
         )
         _call(loop, self._finish, batch, computed, info)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from snugtune.serve.gate import CROWDED
 from snugtune.serve.settings import Limits
 
 MAX_HEADER_BYTES = 65_536
@@ -19,6 +20,7 @@ def protocol_for(limits: Limits) -> type[asyncio.Protocol]:
 
     class Protocol(_Impatient):
         patience_s = limits.read_timeout_s
+        max_connections = limits.max_connections
 
     return Protocol
 
@@ -27,6 +29,7 @@ class _Impatient(HttpToolsProtocol):
     """Clocks until headers are complete and until an answer is taken; uvicorn has one between requests."""
 
     patience_s: float
+    max_connections: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,6 +59,8 @@ class _Impatient(HttpToolsProtocol):
             self._for_headers.cancel()
             self._for_headers = None
         self._header_bytes = 0
+        # uvicorn's own limit answers 503 without a word of when to come back, the check of health, too.
+        self.scope[CROWDED] = len(self.connections) > self.max_connections  # type: ignore[literal-required]
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:

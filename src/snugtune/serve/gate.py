@@ -25,6 +25,9 @@ log = logging.getLogger("snugtune.serve")
 OPEN = frozenset({"/health", "/ping"})
 """What may be asked without the key."""
 
+CROWDED = "snugtune.crowded"
+"""In a request's scope: whether more connections are open than may be."""
+
 _METHODS = frozenset({"GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -55,6 +58,7 @@ class Gate:
         body = b""
         try:
             self._check_key(scope)
+            self._check_crowd(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 self._check_head(scope)
                 body = await self._read(receive)
@@ -86,6 +90,10 @@ class Gate:
                 401, "Unauthorized", "The key is missing or wrong: Authorization: Bearer KEY.",
                 close=True, headers={"www-authenticate": "Bearer"},
             )  # fmt: skip
+
+    def _check_crowd(self, scope: Scope) -> None:
+        if scope.get(CROWDED) and scope["path"] not in OPEN:
+            raise overloaded("Too many connections are open", 1, close=True)
 
     def _check_head(self, scope: Scope) -> None:
         if self._is_draining():

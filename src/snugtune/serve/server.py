@@ -172,7 +172,6 @@ def _server(app: Any, settings: ServeSettings) -> Any:
         uvicorn.Config(
             app, http=protocol_for(limits), ws="none", lifespan="off", log_config=None, access_log=False,
             log_level="critical", server_header=False, backlog=BACKLOG,
-            limit_concurrency=limits.max_connections,
             timeout_keep_alive=int(limits.keep_alive_s), timeout_graceful_shutdown=int(_LAST_S),
         )
     )  # fmt: skip
