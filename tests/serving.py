@@ -23,11 +23,12 @@ from snugtune.serve.settings import Limits
 class Service:
     """An application with its models, asked without a socket; ``close`` when done."""
 
-    def __init__(self, runs, *, limits=None, key=None):
+    def __init__(self, runs, *, limits=None, key=None, share_weights=False):
         self.limits, self.metrics, self.state = limits or Limits(), Metrics(), State()
         self.models = load_models(
             {name: str(run) for name, run in runs.items()},
             dtype="auto", limits=self.limits, metrics=self.metrics, say=lambda _sentence: None,
+            share_weights=share_weights,
         )  # fmt: skip
         self.app = make_app(self.models, self.limits, self.metrics, key=key, state=self.state)
 

@@ -50,6 +50,13 @@ def serve(
         ),
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of the model (all cores).")] = None,
+    share_weights: Annotated[
+        bool,
+        typer.Option(
+            "--share-weights",
+            help="Keep what runs of one backbone have in common in memory once: room for many, each slower.",
+        ),
+    ] = False,
     watch: Annotated[
         float, typer.Option(help="Seconds between looks for a new run in the folders; 0: never.")
     ] = 2.0,
@@ -109,7 +116,7 @@ def serve(
 
     settings = ServeSettings(
         runs=named_runs(runs), host=host, port=port, key_file=None if key_file is None else str(key_file),
-        no_key=no_key, dtype=dtype, threads=threads, watch_s=watch,
+        no_key=no_key, dtype=dtype, threads=threads, watch_s=watch, share_weights=share_weights,
         limits=Limits(
             max_concurrent_requests=max_concurrent_requests, max_batch_tokens=max_batch_tokens,
             max_client_batch_size=max_client_batch_size, payload_limit=payload_limit,

@@ -235,13 +235,19 @@ def _check_labels(given: Sequence[str], saved: Saved) -> None:
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype, attn_implementation: str, as_quantized: bool = True
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    as_quantized: bool = True,
+    merge: bool = True,
 ) -> tuple[nn.Module, Any]:
     """Load what ``save_model`` wrote, an adapter merged into its model (or beside it, where it is virtual
     tokens), and the tokenizer.
 
     An adapter that was trained on 4-bit weights stays beside them, for that is the model that was measured;
-    without ``as_quantized`` it is merged into the published weights.
+    without ``as_quantized`` it is merged into the published weights. Without ``merge`` every adapter stays
+    beside its model.
 
     Raises:
         UserInputError: the folder is damaged, not whole, or asks for code of its own to be run; its adapter
@@ -249,13 +255,13 @@ def load_model(
     """
     with told_of(f"The model in {folder}"):
         check_model_folder(folder)
-        model, tokenizer = _load(folder, dtype, attn_implementation, as_quantized)
+        model, tokenizer = _load(folder, dtype, attn_implementation, as_quantized, merge)
         _try(model, tokenizer, folder)
         return model, tokenizer
 
 
 def _load(
-    folder: Path, dtype: torch.dtype, attn_implementation: str, as_quantized: bool
+    folder: Path, dtype: torch.dtype, attn_implementation: str, as_quantized: bool, merge: bool
 ) -> tuple[nn.Module, Any]:
     from peft import PeftConfig, PeftModel
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig
@@ -299,8 +305,8 @@ def _load(
     if quantization is not None:
         _round_trained(adapted, dtype)
         return adapted.get_base_model(), tokenizer
-    if virtual_tokens(adapted):
-        # There is nothing to merge: virtual tokens are computed with each text.
+    if not merge or virtual_tokens(adapted):
+        # Of virtual tokens there is nothing to merge: they are computed with each text.
         return adapted.to(dtype), tokenizer
     return merged(adapted).to(dtype), tokenizer
 

@@ -35,6 +35,7 @@ from snugtune.model.fused_linear import fuse_gelu, pack_linears
 from snugtune.model.head import find_head
 from snugtune.model.packing import plain
 from snugtune.model.precision import pick_device
+from snugtune.model.sharing import SharedWeights
 from snugtune.predict.record import read_record
 from snugtune.progress import Observer
 from snugtune.train.forward import predict_logits
@@ -103,7 +104,14 @@ class Predictor:
         return ADDED_SET_COLUMNS if self.several else ADDED_COLUMNS
 
     @classmethod
-    def load(cls, run: str | Path, *, dtype: Dtype = "auto", observer: Observer | None = None) -> Predictor:
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        dtype: Dtype = "auto",
+        observer: Observer | None = None,
+        weights: SharedWeights | None = None,
+    ) -> Predictor:
         """Load a run folder.
 
         Args:
@@ -115,6 +123,8 @@ class Predictor:
                 it does to the run's held-out rows is measured at the first call (``predict/int8.py``). The
                 last layer stays in float32.
             observer: is told whether ``int8`` keeps the run's accuracy.
+            weights: those of other models, which this one then has in common with them where they are the
+                same; the adapter stays beside its model and is computed with each text. Not with ``int8``.
 
         Raises:
             UserInputError: ``run`` is not the folder of a finished run, its model cannot be loaded, or
@@ -123,6 +133,8 @@ class Predictor:
         bound_primitive_caches()
         run, device = Path(run), torch.device("cpu") if dtype == "int8" else pick_device()
         number = _number_format(dtype, device)
+        if number == torch.int8 and weights is not None:
+            raise UserInputError("Models in int8 have no weights in common; choose another --dtype.")
         record = read_record(run)
         # Runs of version 0.1 have one label for each text, and no separator.
         separator = record.get("label_separator")
@@ -142,13 +154,14 @@ class Predictor:
         if number == torch.int8:
             model, tokenizer = _load_int8(run, record, observer or Observer())
         else:
-            model, tokenizer = _load(run / record["model"]["folder"], number, device)
+            model, tokenizer = _load(run / record["model"]["folder"], number, device, weights)
         check_classes(run, model, len(labels.names))
         uses_baseline = settings["decision"].uses_baseline
         baseline = _baseline(run / "baseline", len(labels.names)) if uses_baseline else None
-        return cls(
-            model=model.to(device).eval(), tokenizer=tokenizer, device=device, baseline=baseline, **settings
-        )
+        model = model.to(device).eval()
+        if weights is not None:
+            weights.share(model)
+        return cls(model=model, tokenizer=tokenizer, device=device, baseline=baseline, **settings)
 
     def probabilities(
         self, texts: Sequence[str], *, on_rows: Callable[[int], None] | None = None
@@ -357,9 +370,13 @@ def _load_int8(run: Path, record: dict[str, Any], observer: Observer) -> tuple[n
     return model, AutoTokenizer.from_pretrained(run / record["model"]["folder"], trust_remote_code=False)
 
 
-def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-    """The merged model in ``dtype``, but for its last layer, and the tokenizer."""
-    model, tokenizer = load_model(folder, dtype=dtype, attn_implementation=attention.register())
+def _load(
+    folder: Path, dtype: torch.dtype, device: torch.device, weights: SharedWeights | None
+) -> tuple[nn.Module, Any]:
+    """The model in ``dtype``, but for its last layer, and the tokenizer; merged, unless it shares weights."""
+    model, tokenizer = load_model(
+        folder, dtype=dtype, attn_implementation=attention.register(), merge=weights is None
+    )
     inner = plain(model)
     assert isinstance(inner, PreTrainedModel)
     read_first_token_only(inner)
@@ -369,7 +386,8 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[nn.Mo
         final.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
     if dtype == torch.bfloat16 and device.type == "cpu":
         fuse_gelu(inner)
-        pack_linears(inner)
+        if weights is None:  # packed weights are copies
+            pack_linears(inner)
     return model, tokenizer
 
 

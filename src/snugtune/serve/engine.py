@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from snugtune.data.tokens import Tokens, Truncation, tokenize
 from snugtune.errors import UserInputError
+from snugtune.model.sharing import SharedWeights
 from snugtune.predict.predictor import Dtype, Predictor
 from snugtune.progress import Observer
 from snugtune.serve.device import Device
@@ -101,15 +102,16 @@ class Engine:
         dtype: Dtype = "auto",
         workers: int = 1,
         observer: Observer | None = None,
+        weights: SharedWeights | None = None,
     ) -> Engine:
-        """Load a run folder and have it classify a text on ``device``.
+        """Load a run folder and have it classify a text on ``device``; the rest as for ``Predictor.load``.
 
         Raises:
             UserInputError: as ``Predictor.load``, or its first answer is not a distribution.
         """
         # Read before the model: a folder that is replaced in between is loaded once more, not overlooked.
         sha = run_sha(run)
-        predictor = Predictor.load(run, dtype=dtype, observer=observer)
+        predictor = Predictor.load(run, dtype=dtype, observer=observer, weights=weights)
         engine = cls(
             predictor, sha=sha, dtype="float32" if dtype == "auto" else dtype, workers=max(1, workers)
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snugtune.errors import SnugtuneError, UserInputError
+from snugtune.model.sharing import SharedWeights
 from snugtune.predict.predictor import Dtype
 from snugtune.serve.batcher import TOO_LATE, Batcher, BatchInfo, Computed
 from snugtune.serve.device import Device, in_passing
@@ -260,24 +261,37 @@ class Models:
 
 
 def load_models(
-    runs: dict[str, str], *, dtype: Dtype, limits: Limits, metrics: Metrics, say: Callable[[str], None]
+    runs: dict[str, str],
+    *,
+    dtype: Dtype,
+    limits: Limits,
+    metrics: Metrics,
+    say: Callable[[str], None],
+    share_weights: bool = False,
 ) -> Models:
     """Load all ``runs`` (folders by name), one after the other.
+
+    With ``share_weights`` those of one backbone have it in memory once.
 
     Raises:
         UserInputError: one cannot be loaded.
     """
-    device = Device()
+    device, weights = Device(), SharedWeights() if share_weights else None
     models = []
     for name, folder in runs.items():
         run = Path(folder)
 
         def load(run: Path = run) -> Engine:
-            return Engine.load(run, device=device, dtype=dtype, workers=limits.tokenization_workers)
+            return Engine.load(
+                run, device=device, dtype=dtype, workers=limits.tokenization_workers, weights=weights
+            )
 
+        before = weights.saved_bytes if weights else 0
         engine = load()
         models.append(ServedModel(name, run, engine, load, limits=limits, metrics=metrics, device=device))
-        say(f"Loaded {name}: {folder}, {len(engine.predictor.labels.names):,} labels.")
+        saved = (weights.saved_bytes - before) / 2**20 if weights else 0.0
+        shared = f"; {saved:,.0f} MiB of its weights were there already" if saved else ""
+        say(f"Loaded {name}: {folder}, {len(engine.predictor.labels.names):,} labels{shared}.")
     return Models(models, device)
 
 

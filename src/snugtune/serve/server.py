@@ -152,6 +152,7 @@ def _application(settings: ServeSettings, key: bytes | None, observer: Observer)
         limits=settings.limits,
         metrics=metrics,
         say=observer.say,
+        share_weights=settings.share_weights,
     )
     return models, make_app(models, settings.limits, metrics, key=key, state=state), state
 

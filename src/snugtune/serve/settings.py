@@ -88,6 +88,7 @@ class ServeSettings:
     dtype: str = "auto"
     threads: int | None = None
     watch_s: float = 2.0
+    share_weights: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def as_json(self) -> str:
