@@ -1,4 +1,4 @@
-"""Several classifiers on one backbone: its weights lie in memory once, and each answers as if it were alone."""
+"""Several classifiers on one backbone: its weights lie in memory once, and each answers as if alone."""
 
 import gc
 
