@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from snugtune.config import FitConfig
+from snugtune.config import FitConfig, make_config
 from snugtune.data.batches import steps_per_epoch
 from snugtune.data.labels import LabelSet
 from snugtune.files import write_json
@@ -189,12 +189,31 @@ def write_untrained_run(folder: Path, n_classes: int, model: str = "minilm") -> 
     labels = LabelSet(tuple(f"class {i}" for i in range(n_classes)))
     backbone = load_backbone(model, labels)
     save_model(backbone.model, backbone.tokenizer, folder / "model", backbone.max_length)
-    record = {
+    record = _record(labels, backbone.max_length, "model")
+    write_json(folder / "run.json", record)
+    return folder
+
+
+def write_untrained_adapter_run(folder: Path, n_classes: int, model: str, seed: int) -> Path:
+    """A run folder with a LoRA on all layers, drawn at random, as `snugtune fit` would leave it."""
+    torch.manual_seed(seed)
+    labels = LabelSet(tuple(f"class {i}" for i in range(n_classes)))
+    backbone = load_backbone(model, labels)
+    adapted = wrap(backbone.model, make_config({"train": "none.csv", "model": model}))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    save_model(adapted, backbone.tokenizer, folder / "adapter", backbone.max_length)
+    record = _record(labels, backbone.max_length, "adapter")
+    write_json(folder / "run.json", record)
+    return folder
+
+
+def _record(labels: LabelSet, max_length: int, folder: str) -> dict[str, Any]:
+    return {
         "labels": list(labels.names),
         "label_aliases": {},
         "columns": {"text": ["text"], "label": "label"},
-        "model": {"folder": "model", "max_length": backbone.max_length},
+        "model": {"folder": folder, "max_length": max_length},
         "decision": {"mixture": {}, "confidence_threshold": 0.5, "precision_target": 0.95},
     }
-    write_json(folder / "run.json", record)
-    return folder

@@ -181,6 +181,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "prediction": ("Prediction speed", speed_sections.prediction),
     "serve": ("Serving over HTTP", serve_section.serve),
     "serve-load": ("Serving twice what it can", serve_section.load),
+    "share-weights": ("Many classifiers on one backbone", serve_section.share_weights),
     "speed-gpu": ("One GPU", speed_sections.speed_gpu),
     "growth": ("From a thousand rows to a million", growth),
     "accuracy": ("Accuracy", accuracy),

@@ -81,3 +81,26 @@ def _waits(result: dict[str, Any]) -> list[str]:
         for key, name in names.items()
         if (found := result[key])
     ]
+
+
+def share_weights(result: dict[str, Any]) -> list[str]:
+    """Memory and speed of many classifiers, each with its own weights or with those in common kept once."""
+    settings = result["settings"]
+    rows = [
+        [str(found["classifiers"]), *(f"{mib:,.0f}" for mib in found["mib"].values()),
+         *(spread_cell(rate, 1) for rate in found["requests_per_s"].values()),
+         spread_cell(found["shared_by_own"], 2, unit="x")]
+        for found in result["classifiers"]
+    ]  # fmt: skip
+    return [
+        f"{settings['model']} with LoRA on all layers, {settings['rows']} {result['texts']} a turn from "
+        f"{settings['clients']} clients, one model after the other; MiB are what only the worker has (USS).",
+        "",
+        *table(
+            (
+                "classifiers", "own weights, MiB", "shared, MiB", "own weights, requests/s",
+                "shared, requests/s", "shared answers",
+            ),
+            rows,
+        ),
+    ]  # fmt: skip

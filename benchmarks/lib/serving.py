@@ -111,12 +111,15 @@ class Client:
         self._reader = self._writer = None
 
 
-def closed_loop(port: int, texts: Sequence[str], clients: int) -> Turn:
-    """``clients`` clients share ``texts``; each takes the next one as soon as it is answered."""
-    return asyncio.run(_closed_loop(port, texts, clients))
+def closed_loop(port: int, texts: Sequence[str], clients: int, paths: Sequence[str] = ("/predict",)) -> Turn:
+    """``clients`` clients share ``texts``; each takes the next one as soon as it is answered.
+
+    Text i goes to ``paths[i % len(paths)]``.
+    """
+    return asyncio.run(_closed_loop(port, texts, clients, paths))
 
 
-async def _closed_loop(port: int, texts: Sequence[str], clients: int) -> Turn:
+async def _closed_loop(port: int, texts: Sequence[str], clients: int, paths: Sequence[str]) -> Turn:
     labels: list[str | None] = [None] * len(texts)
     turn = Turn(0.0, [], labels)
     waiting = iter(enumerate(texts))
@@ -125,7 +128,7 @@ async def _closed_loop(port: int, texts: Sequence[str], clients: int) -> Turn:
         client = Client(port)
         for i, text in waiting:
             began = time.perf_counter()
-            reply = await client.ask("/predict", {"inputs": text})
+            reply = await client.ask(paths[i % len(paths)], {"inputs": text})
             turn.latencies_s.append(time.perf_counter() - began)
             if reply.status == 200:
                 labels[i] = json.loads(reply.body)[0]["label"]

@@ -709,6 +709,18 @@ def _every_result():
         kills=[{"how": "SIGKILL", "at_s": 300.0, "to_answer_s": 0.2, "to_200_s": 4.0}],
         accepted_s=waits, refused_s=waits,
     )  # fmt: skip
+    shared = _result(
+        "share-weights",
+        settings={"model": "minilm", "rows": 96, "clients": 8},
+        texts="texts as long as complaints",
+        classifiers=[
+            {
+                "classifiers": 16, "mib": {"own weights": 1800.0, "--share-weights": 500.0},
+                "requests_per_s": {"own weights": _spread(20.0), "--share-weights": _spread(15.0)},
+                "shared_by_own": _spread(0.75), "errors": 0,
+            }
+        ],
+    )  # fmt: skip
     tried = {"0.0005": {"score": 0.91, "log_loss": 0.3, "seconds": 9.0, "trainable": 147_456}}
     methods = _result(
         "methods",
@@ -722,7 +734,7 @@ def _every_result():
             "head": {"rate": 5e-4, "tried": tried},
         },
     )  # fmt: skip
-    speed = [methods, served, loaded, throughput, prediction, ladder, peers, grown, card]
+    speed = [methods, served, loaded, shared, throughput, prediction, ladder, peers, grown, card]
     return [
         _time_to_quality("2026-01-02", 40.0),
         *speed,
