@@ -45,3 +45,20 @@ def test_hostile_requests_get_what_they_should(tmp_path):
         seen = asyncio.run(all_at_once())
     assert [one for one in seen if not one.good] == []
     assert len({one.kind for one in seen}) > 25
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_200)
+def test_at_twice_its_capacity_no_answer_is_wrong(tmp_path):
+    trial_of = importlib.import_module("benchmark_lib.load_trial")
+    # The real MiniLM: of a tiny model a thousand requests a second would measure the clients.
+    limits = {"timeout": 20.0, "read-timeout": 3.0, "payload-limit": 200_000}
+    trial = trial_of.run_trial(
+        tmp_path, "minilm", trial_of.Plan.of(2.5), classes=12, texts=40, threads=1, seed=1, limits=limits
+    )
+    found = trial.found
+    assert found.faults == []
+    assert found.compared > 100
+    assert len(found.versions) == 2
+    assert found.kills
+    assert len({kind for kind, _ in found.hostile}) > 25
