@@ -1,6 +1,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -14,6 +15,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Derived models of the tests do not belong into the user's cache.
 os.environ["SNUGTUNE_CACHE"] = tempfile.mkdtemp(prefix="snugtune-tests-")
 atexit.register(shutil.rmtree, os.environ["SNUGTUNE_CACHE"], ignore_errors=True)
+
+# A shell's background job ignores Ctrl-C, and so would the programs that are to be ended by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more of the machine's other work than of the code.
 usual = settings.get_profile("ci" if os.environ.get("CI") else "default")

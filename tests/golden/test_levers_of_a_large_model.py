@@ -16,7 +16,7 @@ from snugtune.model import adapter
 from snugtune.train.rehearsal import Rehearsal
 from snugtune.units import gib
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 BASE = {"train": "", "model": "xlm-roberta-large", "hidden_dropout": 0.1, "max_length": 512}
 LORA = BASE | {"r": 16, "lora_dropout": 0.1, "target_modules": ("query", "value")}

@@ -66,7 +66,7 @@ def test_a_graph_gives_torchs_logits(tmp_path):
     check(tmp_path, "bert")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", OTHERS)
 def test_a_graph_of_any_family_gives_torchs_logits(tmp_path, family, monkeypatch):
     if family == "distilbert":  # as if it were a large one, whose weights lie beside the graph

@@ -141,7 +141,7 @@ def test_target_modules_that_the_model_has_not():
 
 
 def test_command_json(command):
-    result = command("--model", "xlm-roberta-large", "--labels", "214", "--json")
+    result = command("--model", "xlm-roberta-large", "--labels", "214", "--gpu", "t4", "--json")
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
     assert set(printed) == {"model", "labels", "parameters", "devices"}

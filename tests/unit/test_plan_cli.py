@@ -158,7 +158,7 @@ def test_bad_input_is_one_sentence(arguments, message):
     assert not result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_recipe_beside_our_plan():
     result = run("--recipe", "blog", "--json")
     assert result.exit_code == 0, result.exception

@@ -201,6 +201,7 @@ def test_sentences() -> None:
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
+@pytest.mark.long
 @pytest.mark.realdata
 @pytest.mark.parametrize("target", [0.9, 0.95])
 def test_the_promise_holds_for_the_baseline_on_banking77(target: float) -> None:

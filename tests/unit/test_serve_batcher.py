@@ -36,15 +36,17 @@ def sizes(drawn):
 
 
 @given(SIZES, st.integers(1, 300), st.none() | st.integers(0, 100))
-def test_a_batch_holds_the_oldest_and_keeps_its_limits(drawn, budget, max_padding):
+def test_a_batch_holds_the_oldest_and_keeps_its_limits(drawn, budget, worth):
     longest, rows, tokens = sizes(drawn)
-    chosen = companions(longest, rows, tokens, budget, max_padding)
+    chosen = companions(longest, rows, tokens, budget, worth)
     assert 0 in chosen
     assert len(set(chosen)) == len(chosen)
     if len(chosen) > 1:
         padded = max(longest[i] for i in chosen) * sum(rows[i] for i in chosen)
         assert padded <= budget
-        assert max_padding is None or padded - sum(tokens[i] for i in chosen) <= max_padding
+        own = max(longest[0] * rows[0] - tokens[0], 0)
+        added = padded - sum(tokens[i] for i in chosen) - own
+        assert worth is None or added <= worth * (len(chosen) - 1)
 
 
 @given(SIZES, st.integers(1, 300))
@@ -80,8 +82,8 @@ class FakeEngine:
     """Answers with a text's own number, and fails for batches with a text of ``bad``."""
 
     def __init__(self, *, bad=(), budget=64, gate=None):
-        self.bad, self.batch_tokens, self.max_padding = set(bad), budget, None
-        self.gate, self.asked = gate, []
+        self.bad, self.batch_tokens, self.padding_worth = set(bad), budget, None
+        self.gate, self.asked, self.fills_batches = gate, [], True
 
     def text(self, number, length=4):
         return Prepared(self, (np.full(length, number, dtype=np.int32),), None, 0.0)
@@ -288,20 +290,44 @@ def test_what_others_compute_in_between_counts_for_the_pace(device):
         assert second.busy_s >= 1.8 * second.seconds  # the other model's turn lies between
 
 
-def test_what_came_much_later_overtakes_nobody(device):
-    """While the first batch is computed, texts of 8, 4 and 4 tokens come; the last of them far behind."""
+@pytest.mark.parametrize(
+    ("fills_batches", "timeout_s", "expected"),
+    [
+        (True, 5.0, [[0], [1, 3], [2]]),  # within a fifth of five seconds
+        (True, 0.5, [[0], [1], [2], [3]]),
+        (False, 5.0, [[0], [1], [2], [3]]),  # far more than a fifth of what 1 has waited
+    ],
+)
+def test_what_came_much_later_overtakes_nobody(device, fills_batches, timeout_s, expected):
+    """While the first batch is computed texts of 4, 8 and 4 tokens come, the last one .3 s later."""
     gate = threading.Event()
     engine = FakeEngine(budget=8, gate=gate)
+    engine.fills_batches = fills_batches
 
     async def run():
-        batcher = Batcher(Recorder(), device, overtake_s=5.0)
-        now = time.monotonic()
-        futures = batcher.submit([engine.text(0, 8)], now + 60)
-        for number, length, later_s in ((1, 4, 0.0), (2, 8, 1.0), (3, 4, 6.0)):
-            futures += batcher.submit([engine.text(number, length)], now + 60 + later_s)
+        batcher = Batcher(Recorder(), device, timeout_s=timeout_s)
+        futures = batcher.submit([engine.text(0, 8)], time.monotonic() + 60)
+        for number, length in ((1, 4), (2, 8)):
+            futures += batcher.submit([engine.text(number, length)], time.monotonic() + 60)
+        await asyncio.sleep(0.3)
+        futures += batcher.submit([engine.text(3, 4)], time.monotonic() + 60)
         gate.set()
         await asyncio.gather(*futures)
         batcher.stop()
 
     asyncio.run(run())
-    assert engine.asked == [[0], [1], [2], [3]]  # 1 and 3 would have filled a batch
+    assert engine.asked == expected
+
+
+def test_texts_of_one_request_came_together(device):
+    engine = FakeEngine(budget=64)
+    engine.fills_batches = False
+
+    async def run():
+        batcher = Batcher(Recorder(), device)
+        texts = [engine.text(number) for number in range(9)]
+        await asyncio.gather(*batcher.submit(texts, time.monotonic() + 60))
+        batcher.stop()
+
+    asyncio.run(run())
+    assert engine.asked == [list(range(9))]

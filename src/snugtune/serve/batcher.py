@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -22,6 +22,13 @@ from snugtune.serve.engine import Answered, Prepared
 from snugtune.serve.refusal import Refusal, draining, failed
 
 log = logging.getLogger("snugtune.serve")
+
+OVERTAKE = 0.2
+"""Share of a time by which a text may have come later than the oldest one and be computed with it.
+
+Of the time limit where full batches are worth much; else of the time that the oldest has waited, for on a CPU
+a batch gains little, and free choice lets texts of rare lengths wait twice as long as others
+(`decisions/0022-serving.md`)."""
 
 NOT_COMPUTED = "Inference failed."
 TOO_LATE = "No answer within the time limit."
@@ -34,7 +41,7 @@ class Waiting:
     text: Prepared
     future: asyncio.Future[Computed]
     deadline: float
-    arrived: float = field(default_factory=time.monotonic)
+    arrived: float
 
 
 @dataclass(frozen=True)
@@ -75,28 +82,29 @@ class BatchObserver(Protocol):
 
 
 def companions(
-    longest: Sequence[int], rows: Sequence[int], tokens: Sequence[int], budget: int, max_padding: int | None
+    longest: Sequence[int], rows: Sequence[int], tokens: Sequence[int], budget: int, worth: int | None
 ) -> list[int]:
     """Indices of the texts computed with the first one, the oldest: itself and others, in order of length.
 
     A text has ``rows`` rows of ``tokens`` in all, the longest with ``longest``. Those taken lie side by side
-    in the order of lengths, together at most ``budget`` tokens with padding, of which at most ``max_padding``
-    is padding; of the two neighbours that which pads less comes first. A first text beyond the budget goes
-    alone.
+    in the order of lengths, together at most ``budget`` tokens with padding, to which each adds at most
+    ``worth`` tokens of padding (None: any number); of the two neighbours that which adds less comes first. A
+    first text beyond the budget goes alone.
     """
     order = sorted(range(len(longest)), key=lambda i: (longest[i], i))
     low = high = order.index(0)
-    count, real, width = rows[0], tokens[0], longest[0]
+    count, width = rows[0], longest[0]
 
     def padded(i: int) -> int:
         return (count + rows[i]) * max(width, longest[i])
 
+    def added(i: int) -> int:
+        return padded(i) - count * width - tokens[i]
+
     while True:
         beside = [order[k] for k in (low - 1, high + 1) if 0 <= k < len(order)]
         fitting = [
-            (padded(i) - real - tokens[i], i)
-            for i in beside
-            if padded(i) <= budget and (max_padding is None or padded(i) - real - tokens[i] <= max_padding)
+            (added(i), i) for i in beside if padded(i) <= budget and (worth is None or added(i) <= worth)
         ]
         if not fitting:
             return order[low : high + 1]
@@ -105,7 +113,7 @@ def companions(
             low -= 1
         else:
             high += 1
-        count, real, width = count + rows[best], real + tokens[best], max(width, longest[best])
+        count, width = count + rows[best], max(width, longest[best])
 
 
 class Batcher:
@@ -115,8 +123,7 @@ class Batcher:
         observer: is told of batches.
         device: computes; models that share one take turns, a batch each.
         max_batch_tokens: padded tokens computed together; None: what the engine says.
-        overtake_s: only what is due at most so much later than the oldest text is computed with it; with
-            more choice batches are padded less and fuller, and texts of rare lengths wait longer.
+        timeout_s: the time limit, of which ``OVERTAKE`` is the most that a text may be overtaken by.
     """
 
     def __init__(
@@ -125,10 +132,10 @@ class Batcher:
         device: Device,
         *,
         max_batch_tokens: int | None = None,
-        overtake_s: float = math.inf,
+        timeout_s: float = math.inf,
     ) -> None:
         self._observer, self._device = observer, device
-        self._max_batch_tokens, self._overtake_s = max_batch_tokens, overtake_s
+        self._max_batch_tokens, self._timeout_s = max_batch_tokens, timeout_s
         self._waiting: list[Waiting] = []
         self._lock = threading.Lock()
         self._at_work = False
@@ -148,7 +155,8 @@ class Batcher:
         A future that is cancelled takes its text out of the queue.
         """
         loop = asyncio.get_running_loop()
-        items = [Waiting(text, loop.create_future(), deadline) for text in texts]
+        now = time.monotonic()
+        items = [Waiting(text, loop.create_future(), deadline, now) for text in texts]
         if self._stopped:
             for item in items:
                 item.future.set_result(Computed(draining(), 0.0, 0.0))
@@ -202,15 +210,17 @@ class Batcher:
     def _choose(self, waiting: Sequence[Waiting]) -> list[Waiting]:
         if not waiting:
             return []
-        engine = waiting[0].text.engine  # after a reload the queue may hold texts of two versions
-        latest = waiting[0].deadline + self._overtake_s
-        same = [item for item in waiting if item.text.engine is engine and item.deadline <= latest]
+        oldest = waiting[0]
+        engine = oldest.text.engine  # after a reload the queue may hold texts of two versions
+        waited_s = time.monotonic() - oldest.arrived
+        latest = oldest.arrived + OVERTAKE * (self._timeout_s if engine.fills_batches else waited_s)
+        same = [item for item in waiting if item.text.engine is engine and item.arrived <= latest]
         chosen = companions(
             [item.text.longest for item in same],
             [len(item.text.rows) for item in same],
             [item.text.tokens for item in same],
             self._max_batch_tokens or engine.batch_tokens,
-            engine.max_padding,
+            engine.padding_worth,
         )
         return [same[i] for i in chosen]
 

@@ -31,11 +31,6 @@ MAY_WAIT = 0.5
 """Share of the time limit that a text may have to wait, at the present pace: should the machine get other
 work meanwhile and become half as fast, what was taken on is still answered in time."""
 
-MAY_OVERTAKE = 0.2
-"""Share of the time limit by which a text may have come later than one that it is computed with or before.
-By a simulation at twice the capacity: tokens a second fall by 4 % against free choice, the slowest of 100
-waits .65 of the time limit in the place of all of it."""
-
 Load = Callable[[], Engine]
 
 
@@ -72,7 +67,7 @@ class ServedModel:
         self._observer = ModelMetrics(metrics, name)
         self._batcher = Batcher(
             self, device, max_batch_tokens=limits.max_batch_tokens,
-            overtake_s=MAY_OVERTAKE * limits.timeout_s,
+            timeout_s=limits.timeout_s,
         )  # fmt: skip
         self._pool = ThreadPoolExecutor(limits.tokenization_workers, f"snugtune-tokens-{name}")
         self._pace = Pace(engine.tokens_per_s)
