@@ -35,6 +35,10 @@ DIFFERENT = 20 * TOLERANCE
 MOST_OPEN = 800
 """Requests of correct clients that may be under way; what would be more is not sent, and counted."""
 
+IDLE_S = 50.0
+"""A connection that was idle for longer is not used again, for the server closes it after 75 s (the default
+of `snugtune serve`); whoever sends at that very moment gets no answer, with any server."""
+
 HUNG_S = 90.0
 """No answer of any kind within this is a fault."""
 
@@ -142,7 +146,7 @@ class Trial:
         self._versions, self._timeout_s = list(versions), timeout_s
         self._keeper, self._rng = psutil.Process(keeper), random.Random(seed)
         self._began = time.monotonic()
-        self._idle: list[serving.Client] = []
+        self._idle: list[tuple[float, serving.Client]] = []
         self._open = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._away: list[tuple[float, float]] = []
@@ -224,7 +228,7 @@ class Trial:
         path, body = (
             ("/v1/classify", {"inputs": [text], "top_k": 3}) if decides else ("/predict", {"inputs": text})
         )
-        client = self._idle.pop() if self._idle else serving.Client(self.target.port, self.target.key)
+        client = self._connection()
         sent = self.now_s
         self._open += 1
         try:
@@ -240,10 +244,15 @@ class Trial:
             return 0
         finally:
             self._open -= 1
-        self._idle.append(client)
+        self._idle.append((self.now_s, client))
         self.found.asked.append(Answered(sent, self.now_s - sent, reply.status))
         self._judge(i, reply, decides=decides)
         return reply.status
+
+    def _connection(self) -> serving.Client:
+        while self._idle and self._idle[0][0] < self.now_s - IDLE_S:
+            self._idle.pop(0)[1].close()
+        return self._idle.pop()[1] if self._idle else serving.Client(self.target.port, self.target.key)
 
     def _judge(self, i: int, reply: serving.Reply, *, decides: bool) -> None:
         if reply.status == 200:
@@ -371,7 +380,7 @@ class Trial:
             await asyncio.sleep(0.05)
 
     def _forget_connections(self) -> None:
-        for client in self._idle:
+        for _, client in self._idle:
             client.close()
         self._idle.clear()
 

@@ -1,6 +1,8 @@
 """Several classifiers on one backbone: its weights lie in memory once, and each answers as if alone."""
 
 import gc
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 from families import texts_and_labels
 from serving import Service
 from snugtune.errors import UserInputError
-from snugtune.model.sharing import SharedWeights
+from snugtune.model.sharing import SharedParts
 from snugtune.predict.predictor import Predictor
 from trained import write_run
 
@@ -34,8 +36,8 @@ def storages(model):
 
 def test_each_answers_as_if_alone_and_the_backbone_is_there_once(runs):
     alone = [Predictor.load(run) for run in runs]
-    weights = SharedWeights()
-    together = [Predictor.load(run, weights=weights) for run in runs]
+    weights = SharedParts()
+    together = [Predictor.load(run, shared=weights) for run in runs]
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one.probabilities(TEXTS), other.probabilities(TEXTS), atol=1e-5)
     assert np.abs(alone[0].probabilities(TEXTS) - alone[1].probabilities(TEXTS)).max() > 1e-3
@@ -60,7 +62,7 @@ def test_what_differs_in_a_bit_or_a_name_is_not_shared():
     renamed.load_state_dict(one.state_dict())
     with torch.no_grad():
         other.weight[0, 0] = torch.nextafter(other.weight[0, 0], torch.tensor(9.0))
-    weights = SharedWeights()
+    weights = SharedParts()
     for found in (model(x=one), model(x=same), model(x=other), model(y=renamed), model(x=one)):
         weights.share(found)
     assert same.weight.data_ptr() == one.weight.data_ptr()
@@ -69,7 +71,7 @@ def test_what_differs_in_a_bit_or_a_name_is_not_shared():
 
 
 def test_weights_live_as_long_as_a_model_has_them():
-    weights, first = SharedWeights(), nn.Linear(50, 50)
+    weights, first = SharedParts(), nn.Linear(50, 50)
     weights.share(first)
     second = nn.Linear(50, 50)
     second.load_state_dict(first.state_dict())
@@ -97,12 +99,29 @@ def test_a_server_keeps_it_once_also_after_a_new_run(runs):
         before = models["b"].engine
         served.run(lambda _: models["b"].look())
         assert models["b"].engine is not before
+        copies = {name: models[name].engine._tokenizers for name in "ab"}
+        assert copies["a"] is copies["b"]
+        assert copies["a"].qsize() == served.limits.tokenization_workers
         a, b = (storages(models[name].engine.predictor.model) for name in "ab")
         assert set(a) & set(b)
     finally:
         served.close()
 
 
+def test_tokenizers_of_other_files_are_others(runs, tmp_path):
+    shared = SharedParts()
+    first, second = (Predictor.load(run, shared=shared).tokenizer for run in runs)
+    assert first is second
+    kept = shared.copies(first, 2)
+    assert shared.copies(second, 2) is kept
+    other = tmp_path / "other"
+    shutil.copytree(runs[0], other)
+    config = next(other.glob("*/tokenizer_config.json"))
+    told = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(told | {"model_max_length": 77}), encoding="utf-8")
+    assert Predictor.load(other, shared=shared).tokenizer is not first
+
+
 def test_int8_has_nothing_in_common(runs):
     with pytest.raises(UserInputError, match="int8"):
-        Predictor.load(runs[0], dtype="int8", weights=SharedWeights())
+        Predictor.load(runs[0], dtype="int8", shared=SharedParts())

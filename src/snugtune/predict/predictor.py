@@ -35,7 +35,7 @@ from snugtune.model.fused_linear import fuse_gelu, pack_linears
 from snugtune.model.head import find_head
 from snugtune.model.packing import plain
 from snugtune.model.precision import pick_device
-from snugtune.model.sharing import SharedWeights
+from snugtune.model.sharing import SharedParts
 from snugtune.predict.record import read_record
 from snugtune.progress import Observer
 from snugtune.train.forward import predict_logits
@@ -110,7 +110,7 @@ class Predictor:
         *,
         dtype: Dtype = "auto",
         observer: Observer | None = None,
-        weights: SharedWeights | None = None,
+        shared: SharedParts | None = None,
     ) -> Predictor:
         """Load a run folder.
 
@@ -123,8 +123,9 @@ class Predictor:
                 it does to the run's held-out rows is measured at the first call (``predict/int8.py``). The
                 last layer stays in float32.
             observer: is told whether ``int8`` keeps the run's accuracy.
-            weights: those of other models, which this one then has in common with them where they are the
-                same; the adapter stays beside its model and is computed with each text. Not with ``int8``.
+            shared: what other models consist of, which this one then has in common with them where it is
+                the same; the adapter stays beside its model and is computed with each text. Not for
+                ``int8``.
 
         Raises:
             UserInputError: ``run`` is not the folder of a finished run, its model cannot be loaded, or
@@ -133,7 +134,7 @@ class Predictor:
         bound_primitive_caches()
         run, device = Path(run), torch.device("cpu") if dtype == "int8" else pick_device()
         number = _number_format(dtype, device)
-        if number == torch.int8 and weights is not None:
+        if number == torch.int8 and shared is not None:
             raise UserInputError("Models in int8 have no weights in common; choose another --dtype.")
         record = read_record(run)
         # Runs of version 0.1 have one label for each text, and no separator.
@@ -154,13 +155,14 @@ class Predictor:
         if number == torch.int8:
             model, tokenizer = _load_int8(run, record, observer or Observer())
         else:
-            model, tokenizer = _load(run / record["model"]["folder"], number, device, weights)
+            model, tokenizer = _load(run / record["model"]["folder"], number, device, shared)
         check_classes(run, model, len(labels.names))
         uses_baseline = settings["decision"].uses_baseline
         baseline = _baseline(run / "baseline", len(labels.names)) if uses_baseline else None
         model = model.to(device).eval()
-        if weights is not None:
-            weights.share(model)
+        if shared is not None:
+            shared.share(model)
+            tokenizer = shared.tokenizer(run / record["model"]["folder"], tokenizer)
         return cls(model=model, tokenizer=tokenizer, device=device, baseline=baseline, **settings)
 
     def probabilities(
@@ -371,11 +373,11 @@ def _load_int8(run: Path, record: dict[str, Any], observer: Observer) -> tuple[n
 
 
 def _load(
-    folder: Path, dtype: torch.dtype, device: torch.device, weights: SharedWeights | None
+    folder: Path, dtype: torch.dtype, device: torch.device, shared: SharedParts | None
 ) -> tuple[nn.Module, Any]:
     """The model in ``dtype``, but for its last layer, and the tokenizer; merged, unless it shares weights."""
     model, tokenizer = load_model(
-        folder, dtype=dtype, attn_implementation=attention.register(), merge=weights is None
+        folder, dtype=dtype, attn_implementation=attention.register(), merge=shared is None
     )
     inner = plain(model)
     assert isinstance(inner, PreTrainedModel)
@@ -386,7 +388,7 @@ def _load(
         final.register_forward_pre_hook(lambda _module, inputs: (inputs[0].float(),))
     if dtype == torch.bfloat16 and device.type == "cpu":
         fuse_gelu(inner)
-        if weights is None:  # packed weights are copies
+        if shared is None:  # packed weights are copies
             pack_linears(inner)
     return model, tokenizer
 

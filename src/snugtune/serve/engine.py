@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
-import queue
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from snugtune.data.tokens import Tokens, Truncation, tokenize
 from snugtune.errors import UserInputError
-from snugtune.model.sharing import SharedWeights
+from snugtune.model.sharing import Copies, SharedParts, copies_of
 from snugtune.predict.predictor import Dtype, Predictor
 from snugtune.progress import Observer
 from snugtune.serve.device import Device
@@ -89,13 +87,13 @@ Answered = Answer | Refusal
 class Engine:
     """A run as it was when it was loaded; it never changes."""
 
-    def __init__(self, predictor: Predictor, *, sha: str, dtype: str = "float32", workers: int = 1) -> None:
+    def __init__(
+        self, predictor: Predictor, *, sha: str, dtype: str = "float32", tokenizers: Copies | None = None
+    ) -> None:
         self.predictor, self.sha, self.dtype = predictor, sha, dtype
         self.loaded_at = time.time()
         self.tokens_per_s: float | None = None
-        self._tokenizers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for i in range(workers):
-            self._tokenizers.put(copy.deepcopy(predictor.tokenizer) if i else predictor.tokenizer)
+        self._tokenizers = tokenizers or copies_of(predictor.tokenizer, 1)
 
     @classmethod
     def load(
@@ -106,7 +104,7 @@ class Engine:
         dtype: Dtype = "auto",
         workers: int = 1,
         observer: Observer | None = None,
-        weights: SharedWeights | None = None,
+        shared: SharedParts | None = None,
     ) -> Engine:
         """Load a run folder and have it classify a text on ``device``; the rest as for ``Predictor.load``.
 
@@ -115,10 +113,11 @@ class Engine:
         """
         # Read before the model: a folder that is replaced in between is loaded once more, not overlooked.
         sha = run_sha(run)
-        predictor = Predictor.load(run, dtype=dtype, observer=observer, weights=weights)
-        engine = cls(
-            predictor, sha=sha, dtype="float32" if dtype == "auto" else dtype, workers=max(1, workers)
-        )
+        predictor = Predictor.load(run, dtype=dtype, observer=observer, shared=shared)
+        copies = shared.copies if shared else copies_of
+        tokenizers = copies(predictor.tokenizer, max(1, workers))
+        number = "float32" if dtype == "auto" else dtype
+        engine = cls(predictor, sha=sha, dtype=number, tokenizers=tokenizers)
         if not device.submit(engine.works).result():
             raise UserInputError(f"The model in {run} loads and does not classify; train it again.")
         return engine

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snugtune.errors import SnugtuneError, UserInputError
-from snugtune.model.sharing import SharedWeights
+from snugtune.model.sharing import SharedParts
 from snugtune.predict.predictor import Dtype
 from snugtune.serve.batcher import TOO_LATE, Batcher, BatchInfo, Computed
 from snugtune.serve.device import Device, in_passing
@@ -271,22 +271,22 @@ def load_models(
     Raises:
         UserInputError: one cannot be loaded.
     """
-    device, weights = Device(), SharedWeights() if share_weights else None
+    device, shared = Device(), SharedParts() if share_weights else None
     models = []
     for name, folder in runs.items():
         run = Path(folder)
 
         def load(run: Path = run) -> Engine:
             return Engine.load(
-                run, device=device, dtype=dtype, workers=limits.tokenization_workers, weights=weights
+                run, device=device, dtype=dtype, workers=limits.tokenization_workers, shared=shared
             )
 
-        before = weights.saved_bytes if weights else 0
+        before = shared.saved_bytes if shared else 0
         engine = load()
         models.append(ServedModel(name, run, engine, load, limits=limits, metrics=metrics, device=device))
-        saved = (weights.saved_bytes - before) / 2**20 if weights else 0.0
-        shared = f"; {saved:,.0f} MiB of its weights were there already" if saved else ""
-        say(f"Loaded {name}: {folder}, {len(engine.predictor.labels.names):,} labels{shared}.")
+        saved = (shared.saved_bytes - before) / 2**20 if shared else 0.0
+        there = f"; {saved:,.0f} MiB of its weights were there already" if saved else ""
+        say(f"Loaded {name}: {folder}, {len(engine.predictor.labels.names):,} labels{there}.")
     return Models(models, device)
 
 
