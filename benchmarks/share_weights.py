@@ -7,6 +7,7 @@ beside the model costs by itself.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def _arguments() -> Any:
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--rows", type=int, default=96, help="requests in a turn")
     parser.add_argument("--classifiers", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--dtype", default="auto", help="the server's")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()
@@ -57,17 +59,13 @@ def _measure(runs: Sequence[Path], texts: list[str], options: Any) -> dict[str, 
     named = [f"m{i}={run}" for i, run in enumerate(runs)]
     paths = [f"/models/m{i}/predict" for i in range(len(runs))]
     turns: dict[str, list[serving.Turn]] = {OWN: [], SHARED: []}
-    memory: dict[str, float] = {}
+    words = {OWN: named, SHARED: [*named, SHARED]}
+    memory = {name: _memory(words[name], paths, texts, options) for name in turns}
     ports = {name: serving.free_port() for name in turns}
-    with (
-        serving.running(_command(named, ports[OWN], options.threads), ports[OWN]) as own,
-        serving.running(_command([*named, SHARED], ports[SHARED], options.threads), ports[SHARED]) as shared,
-    ):
-        for name, keeper in ((OWN, own), (SHARED, shared)):
-            serving.closed_loop(ports[name], texts, options.clients, paths)  # to warm up
-            worker = load_watch.worker_of(psutil.Process(keeper))
-            assert worker is not None
-            memory[name] = worker.memory_full_info().uss / MIB
+    with contextlib.ExitStack() as servers:
+        for name, port in ports.items():
+            servers.enter_context(serving.running(_command(words[name], port, options), port))
+            serving.closed_loop(port, texts, options.clients, paths)  # to warm up
         for _ in range(options.repeats):
             for name, port in ports.items():
                 turns[name].append(serving.closed_loop(port, texts, options.clients, paths))
@@ -82,9 +80,19 @@ def _measure(runs: Sequence[Path], texts: list[str], options: Any) -> dict[str, 
     return found
 
 
-def _command(words: Sequence[str], port: int, threads: int) -> list[str]:
+def _memory(words: Sequence[str], paths: Sequence[str], texts: list[str], options: Any) -> float:
+    """MiB of a server that is alone: pages of files that it has mapped several times count once (PSS)."""
+    port = serving.free_port()
+    with serving.running(_command(words, port, options), port) as keeper:
+        serving.closed_loop(port, texts, options.clients, paths)
+        worker = load_watch.worker_of(psutil.Process(keeper))
+        assert worker is not None
+        return float(worker.memory_full_info().pss) / MIB
+
+
+def _command(words: Sequence[str], port: int, options: Any) -> list[str]:
     first, *more = words
-    command = serving.our_command(Path(first), port, threads, *more)
+    command = serving.our_command(Path(first), port, options.threads, "--dtype", options.dtype, *more)
     return [word if word != str(Path(first)) else first for word in command]
 
 

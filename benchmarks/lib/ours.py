@@ -195,7 +195,7 @@ def write_untrained_run(folder: Path, n_classes: int, model: str = "minilm") -> 
 
 
 def write_untrained_adapter_run(folder: Path, n_classes: int, model: str, seed: int) -> Path:
-    """A run folder with a LoRA on all layers, drawn at random, as `snugtune fit` would leave it."""
+    """A run folder with a LoRA of the default settings, drawn at random, as `snugtune fit` would leave it."""
     torch.manual_seed(seed)
     labels = LabelSet(tuple(f"class {i}" for i in range(n_classes)))
     backbone = load_backbone(model, labels)
