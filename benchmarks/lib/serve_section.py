@@ -93,9 +93,9 @@ def share_weights(result: dict[str, Any]) -> list[str]:
         for found in result["classifiers"]
     ]  # fmt: skip
     return [
-        f"{settings['model']} with LoRA of the default settings, {settings['rows']} {result['texts']} a turn from "
-        f"{settings['clients']} clients, one model after the other; MiB (PSS) of a "
-        "worker by itself.",
+        f"{settings['model']} with LoRA of the default settings, {settings['rows']} {result['texts']} a "
+        f"turn from {settings['clients']} clients, one model after the other; MiB (PSS) of a worker by "
+        "itself.",
         "",
         *table(
             (
