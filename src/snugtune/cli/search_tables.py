@@ -80,19 +80,19 @@ def _best_first(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(one: dict[str, Any], record: dict[str, Any], *, several: bool, in_money: bool) -> list[str]:
-    from snugtune.scale.record import told
+    from snugtune.scale.record import changed_settings, told
 
     mark = " best" if one["number"] == record["best"] else " *" if one["number"] in record["pareto"] else ""
     score = (
         one["score"] if one["state"] == "complete" else one["looks"][-1]["score"] if one["looks"] else None
     )
     ranges = record["space"].get(one["method"], {})
-    changed = [
-        f"{name} {told(value)}"
-        for name, value in one["settings"].items()
-        if name in ranges and value != ranges[name]["default"]
-    ]
-    state = "" if one["state"] == "complete" else {"pruned": "ended early: "}.get(one["state"], one["state"])
+    changed = [f"{name} {told(value)}" for name, value in changed_settings(one["settings"], ranges)]
+    state = (
+        ""
+        if one["state"] == "complete"
+        else {"pruned": "ended early: "}.get(one["state"], f"{one['state']}: ")
+    )
     return [
         f"{one['number']}{mark}", *([str(one["method"])] if several else []),
         "-" if score is None else f"{score:.4f}",
@@ -118,8 +118,8 @@ def _sentences(record: dict[str, Any], run: dict[str, Any], folder: Path) -> lis
     if record["noise"]:
         rows = record["rows"]["validation"]
         found.append(
-            f"A score on {rows:,} validation texts is off by {record['noise']:.3f} by chance alone in one case "
-            "of three: smaller differences between trials say little."
+            f"A score on {rows:,} validation texts is off by {record['noise']:.3f} by chance alone in one "
+            "case of three: smaller differences between trials say little."
         )
     return [
         *found,

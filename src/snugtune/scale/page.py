@@ -131,13 +131,8 @@ def _row(one: Record, record: Record) -> Record:
 
 
 def _changed(one: Record, record: Record) -> list[tuple[str, Any]]:
-    """The settings of a trial that are not the default, but for its epochs, which have a column."""
     ranges = record["space"].get(one["method"], {})
-    return [
-        (name, value)
-        for name, value in one["settings"].items()
-        if name in ranges and value != ranges[name]["default"]
-    ]
+    return [(name, value) for name, value in one["settings"].items() if value != ranges[name]["default"]]
 
 
 def _setting(name: str, value: Any) -> Markup:

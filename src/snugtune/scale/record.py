@@ -53,8 +53,8 @@ class Asked(Protocol):
 class Told:
     """Tells an observer how the search goes on, each trial once, those of other processes too."""
 
-    def __init__(self, observer: Observer, asked: Asked, study: Study) -> None:
-        self.observer, self.asked, self.study = observer, asked, study
+    def __init__(self, observer: Observer, asked: Asked, space: Space, study: Study) -> None:
+        self.observer, self.asked, self.space, self.study = observer, asked, space, study
         self._known: set[int] = set()
 
     def before(self, quoted: Mapping[str, Any]) -> None:
@@ -76,8 +76,10 @@ class Told:
 
     def trial(self, trial: Trial) -> None:
         """A trial of this process begins."""
-        values = ", ".join(f"{key}={told(value)}" for key, value in trial.values.items())
-        self.observer.say(f"Trial {trial.number} begins: {trial.method}, {values}.")
+        changed = changed_settings(trial.values, self.space.as_dict()[trial.method])
+        values = ", ".join(f"{name} {told(value)}" for name, value in changed) or "the default settings"
+        method = f"{trial.method}, " if len(self.space.methods) > 1 else ""
+        self.observer.say(f"Trial {trial.number} begins: {method}{values}.")
 
     def update(self, room: Room) -> bool:
         """Tell of trials that have ended meanwhile; whether there are any."""
@@ -99,7 +101,8 @@ class Told:
         notes, metric = one.user_attrs, self.asked.base.metric
         if one.state.name == "FAIL":
             return f"Trial {one.number} failed: {notes.get('error', 'its process died again and again')}"
-        took = f"{notes['epochs']:g} epochs, {duration(notes['seconds'])}"
+        epochs = f"{notes['epochs']:g} epoch{'' if notes['epochs'] == 1 else 's'}"
+        took = f"{epochs}, {duration(notes['seconds'])}"
         if one.state.name == "PRUNED":
             last = notes["looks"][-1]["score"]
             return f"Trial {one.number} was ended at {last:.4f}, below the others: {took}."
@@ -126,6 +129,11 @@ def has_ended(one: FrozenTrial) -> bool:
     """Whether nothing more will come of it."""
     state = one.state.name
     return state in ("COMPLETE", "PRUNED") or (state == "FAIL" and is_final(one))
+
+
+def changed_settings(values: Mapping[str, Any], ranges: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Those of a trial that are not the default of their range, as in ``search.json``."""
+    return [(name, value) for name, value in values.items() if value != ranges[name]["default"]]
 
 
 def told(value: Any) -> str:

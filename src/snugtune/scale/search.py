@@ -24,7 +24,7 @@ from snugtune.cost.rates import Rates, rates
 from snugtune.data.dataset import Data, load_data
 from snugtune.errors import TrainingError, UserInputError
 from snugtune.methods import MethodName
-from snugtune.progress import Observer, ValidationInfo
+from snugtune.progress import Observer, PhaseClock, TrainedInfo, ValidationInfo
 from snugtune.scale.forecast import Room, Taken, forecast
 from snugtune.scale.processes import Processes
 from snugtune.scale.record import LIMITS, Told, write_record
@@ -102,7 +102,7 @@ def make_plan(
         make_config({"train": given.get("train", ""), METHOD: name})
     settings = {key: value for key, value in given.items() if key != METHOD}
     methods: Any = tuple(dict.fromkeys(names))
-    make_space(settings, methods, Facts(0, None, dict.fromkeys(methods, (1.0, 1.0))))
+    make_space(settings, methods, Facts(0, (), None, dict.fromkeys(methods, (1.0, 1.0))))
     return Plan(settings, str(out), methods, trials, keep, supervised)
 
 
@@ -172,7 +172,7 @@ class Searching:
     ) -> None:
         self.plan, self.folder, self.data, self.space, self.study = plan, folder, data, space, study
         self.observer, self.fit = observer, fit
-        self.told = Told(observer, plan, study)
+        self.told = Told(observer, plan, space, study)
 
     def begin(self) -> None:
         """Make the search ready, or see that it is this one; whoever comes second waits for the first.
@@ -189,8 +189,8 @@ class Searching:
                 self.study.put("identity", identity)
             elif differ := differences(before, identity):
                 raise UserInputError(
-                    f"The search in {self.folder} was begun otherwise ({'; '.join(differ)}); give the command "
-                    "as it was, name another folder, or begin anew with --overwrite."
+                    f"The search in {self.folder} was begun otherwise ({'; '.join(differ)}); give the "
+                    "command as it was, name another folder, or begin anew with --overwrite."
                 )
             else:
                 self.told.before(self.study.note("quoted"))
@@ -269,7 +269,7 @@ class Searching:
             update["max_time_s"] = notes["seconds"]
         self.observer.say(f"Trial {best.number} is the best; it is judged and saved as {out}.")
         self.fit(
-            config.model_copy(update=update), out, overwrite=True, observer=self.observer,
+            config.model_copy(update=update), out, overwrite=True, observer=_FromTrainingOn(self.observer),
             supervised=self.plan.supervised, trained_as=f"Trained as trial {best.number} of a search.",
         )  # fmt: skip
         self.study.put("finished", best.number)
@@ -359,8 +359,8 @@ class Searching:
             least_s = room.forecast.trial_s(self.plan.methods[0], 1) + room.forecast.finish_s
             raise UserInputError(
                 f"A single epoch of the default settings takes about {duration(least_s)} with what comes "
-                f"before and after it, and the budget of {room.allowance.told} leaves less; raise it, or take "
-                "a smaller model or fewer rows."
+                f"before and after it, and the budget of {room.allowance.told} leaves less; raise it, or "
+                "take a smaller model or fewer rows."
             )
 
     # Time and money
@@ -404,6 +404,24 @@ class Searching:
             "settings": given, "methods": list(self.plan.methods), "data": _digest(self.data),
             "ranges": self.space.digest(),
         }  # fmt: skip
+
+
+class _FromTrainingOn(PhaseClock):
+    """Passes on what a fit says after it has trained; the rest was said of the search."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(observer)
+        self._has_trained = False
+
+    def say(self, sentence: str) -> None:
+        """Passed on, if it is new."""
+        if self._has_trained:
+            super().say(sentence)
+
+    def on_trained(self, info: TrainedInfo) -> None:
+        """From here on."""
+        self._has_trained = True
+        super().on_trained(info)
 
 
 class _FirstLook(Watch):
@@ -504,7 +522,19 @@ def _facts(plan: Plan, labels: int) -> Facts:
     found = {
         method: learning_rates(make_config({"train": "", METHOD: method, **known})) for method in plan.methods
     }
-    return Facts(len(encoder_layers(model)), usable_positions(model), found)
+    layers = encoder_layers(model)
+    return Facts(len(layers), _linear(layers), usable_positions(model), found)
+
+
+def _linear(layers: Sequence[Any]) -> tuple[str, ...]:
+    """The last part of the names of the linear layers in ``layers``; GPT-2's are called ``Conv1D``."""
+    found = {
+        name.rpartition(".")[2]
+        for layer in layers
+        for name, module in layer.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D")
+    }
+    return tuple(sorted(found))
 
 
 def _digest(data: Data) -> str:

@@ -70,11 +70,13 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Facts:
-    """What ranges depend on beside the settings: the model's ``layers``, the tokens it can read (None: any
-    number), and by method the default learning rates of what is adapted and of the head.
+    """What ranges depend on beside the settings: how many ``layers`` the model has, the names of the ``linear``
+    ones in them, the tokens it can read (None: any number), and by method the default learning rates of what
+    is adapted and of the head.
     """
 
     layers: int
+    linear: tuple[str, ...]
     positions: int | None
     rates: Mapping[MethodName, tuple[float, float]]
 
@@ -84,10 +86,13 @@ class Space:
     """The dimensions of each method, by name, and the settings that hold in every trial.
 
     ``given`` are the settings that the user fixed; those that a method does not have are left out for it.
+    ``layers`` and ``linear`` are the model's, as in `Facts`.
     """
 
     given: Mapping[str, Any]
     dimensions: Mapping[MethodName, Mapping[str, Dimension]]
+    layers: int = 0
+    linear: tuple[str, ...] = ()
 
     @property
     def methods(self) -> tuple[MethodName, ...]:
@@ -122,11 +127,6 @@ class Space:
         told = json.dumps(self.as_dict(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(told.encode("utf-8")).hexdigest()
 
-    @property
-    def layers(self) -> int:
-        """The layers that ``UPPER`` is half of; 0 where they are not varied."""
-        return next((int(one[LAYERS].high) for one in self.dimensions.values() if LAYERS in one), 0)
-
 
 def make_space(given: Mapping[str, Any], methods: Sequence[MethodName], facts: Facts) -> Space:
     """The space of a search over ``methods`` where the settings ``given`` are fixed.
@@ -144,7 +144,7 @@ def make_space(given: Mapping[str, Any], methods: Sequence[MethodName], facts: F
         dimensions[method] = {
             name: one for name, one in _dimensions(config, facts).items() if not _is_fixed(name, given)
         }
-    return Space(dict(given), dimensions)
+    return Space(dict(given), dimensions, facts.layers, facts.linear)
 
 
 def _belongs(setting: str, method: MethodName) -> bool:
@@ -187,8 +187,13 @@ def _of_method(config: FitConfig, facts: Facts) -> dict[str, Dimension]:
         found["target_modules"] = _choice(None, "all-linear")
     if method == "lora":
         found[ALPHA_OVER_R] = _choice(config.lora_alpha / config.r, 1.0, 2.0, 4.0)
-    if METHODS[method].settings >= TARGETED and facts.layers > 1:
-        found[LAYERS] = Dimension(ALL, (ALL, UPPER), high=facts.layers)
+    # PEFT takes no numbers of layers beside a pattern.
+    if (
+        METHODS[method].settings >= TARGETED
+        and facts.layers > 1
+        and not isinstance(config.target_modules, str)
+    ):
+        found[LAYERS] = _choice(ALL, UPPER)
     if method == "vera":
         found["r"] = _choice(256, 64, 128, 512)
         found["d_initial"] = Dimension(0.1, low=0.02, high=0.5, log=True)
@@ -227,4 +232,6 @@ def _settings(values: Mapping[str, Value], space: Space, method: MethodName) -> 
         found["init_r"] = found["target_r"] * 3 // 2
     if values.get(LAYERS) == UPPER:
         found["layers_to_transform"] = tuple(range(space.layers // 2, space.layers))
+        if found.get("target_modules") == "all-linear":
+            found["target_modules"] = space.linear
     return found

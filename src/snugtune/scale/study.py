@@ -186,8 +186,10 @@ class Study:
             except Timeout:
                 continue
             try:
-                self._tell(one.number, "FAIL")
-                self._retry(one, ended)
+                # It may have ended just now, which is entered before its lock is let go.
+                if any(still.number == one.number for still in self.of_state("RUNNING")):
+                    self._tell(one.number, "FAIL")
+                    self._retry(one, ended)
             finally:
                 lock.release()
 
