@@ -80,7 +80,7 @@ def _best_first(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(one: dict[str, Any], record: dict[str, Any], *, several: bool, in_money: bool) -> list[str]:
-    from snugtune.scale.record import changed_settings, told
+    from snugtune.scale.space import changed_settings, told
 
     mark = " best" if one["number"] == record["best"] else " *" if one["number"] in record["pareto"] else ""
     score = (

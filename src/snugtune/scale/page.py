@@ -21,6 +21,7 @@ from snugtune.report.page import (
     environment,
     part_of_page,
 )
+from snugtune.scale.space import changed_settings, told
 
 Record = dict[str, Any]
 
@@ -38,7 +39,7 @@ def search_html(record: Record) -> str:
         "rows": [_row(one, record) for one in record["trials"]],
         "front": [trials[number] for number in record["pareto"]],
         "picture": pareto_chart(record), "importance": _importance(record),
-        "settings": Markup(", ").join(_setting(*item) for item in _changed(best, record)) if best else "",
+        "settings": _settings(best, record) if best else "",
         "ranges": _ranges(record), "style": Markup(style), "script": Markup(script),
         "policy": content_security_policy(style, script), "data": data_block({}),
     }  # fmt: skip
@@ -123,21 +124,19 @@ def _default(record: Record) -> Record | None:
 def _row(one: Record, record: Record) -> Record:
     return {
         **one,
-        "changed": Markup(", ").join(_setting(*item) for item in _changed(one, record)),
+        "changed": _settings(one, record),
         "is_best": one["number"] == record["best"],
         "on_front": one["number"] in record["pareto"],
         "last": one["looks"][-1]["score"] if one["looks"] else None,
     }
 
 
-def _changed(one: Record, record: Record) -> list[tuple[str, Any]]:
-    ranges = record["space"].get(one["method"], {})
-    return [(name, value) for name, value in one["settings"].items() if value != ranges[name]["default"]]
-
-
-def _setting(name: str, value: Any) -> Markup:
-    told = f"{value:.3g}" if isinstance(value, float) else "default" if value is None else str(value)
-    return Markup('<span class="whole">{} {}</span>').format(name, told)
+def _settings(one: Record, record: Record) -> Markup:
+    """The settings of a trial that are not the default."""
+    changed = changed_settings(one["settings"], record["space"].get(one["method"], {}))
+    return Markup(", ").join(
+        Markup('<span class="whole">{} {}</span>').format(name, told(value)) for name, value in changed
+    )
 
 
 def _importance(record: Record) -> list[Record]:
@@ -150,7 +149,7 @@ def _importance(record: Record) -> list[Record]:
 
 def _ranges(record: Record) -> list[Record]:
     return [
-        {"method": method, "name": name, "told": _range(one), "default": _told_default(one)}
+        {"method": method, "name": name, "told": _range(one), "default": told(one["default"])}
         for method, dimensions in record["space"].items()
         for name, one in dimensions.items()
     ]
@@ -158,10 +157,5 @@ def _ranges(record: Record) -> list[Record]:
 
 def _range(one: Mapping[str, Any]) -> str:
     if "choices" in one:
-        return ", ".join(_told_default({"default": value}) for value in one["choices"])
+        return ", ".join(map(told, one["choices"]))
     return f"{one['low']:.3g} to {one['high']:.3g}{', by its logarithm' if one['log'] else ''}"
-
-
-def _told_default(one: Mapping[str, Any]) -> str:
-    value = one["default"]
-    return f"{value:.3g}" if isinstance(value, float) else "the method's own" if value is None else str(value)

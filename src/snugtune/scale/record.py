@@ -20,7 +20,7 @@ from snugtune.files import write_json, write_text
 from snugtune.progress import Observer
 from snugtune.scale.forecast import Room
 from snugtune.scale.page import search_html
-from snugtune.scale.space import METHOD, Space
+from snugtune.scale.space import METHOD, Space, changed_settings, told
 from snugtune.scale.study import Study, Trial, completed, counted, is_final
 from snugtune.units import duration
 
@@ -129,18 +129,6 @@ def has_ended(one: FrozenTrial) -> bool:
     """Whether nothing more will come of it."""
     state = one.state.name
     return state in ("COMPLETE", "PRUNED") or (state == "FAIL" and is_final(one))
-
-
-def changed_settings(values: Mapping[str, Any], ranges: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Those of a trial that are not the default of their range, as in ``search.json``."""
-    return [(name, value) for name, value in values.items() if value != ranges[name]["default"]]
-
-
-def told(value: Any) -> str:
-    """A value of a trial as people write it."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return "default" if value is None else str(value)
 
 
 def write_record(

@@ -70,9 +70,9 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Facts:
-    """What ranges depend on beside the settings: how many ``layers`` the model has, the names of the ``linear``
-    ones in them, the tokens it can read (None: any number), and by method the default learning rates of what
-    is adapted and of the head.
+    """What ranges depend on beside the settings: how many ``layers`` the model has, the names of the
+    ``linear`` ones in them, the tokens it can read (None: any number), and by method the default learning
+    rates of what is adapted and of the head.
     """
 
     layers: int
@@ -145,6 +145,18 @@ def make_space(given: Mapping[str, Any], methods: Sequence[MethodName], facts: F
             name: one for name, one in _dimensions(config, facts).items() if not _is_fixed(name, given)
         }
     return Space(dict(given), dimensions, facts.layers, facts.linear)
+
+
+def changed_settings(values: Mapping[str, Any], ranges: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Those of a trial that are not the default of their range; ``ranges`` as `Space.as_dict` has them."""
+    return [(name, value) for name, value in values.items() if value != ranges[name]["default"]]
+
+
+def told(value: Value) -> str:
+    """A value as people write it."""
+    if isinstance(value, float):
+        return f"{value:.{SHOWN_DIGITS}g}"
+    return "the method's own" if value is None else str(value)
 
 
 def _belongs(setting: str, method: MethodName) -> bool:
