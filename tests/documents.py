@@ -127,6 +127,7 @@ def shortened(arguments, model):
     elif name in ("fit", "audit", "search"):
         rest += ["--model", str(model), "--max-length", "40"]
         rest += [] if name == "audit" else ["--epochs", "1"]
+        rest += ["--trials", "2"] if name == "search" else []
     elif name == "plan" and "--recipe" not in rest:
         rest += ["--model", str(model)]
     elif name == "demo":

@@ -21,7 +21,7 @@ from snugtune.progress import Observer
 from snugtune.scale.forecast import Room
 from snugtune.scale.page import search_html
 from snugtune.scale.space import METHOD, Space, changed_settings, told
-from snugtune.scale.study import Study, Trial, completed, counted, is_final
+from snugtune.scale.study import Study, Trial, completed, counted, is_final, notes_of
 from snugtune.units import duration
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Told:
         return [one for one in self.study.trials() if has_ended(one)]
 
     def _sentence(self, one: FrozenTrial) -> str:
-        notes, metric = one.user_attrs, self.asked.base.metric
+        notes, metric = notes_of(one), self.asked.base.metric
         if one.state.name == "FAIL":
             return f"Trial {one.number} failed: {notes.get('error', 'its process died again and again')}"
         epochs = f"{notes['epochs']:g} epoch{'' if notes['epochs'] == 1 else 's'}"
@@ -114,9 +114,8 @@ class Told:
 
     def _time_left(self, room: Room) -> str:
         trials = self.study.trials()
-        ended = [
-            one.user_attrs["seconds"] for one in trials if has_ended(one) and "seconds" in one.user_attrs
-        ]
+        notes = (notes_of(one) for one in trials if has_ended(one))
+        ended = [one["seconds"] for one in notes if "seconds" in one]
         left = self.asked.trials - len(ended)
         if not ended or left <= 0:
             return ""
@@ -210,7 +209,7 @@ def _is_shown(one: FrozenTrial) -> bool:
 
 
 def _trial(one: FrozenTrial, price: float | None) -> dict[str, Any]:
-    notes = one.user_attrs
+    notes = notes_of(one)
     seconds = notes.get("seconds")
     if seconds is None and "began" in notes:
         seconds = float(notes.get("spent_s", 0.0)) + max(0.0, time.time() - notes["began"])

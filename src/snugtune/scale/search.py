@@ -36,6 +36,7 @@ from snugtune.scale.study import (
     Trial,
     busy_s,
     completed,
+    notes_of,
     open_study,
     require_optuna,
 )
@@ -261,7 +262,7 @@ class Searching:
         if states.is_dir():
             shutil.rmtree(states_folder(out), ignore_errors=True)
             states.rename(states_folder(out))
-        notes = best.user_attrs
+        notes = notes_of(best)
         config = self.space.config(notes["method"], notes["values"])
         update: dict[str, Any] = {"track": self.plan.base.track}
         if notes["over_budget"]:
@@ -369,7 +370,7 @@ class Searching:
         quoted, trials = self.study.note("quoted"), self.study.trials()
         taken = [
             Taken(notes["method"], notes["seconds"] - notes["train_s"], notes["train_s"], notes["epochs"])
-            for notes in (one.user_attrs for one in completed(trials))
+            for notes in map(notes_of, completed(trials))
         ]
         return Room(
             _allowance(self.plan.base, quoted), spent_s(self.study),
@@ -377,12 +378,14 @@ class Searching:
         )  # fmt: skip
 
     def _fails_always(self) -> bool:
-        return len(
-            [one for one in self.study.of_state("FAIL") if "error" in one.user_attrs]
-        ) >= MOST_FAILURES and not completed(self.study.trials())
+        return len(self._errors()) >= MOST_FAILURES and not completed(self.study.trials())
+
+    def _errors(self) -> list[str]:
+        failed = map(notes_of, self.study.of_state("FAIL"))
+        return [notes["error"] for notes in failed if "error" in notes]
 
     def _no_result(self) -> str:
-        errors = [one.user_attrs["error"] for one in self.study.of_state("FAIL") if "error" in one.user_attrs]
+        errors = self._errors()
         why = f" The last one: {errors[-1]}" if errors else " Raise --trials or the budget."
         return f"No trial of {self.folder} was completed.{why}"
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 JOURNAL, TRIALS = "study.journal", "trials"
 
+BEGUN, RESULT = "begun", "result"
+"""What is noted of a trial when it begins and when it ends: each a single line of the journal."""
+
 RETRIES = 2
 """How often a trial whose process died is begun again; what kills three processes kills a fourth."""
 
@@ -144,8 +147,7 @@ class Study:
     def _begun(self, asked: optuna.Trial, method: MethodName, values: dict[str, Value]) -> Trial:
         lock = self._lock_of(asked.number)
         lock.acquire(timeout=0)
-        for key, value in {"began": time.time(), "method": method, "values": values}.items():
-            asked.set_user_attr(key, value)
+        asked.set_user_attr(BEGUN, {"began": time.time(), "method": method, "values": values})
         out, notes = self.out_of(asked.number), asked.user_attrs
         if (before := notes.get("goes_on_from")) is not None:
             _take_over(self.out_of(before), out)
@@ -160,8 +162,7 @@ class Study:
 
     def end(self, trial: Trial, state: str, score: float | None, notes: Mapping[str, Any]) -> None:
         """``trial`` is ``COMPLETE`` with a ``score``, ``PRUNED`` or ``FAIL``; ``notes`` are kept with it."""
-        for key, value in {**notes, "ended": time.time()}.items():
-            trial.asked.set_user_attr(key, value)
+        trial.asked.set_user_attr(RESULT, {**notes, "ended": time.time()})
         with _quiet():
             self._tell(trial.number, state, score)
         self.let_go(trial)
@@ -194,17 +195,18 @@ class Study:
                 lock.release()
 
     def _retry(self, one: FrozenTrial, ended: float) -> None:
-        retries = one.user_attrs.get("retries", 0)
+        known = notes_of(one)
+        retries = known.get("retries", 0)
         if retries >= RETRIES:
             return
-        earlier = [*one.user_attrs.get("earlier", []), [one.user_attrs.get("began", ended), ended]]
+        earlier = [*known.get("earlier", []), [known.get("began", ended), ended]]
         notes = {
             "goes_on_from": one.number, "retries": retries + 1, "earlier": earlier,
             "spent_s": sum(end - start for start, end in earlier),
         }  # fmt: skip
-        if one.user_attrs.get("default"):
+        if known.get("default"):
             notes["default"] = True
-        self.enqueue({**one.user_attrs.get("queued", {}), **one.params}, **notes)
+        self.enqueue({**known.get("queued", {}), **one.params}, **notes)
 
     def importances(self) -> dict[str, float]:
         """What share of the differences in score each dimension explains (PED-ANOVA, Watanabe et al. 2023,
@@ -234,9 +236,18 @@ class Study:
 def completed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Those with a score, the best first: ties go to the lower log loss, then to the cheaper one."""
     found = [one for one in trials if one.state.name == "COMPLETE"]
-    return sorted(
-        found, key=lambda one: (-one.values[0], one.user_attrs["log_loss"], one.user_attrs["seconds"])
-    )
+    return sorted(found, key=_rank)
+
+
+def _rank(one: FrozenTrial) -> tuple[float, float, float]:
+    notes = notes_of(one)
+    return -one.values[0], notes["log_loss"], notes["seconds"]
+
+
+def notes_of(one: FrozenTrial) -> dict[str, Any]:
+    """Everything that was noted of a trial, when it was put into the queue, began and ended."""
+    notes = dict(one.user_attrs)
+    return {**notes, **notes.pop(BEGUN, {}), **notes.pop(RESULT, {})}
 
 
 def counted(trials: Sequence[FrozenTrial]) -> int:
@@ -250,7 +261,7 @@ def counted(trials: Sequence[FrozenTrial]) -> int:
 
 def is_final(failed: FrozenTrial) -> bool:
     """Whether a failed trial is not begun again."""
-    notes = failed.user_attrs
+    notes = notes_of(failed)
     return "skipped" not in notes and ("error" in notes or notes.get("retries", 0) >= RETRIES)
 
 
@@ -261,7 +272,7 @@ def busy_s(trials: Sequence[FrozenTrial], now: float) -> float:
     """
     spans: list[tuple[float, float]] = []
     for one in trials:
-        notes = one.user_attrs
+        notes = notes_of(one)
         if "began" in notes and ("ended" in notes or one.state.name == "RUNNING"):
             spans.append((notes["began"], notes.get("ended", now)))
         spans += [(began, ended) for began, ended in notes.get("earlier", ())]
@@ -332,7 +343,7 @@ def _take_over(before: Path, out: Path) -> None:
 
 
 def _last_sign(lock_file: Path, one: FrozenTrial) -> float:
-    began = float(one.user_attrs.get("began", 0.0))
+    began = float(notes_of(one).get("began", 0.0))
     try:
         return max(began, lock_file.stat().st_mtime)
     except OSError:

@@ -104,7 +104,8 @@ def run_trial(
     """
     watch = Watch(config.num_train_epochs, trial.report, shown, trial.show_sign)
     trial.out.parent.mkdir(parents=True, exist_ok=True)
-    write_config(config, trial.out.with_suffix(".yaml"))
+    # What is left of the budget now is no setting of the trial.
+    write_config(config.model_copy(update={"max_time_s": None}), trial.out.with_suffix(".yaml"))
     state, more = "FAIL", {}
     began = time.perf_counter()
     try:
