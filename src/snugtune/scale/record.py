@@ -20,7 +20,7 @@ from snugtune.files import write_json, write_text
 from snugtune.progress import Observer
 from snugtune.scale.forecast import Room
 from snugtune.scale.page import search_html
-from snugtune.scale.space import METHOD, Space, changed_settings, told
+from snugtune.scale.space import Space, changed_settings, told
 from snugtune.scale.study import Study, Trial, completed, counted, is_final, notes_of
 from snugtune.units import duration
 
@@ -48,6 +48,10 @@ class Asked(Protocol):
     @property
     def base(self) -> FitConfig:
         """The settings of a fit, were there no search."""
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What is the same in all trials, JSON-ready."""
 
 
 class Told:
@@ -163,7 +167,7 @@ def search_record(
         "metric": base.metric,
         "model": base.model,
         "methods": list(space.methods),
-        "fixed": {key: value for key, value in space.given.items() if key != METHOD},
+        "fixed": asked.fixed,
         "space": space.as_dict(),
         "rows": dict(rows),
         "labels": labels,

@@ -27,7 +27,7 @@ from snugtune.methods import MethodName
 from snugtune.progress import Observer, PhaseClock, TrainedInfo, ValidationInfo
 from snugtune.scale.forecast import Room, Taken, forecast
 from snugtune.scale.processes import Processes
-from snugtune.scale.record import LIMITS, Told, write_record
+from snugtune.scale.record import LIMITS, Told, has_ended, write_record
 from snugtune.scale.space import EPOCHS, METHOD, Facts, Space, make_space
 from snugtune.scale.study import (
     JOURNAL,
@@ -78,6 +78,12 @@ class Plan:
     def base(self) -> FitConfig:
         """The settings of a fit, were there no search."""
         return make_config({**self.given, METHOD: self.methods[0]})
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """What is given, JSON-ready, and without passwords."""
+        every = self.base.model_dump(mode="json")
+        return {key: every[key] for key in self.given}
 
 
 def make_plan(
@@ -211,6 +217,11 @@ class Searching:
                     self.fit, self._config(trial), self.study, trial, shown=self.observer,
                     supervised=self.plan.supervised,
                 )  # fmt: skip
+            except KeyboardInterrupt:
+                self.observer.say(
+                    "Interrupted. The same command goes on; with fewer --trials it ends with the best so far."
+                )
+                raise
             finally:
                 self._clear_up()
                 self.tell_of_trials()
@@ -281,8 +292,9 @@ class Searching:
         with self.study.lock:
             complete = completed(self.study.trials())
             stay = {one.number for one in (complete if self.plan.keep else complete[:1])}
-            for one in self.study.of_state("COMPLETE", "PRUNED"):
-                if one.number not in stay:
+            for one in self.study.of_state("COMPLETE", "PRUNED", "FAIL"):
+                self.study.forget_lock(one.number)
+                if one.number not in stay and has_ended(one):
                     forget_states(self.study.out_of(one.number))
 
     # What is known before the first trial
@@ -398,11 +410,7 @@ class Searching:
 
     def _identity(self) -> dict[str, Any]:
         """What trials of one search must have in common."""
-        given = {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in self.plan.given.items()
-            if key not in WITHOUT_EFFECT_ON_WEIGHTS
-        }
+        given = {key: value for key, value in self.plan.fixed.items() if key not in WITHOUT_EFFECT_ON_WEIGHTS}
         return {
             "settings": given, "methods": list(self.plan.methods), "data": _digest(self.data),
             "ranges": self.space.digest(),
@@ -491,7 +499,7 @@ def _open_folder(folder: Path, *, overwrite: bool) -> Path:
 
 
 def _refuse_if_at_work(folder: Path) -> None:
-    for path in folder.glob(f"{TRIALS}/.*.lock"):
+    for path in [*folder.glob(f"{TRIALS}/.*.lock"), *folder.glob(".*.lock")]:
         try:
             with FileLock(path, timeout=0):
                 continue

@@ -228,6 +228,11 @@ class Study:
 
         self._study.tell(number, score, state=TrialState[state])
 
+    def forget_lock(self, number: int) -> None:
+        """Remove the lock of a trial that has ended, which nobody asks for any more. Under the lock."""
+        with suppress(OSError):
+            Path(self._lock_of(number).lock_file).unlink()
+
     def _lock_of(self, number: int) -> FileLock:
         out = self.out_of(number)
         return FileLock(out.with_name(f".{out.name}.lock"))
