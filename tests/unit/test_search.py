@@ -203,6 +203,13 @@ def test_a_fit_ends_when_a_look_says_so_but_not_at_the_probe():
     assert watch.best["score"] == 0.9
 
 
+def test_the_score_is_the_probes_where_training_loses_but_the_sampler_hears_of_training():
+    watch = Watch(2.0)
+    for one in (look(0, 0.8), look(1, 0.6), look(2, 0.7)):
+        watch.on_validation(one)
+    assert (watch.best["score"], watch.best_trained) == (0.8, 0.7)
+
+
 def test_a_fit_that_goes_on_tells_of_the_looks_before():
     watch = Watch(2.0)
     watch.on_validation(look(7, 0.7))
@@ -242,7 +249,7 @@ def test_a_trial_that_runs_elsewhere_is_left_alone(tmp_path):
     assert other.begin(space, 2, always) is None
     assert other.waits_for_others()
     for study, trial in ((one, first), (other, second)):
-        study.end(trial, "COMPLETE", 0.5, {"log_loss": 1.0, "seconds": 1.0})
+        study.end(trial, "COMPLETE", 0.5, {"score": 0.6, "log_loss": 1.0, "seconds": 1.0})
     assert not other.waits_for_others()
 
 
@@ -531,7 +538,7 @@ def test_times_are_those_of_the_clock(tmp_path):
     study, space = open_study(tmp_path, seed=0), space_of("lora")
     (tmp_path / "trials").mkdir()
     trial = study.begin(space, 1, always)
-    study.end(trial, "COMPLETE", 0.5, {"log_loss": 1.0, "seconds": 1.0})
+    study.end(trial, "COMPLETE", 0.5, {"score": 0.6, "log_loss": 1.0, "seconds": 1.0})
     assert 0 <= busy_s(study.trials(), time.time()) < 60
     assert completed(study.trials())[0].values == [0.5]
     assert isinstance(replace(space).digest(), str)

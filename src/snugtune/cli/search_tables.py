@@ -118,8 +118,8 @@ def _sentences(record: dict[str, Any], run: dict[str, Any], folder: Path) -> lis
     if record["noise"]:
         rows = record["rows"]["validation"]
         found.append(
-            f"A score on {rows:,} validation texts is off by {record['noise']:.3f} by chance alone in one "
-            "case of three: smaller differences between trials say little."
+            f"A score on {rows:,} validation texts is off by more than {record['noise']:.3f} by chance "
+            "alone in one case of three: smaller differences between trials say little."
         )
     return [
         *found,

@@ -157,5 +157,11 @@ def _ranges(record: Record) -> list[Record]:
 
 def _range(one: Mapping[str, Any]) -> str:
     if "choices" in one:
-        return ", ".join(map(told, one["choices"]))
+        return ", ".join(map(told, _in_order(one["choices"])))
     return f"{one['low']:.3g} to {one['high']:.3g}{', by its logarithm' if one['log'] else ''}"
+
+
+def _in_order(choices: Sequence[Any]) -> list[Any]:
+    """Numbers by size, other values as they are: the default first."""
+    are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in choices)
+    return sorted(choices) if are_numbers else list(choices)

@@ -171,7 +171,7 @@ def search_record(
         "space": space.as_dict(),
         "rows": dict(rows),
         "labels": labels,
-        "noise": noise(best[0].values[0], rows["validation"]) if best else None,
+        "noise": noise(notes_of(best[0])["score"], rows["validation"]) if best else None,
         "baseline": quoted["baseline"] | {"usd": _usd(quoted["baseline"]["seconds"], price)},
         "probe": quoted["probe"] and quoted["probe"] | {"usd": _usd(quoted["probe"]["seconds"], price)},
         "trials": found,

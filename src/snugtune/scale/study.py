@@ -161,7 +161,10 @@ class Study:
         return self.folder / TRIALS / f"{number:03d}"
 
     def end(self, trial: Trial, state: str, score: float | None, notes: Mapping[str, Any]) -> None:
-        """``trial`` is ``COMPLETE`` with a ``score``, ``PRUNED`` or ``FAIL``; ``notes`` are kept with it."""
+        """``trial`` is ``COMPLETE`` with a ``score``, ``PRUNED`` or ``FAIL``; ``notes`` are kept with it.
+
+        The ``score`` is what the sampler learns from, that in the notes is the trial's.
+        """
         trial.asked.set_user_attr(RESULT, {**notes, "ended": time.time()})
         with _quiet():
             self._tell(trial.number, state, score)
@@ -246,7 +249,7 @@ def completed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 def _rank(one: FrozenTrial) -> tuple[float, float, float]:
     notes = notes_of(one)
-    return -one.values[0], notes["log_loss"], notes["seconds"]
+    return -notes["score"], notes["log_loss"], notes["seconds"]
 
 
 def notes_of(one: FrozenTrial) -> dict[str, Any]:

@@ -92,6 +92,11 @@ class Watch(Observer):
         """The look whose weights are kept: the highest score, then the lowest log loss, then the first."""
         return max(self.looks, key=lambda look: (look["score"], -look["log_loss"]))
 
+    @property
+    def best_trained(self) -> float:
+        """The highest score after a step: by it trials differ that all fall below their probe."""
+        return float(max((look["score"] for look in self.looks if look["step"]), default=self.best["score"]))
+
 
 def run_trial(
     fit: Fit, config: FitConfig, study: Study, trial: Trial, *, shown: Observer, supervised: bool | None
@@ -127,7 +132,7 @@ def run_trial(
         study.let_go(trial)
         raise
     notes = {**_notes(watch, trial.earlier_s + time.perf_counter() - began), **more}
-    study.end(trial, state, watch.best["score"] if state == "COMPLETE" else None, notes)
+    study.end(trial, state, watch.best_trained if state == "COMPLETE" else None, notes)
 
 
 def _notes(watch: Watch, seconds: float) -> dict[str, Any]:
