@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from snugtune.cli.render import RichObserver, cost_sentences, read_run
-from snugtune.cli.terminal import escape, plain
+from snugtune.cli.terminal import plain
 from snugtune.progress import StepInfo, ValidationInfo
 from snugtune.units import duration
 
@@ -43,27 +43,26 @@ class SearchDisplay(RichObserver):
 
 
 def show_search(record: dict[str, Any], folder: Path) -> None:
-    """The best trials as a table, then where everything lies."""
+    """The best trials as a table, the settings of those on the line, then where everything lies."""
     console = Console()
-    in_money = record["price_per_hour_usd"] is not None
-    several = len(record["methods"]) > 1
-    names = ["trial", *(["method"] if several else [])]
-    figures = ["score", "log loss", "epochs", "time", *(["USD"] if in_money else [])]
-    table = Table(*names, *(Column(name, justify="right") for name in figures), "settings")
-    for one in _best_first(record)[:MOST_SHOWN]:
-        table.add_row(*_row(one, record, several=several, in_money=in_money))
-    console.print(table)
-    run = read_run(folder / "best")
-    part = "test" if "test" in run["metrics"] else "validation"
-    score = run["metrics"][part].get(record["metric"])
-    if score is not None:
-        console.print(
-            f"On {part}, the best trial as it is saved: {record['metric']} {score:.4f}; the TF-IDF baseline "
-            f"{run['baseline']['metrics'][part][record['metric']]:.4f}.",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    for sentence in _sentences(record, run, folder):
+
+    def say(sentence: str) -> None:
         console.print(plain(sentence), markup=False, highlight=False, soft_wrap=True)
+
+    in_money = record["price_per_hour_usd"] is not None
+    figures = ["score", "log loss", "epochs", "time", *(["USD"] if in_money else [])]
+    table = Table("trial", "method", *(Column(name, justify="right") for name in figures), "")
+    ranked = _best_first(record)
+    for one in ranked[:MOST_SHOWN]:
+        table.add_row(*_row(one, record, in_money=in_money))
+    console.print(table)
+    say("Trials marked * are cheaper than every better one:")
+    for one in ranked:
+        if one["number"] == record["best"] or one["number"] in record["pareto"]:
+            say(f"  {one['number']}: {_settings(one, record)}")
+    run = read_run(folder / "best")
+    for sentence in _sentences(record, run, folder):
+        say(sentence)
 
 
 def _best_first(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -79,29 +78,28 @@ def _best_first(record: dict[str, Any]) -> list[dict[str, Any]]:
     )
 
 
-def _row(one: dict[str, Any], record: dict[str, Any], *, several: bool, in_money: bool) -> list[str]:
-    from snugtune.scale.space import changed_settings, told
-
-    mark = " best" if one["number"] == record["best"] else " *" if one["number"] in record["pareto"] else ""
+def _row(one: dict[str, Any], record: dict[str, Any], *, in_money: bool) -> list[str]:
     score = (
         one["score"] if one["state"] == "complete" else one["looks"][-1]["score"] if one["looks"] else None
     )
-    ranges = record["space"].get(one["method"], {})
-    changed = [f"{name} {told(value)}" for name, value in changed_settings(one["settings"], ranges)]
-    state = (
-        ""
-        if one["state"] == "complete"
-        else {"pruned": "ended early: "}.get(one["state"], f"{one['state']}: ")
-    )
+    mark = " *" if one["number"] in record["pareto"] else ""
+    state = {"complete": "", "pruned": "ended early"}.get(one["state"], one["state"])
     return [
-        f"{one['number']}{mark}", *([str(one["method"])] if several else []),
+        f"{one['number']}{mark}", str(one["method"]),
         "-" if score is None else f"{score:.4f}",
         "-" if one["log_loss"] is None else f"{one['log_loss']:.4f}",
         "-" if one["epochs"] is None else f"{one['epochs']:g}",
         "-" if one["seconds"] is None else duration(one["seconds"]),
         *(["-" if one["usd"] is None else f"{one['usd']:.2f}"] if in_money else []),
-        escape(state + (", ".join(changed) or "default")),
+        "best" if one["number"] == record["best"] else state,
     ]  # fmt: skip
+
+
+def _settings(one: dict[str, Any], record: dict[str, Any]) -> str:
+    from snugtune.scale.space import changed_settings, told
+
+    changed = changed_settings(one["settings"], record["space"][one["method"]])
+    return ", ".join(f"{name} {told(value)}" for name, value in changed) or "the default settings"
 
 
 def _sentences(record: dict[str, Any], run: dict[str, Any], folder: Path) -> list[str]:
@@ -111,10 +109,15 @@ def _sentences(record: dict[str, Any], run: dict[str, Any], folder: Path) -> lis
         took += f", {cost['usd']:.2f} USD"
     if cost["allowed"] is not None:
         took += f", of {cost['allowed']}"
-    found = [
-        "Trials marked * are cheaper than every better one.",
-        f"The search took {took}. {cost_sentences(run)[0]}".replace("It took", "The winner's own share:"),
-    ]
+    part = "test" if "test" in run["metrics"] else "validation"
+    ours, theirs = (one["metrics"][part].get(record["metric"]) for one in (run, run["baseline"]))
+    found = [] if ours is None else [
+        f"On {part}, as it is saved, trial {record['finished']} has {record['metric']} {ours:.4f}; the TF-IDF "
+        f"baseline {theirs:.4f}."
+    ]  # fmt: skip
+    found.append(
+        f"The search took {took}. {cost_sentences(run)[0]}".replace("It took", "The winner's own share:")
+    )
     if record["noise"]:
         rows = record["rows"]["validation"]
         found.append(
