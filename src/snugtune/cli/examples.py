@@ -33,7 +33,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         (
             "Two methods, within 5 USD at 0.35 USD an hour",
-            "snugtune search complaints.csv --method lora,full --max-cost 5 --price 0.35",
+            "snugtune search complaints.csv --method lora,full \\\n  --max-cost 5 --price 0.35",
         ),
         (
             "Four at once; rank and epochs are not varied",

@@ -112,8 +112,8 @@ def _sentences(record: dict[str, Any], run: dict[str, Any], folder: Path) -> lis
     part = "test" if "test" in run["metrics"] else "validation"
     ours, theirs = (one["metrics"][part].get(record["metric"]) for one in (run, run["baseline"]))
     found = [] if ours is None else [
-        f"On {part}, as it is saved, trial {record['finished']} has {record['metric']} {ours:.4f}; the TF-IDF "
-        f"baseline {theirs:.4f}."
+        f"On {part}, as it is saved, trial {record['finished']} has {record['metric']} {ours:.4f}; the "
+        f"TF-IDF baseline {theirs:.4f}."
     ]  # fmt: skip
     found.append(
         f"The search took {took}. {cost_sentences(run)[0]}".replace("It took", "The winner's own share:")
