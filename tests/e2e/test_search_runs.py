@@ -10,7 +10,9 @@ import time
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
+from snugtune.cli import app
 from snugtune.config import make_config, read_config
 from snugtune.progress import Observer
 from snugtune.scale.search import make_plan, search
@@ -69,6 +71,15 @@ def test_the_winner_is_the_run_of_its_settings_and_the_only_one_that_is_tested(p
     assert sorted(path.name for path in (folder / "trials").iterdir() if path.suffix != ".lock") == [
         "000.yaml", "001.yaml", "002.yaml",
     ]  # fmt: skip
+    # The command finds that all is done, and shows it.
+    options = ["--no-audit", "--no-probe-start", "--trials", "3", "-o", str(folder)]
+    command = ["search", str(place / "table.csv"), "--model", str(place / "model"), *options]
+    shown = CliRunner().invoke(app, command)
+    assert shown.exit_code == 0, shown.output
+    assert f"{best['number']}" in shown.stdout
+    assert "On test, as it is saved" in shown.stdout
+    told = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(told.stdout)["trials"] == record["trials"]
     settings = read_config(folder / "trials" / f"{best['number']:03d}.yaml")
     again = fit(make_config(settings), tmp_path / "again")
     assert digest(folder / "best") == digest(again)
