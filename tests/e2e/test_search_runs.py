@@ -58,10 +58,10 @@ def test_the_winner_is_the_run_of_its_settings_and_the_only_one_that_is_tested(p
     # Another process would only say again that the folder loads.
     monkeypatch.setattr(keeping, "check_reloads", lambda _saved: [0.0])
     watched = Parts()
-    plan = make_plan(given(place), tmp_path / "s", trials=3)
+    plan = make_plan(given(place, num_train_epochs=2), tmp_path / "s", trials=2)
     folder = search(plan, observer=watched)
     record = json.loads((folder / "search.json").read_text("utf-8"))
-    assert [one["state"] for one in record["trials"]] == ["complete"] * 3
+    assert [one["state"] for one in record["trials"]] == ["complete"] * 2
     assert watched.phases.count("evaluate") == 1
     best = record["trials"][record["best"]]
     run = json.loads((folder / "best" / "run.json").read_text("utf-8"))
@@ -69,17 +69,15 @@ def test_the_winner_is_the_run_of_its_settings_and_the_only_one_that_is_tested(p
     assert run["metrics"]["test"]["rows"] == record["rows"]["test"]
     assert run["memory"]["restarts"] == [f"Trained as trial {best['number']} of a search."]
     assert sorted(path.name for path in (folder / "trials").iterdir() if path.suffix != ".lock") == [
-        "000.yaml", "001.yaml", "002.yaml",
+        "000.yaml", "001.yaml",
     ]  # fmt: skip
     # The command finds that all is done, and shows it.
-    options = ["--no-audit", "--no-probe-start", "--trials", "3", "-o", str(folder)]
+    options = ["--no-audit", "--no-probe-start", "--trials", "2", "--epochs", "2", "-o", str(folder)]
     command = ["search", str(place / "table.csv"), "--model", str(place / "model"), *options]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0, shown.output
     assert f"{best['number']}" in shown.stdout
     assert "On test, as it is saved" in shown.stdout
-    told = CliRunner().invoke(app, [*command, "--json"])
-    assert json.loads(told.stdout)["trials"] == record["trials"]
     settings = read_config(folder / "trials" / f"{best['number']:03d}.yaml")
     again = fit(make_config(settings), tmp_path / "again")
     assert digest(folder / "best") == digest(again)

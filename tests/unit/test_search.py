@@ -21,6 +21,7 @@ from snugtune.errors import ConfigError, TrainingError, UserInputError
 from snugtune.methods import METHODS
 from snugtune.progress import Observer, QuoteInfo, ResumedInfo, StepInfo, TrainedInfo, ValidationInfo
 from snugtune.scale import search as searching
+from snugtune.scale import study as shared
 from snugtune.scale.forecast import Forecast, Room, Taken, forecast
 from snugtune.scale.page import search_html
 from snugtune.scale.record import pareto
@@ -516,8 +517,9 @@ def test_the_front_has_what_nothing_cheaper_reaches():
     assert pareto(trials) == [1, 0, 4]
 
 
-def test_the_page_is_complete_and_takes_no_word_for_a_command(run):
-    record, _ = run(FakeFit(), trials=11, method="lora,ia3", price_per_hour_usd=1.0)
+def test_the_page_is_complete_and_takes_no_word_for_a_command(run, monkeypatch):
+    monkeypatch.setattr(shared, "LEAST_FOR_IMPORTANCE", 4)
+    record, _ = run(FakeFit(), trials=5, method="lora,ia3", price_per_hour_usd=1.0)
     assert record["importance"]
     page = search_html(record)
     for text in ("Score and cost", "What mattered", "lora: learning_rate", "Trials on the line", "USD"):

@@ -381,7 +381,12 @@ class Searching:
     def _room(self) -> Room:
         quoted, trials = self.study.note("quoted"), self.study.trials()
         taken = [
-            Taken(notes["method"], notes["seconds"] - notes["train_s"], notes["train_s"], notes["epochs"])
+            Taken(
+                notes["method"],
+                max(0.0, notes["seconds"] - notes["train_s"]),
+                notes["train_s"],
+                notes["epochs"],
+            )
             for notes in map(notes_of, completed(trials))
         ]
         return Room(
