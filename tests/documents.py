@@ -124,9 +124,10 @@ def shortened(arguments, model):
         return list(arguments)
     if name == "sample":
         rest += ["--rows", "500"]
-    elif name in ("fit", "audit"):
+    elif name in ("fit", "audit", "search"):
         rest += ["--model", str(model), "--max-length", "40"]
-        rest += ["--epochs", "1"] if name == "fit" else []
+        rest += [] if name == "audit" else ["--epochs", "1"]
+        rest += ["--trials", "2"] if name == "search" else []
     elif name == "plan" and "--recipe" not in rest:
         rest += ["--model", str(model)]
     elif name == "demo":

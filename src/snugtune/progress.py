@@ -49,6 +49,36 @@ class ResumedInfo:
     memory: list[dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class QuoteInfo:
+    """What a run will take from here on, before it trains.
+
+    ``time_s`` of all, ``train_s`` of training, ``epoch_s`` of one epoch with its look at validation,
+    ``after_s`` of what follows on training. ``price`` is that of an hour, with its source, and
+    ``units_per_hour`` compute units; None where not known.
+    """
+
+    time_s: float
+    train_s: float
+    epoch_s: float
+    after_s: float
+    price: dict[str, Any] | None = None
+    units_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class TrainedInfo:
+    """How training ended, after ``step`` of ``steps``; its best weights are committed, nothing is judged."""
+
+    step: int
+    steps: int
+    train_s: float
+    interrupted: bool = False
+    stopped_early: bool = False
+    over_budget: bool = False
+    diverged: bool = False
+
+
 class Observer:
     """Listens to a job; every method may be left as it is."""
 
@@ -69,6 +99,12 @@ class Observer:
 
     def on_resumed(self, info: ResumedInfo) -> None:
         """Before training goes on from where it was."""
+
+    def on_quote(self, info: QuoteInfo) -> None:
+        """Before training, if what it will take is known."""
+
+    def on_trained(self, info: TrainedInfo) -> None:
+        """After training, before anything is judged or saved."""
 
 
 class Together(Observer):
@@ -106,6 +142,16 @@ class Together(Observer):
         """Passed on."""
         for observer in self._observers:
             observer.on_resumed(info)
+
+    def on_quote(self, info: QuoteInfo) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.on_quote(info)
+
+    def on_trained(self, info: TrainedInfo) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.on_trained(info)
 
 
 class PhaseClock(Observer):
@@ -152,6 +198,14 @@ class PhaseClock(Observer):
     def on_resumed(self, info: ResumedInfo) -> None:
         """Passed on."""
         self._observer.on_resumed(info)
+
+    def on_quote(self, info: QuoteInfo) -> None:
+        """Passed on."""
+        self._observer.on_quote(info)
+
+    def on_trained(self, info: TrainedInfo) -> None:
+        """Passed on."""
+        self._observer.on_trained(info)
 
     def _close(self) -> None:
         now = time.perf_counter()

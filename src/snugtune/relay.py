@@ -14,14 +14,16 @@ from dataclasses import asdict
 from operator import methodcaller
 from typing import Any
 
-from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
+from snugtune.progress import Observer, QuoteInfo, ResumedInfo, StepInfo, TrainedInfo, ValidationInfo
 
 ENDS = frozenset({"done", "error", "restart", "interrupted", "crash"})
 
-_OBJECTS: dict[str, type[StepInfo] | type[ValidationInfo] | type[ResumedInfo]] = {
+_OBJECTS: dict[str, type[Any]] = {
     "on_step": StepInfo,
     "on_validation": ValidationInfo,
     "on_resumed": ResumedInfo,
+    "on_quote": QuoteInfo,
+    "on_trained": TrainedInfo,
 }
 """The calls whose argument is an object."""
 
@@ -66,6 +68,14 @@ class RelayObserver(Observer):
     def on_resumed(self, info: ResumedInfo) -> None:
         """Passed on."""
         self.send("on_resumed", arguments=[asdict(info)])
+
+    def on_quote(self, info: QuoteInfo) -> None:
+        """Passed on."""
+        self.send("on_quote", arguments=[asdict(info)])
+
+    def on_trained(self, info: TrainedInfo) -> None:
+        """Passed on."""
+        self.send("on_trained", arguments=[asdict(info)])
 
 
 def read_event(line: bytes) -> dict[str, Any]:

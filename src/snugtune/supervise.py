@@ -61,6 +61,7 @@ def fit(
     observer: Observer | None = None,
     supervised: bool | None = None,
     resume: bool | None = None,
+    trained_as: str | None = None,
 ) -> Path:
     """Train a classifier as ``config`` says and write the run folder ``out``; returns its path.
 
@@ -76,6 +77,7 @@ def fit(
         resume: ``.NAME.states`` beside ``out`` holds committed states until the run is complete. If it ends
             otherwise, or by Ctrl-C, they stay and the same call goes on from them. True insists on that,
             False begins anew.
+        trained_as: what made the states that lie there, if not an earlier call of this kind; for the record.
 
     Raises:
         UserInputError: the data, a setting or the folder cannot be used, or there is nothing to resume.
@@ -88,9 +90,15 @@ def fit(
     is_complete, overwrite = prepare(config, out, overwrite=overwrite, resume=resume, say=observer.say)
     if not is_complete:
         if has_gpu() if supervised is None else supervised:
-            Supervisor(config, out, overwrite=overwrite, observer=observer).run()
+            Supervisor(
+                config,
+                out,
+                overwrite=overwrite,
+                observer=observer,
+                history=(trained_as,) if trained_as else (),
+            ).run()
         else:
-            _fit_here(config, out, overwrite=overwrite, observer=observer)
+            _fit_here(config, out, overwrite=overwrite, observer=observer, trained_as=trained_as)
     if was_interrupted(out):
         tell_what_is_kept(states_folder(out), observer.say)
     else:
@@ -99,12 +107,14 @@ def fit(
     return out
 
 
-def _fit_here(config: FitConfig, out: Path, *, overwrite: bool, observer: Observer) -> None:
+def _fit_here(
+    config: FitConfig, out: Path, *, overwrite: bool, observer: Observer, trained_as: str | None = None
+) -> None:
     """Train in this process, which commits states but starts no other should it die."""
     from snugtune.fit import fit as fit_here
 
     try:
-        with _told_to_stop(), attempted(out, observer.say) as recovery:
+        with _told_to_stop(), attempted(out, observer.say, trained_as=trained_as) as recovery:
             fit_here(config, out, overwrite=overwrite, observer=observer, recovery=recovery)
     except _ToldToStop as stopped:
         tell_what_is_kept(states_folder(out), observer.say)
@@ -177,6 +187,7 @@ class Supervisor:
         config, out, overwrite, observer: as for ``fit``.
         command: what starts a worker.
         sleep: waits so many seconds.
+        history: what happened to the run before, a sentence each.
     """
 
     def __init__(
@@ -188,11 +199,12 @@ class Supervisor:
         observer: Observer,
         command: Sequence[str] = COMMAND,
         sleep: Callable[[float], None] = time.sleep,
+        history: tuple[str, ...] = (),
     ) -> None:
         self.config, self.out, self.overwrite, self.observer = config, Path(out), overwrite, observer
         self.command, self.sleep = command, sleep
         self.states = states_folder(out)
-        self.recovery = Recovery(self.states)
+        self.recovery = Recovery(self.states, history=history)
         self._found = newest_committed(self.states)
         self._worker: _Worker | None = None
         self._presses = 0
@@ -341,7 +353,7 @@ class _Worker:
 
     def __init__(self, command: Sequence[str], job: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
         )
         self._has_ended = False
         self._send(json.dumps(job))
@@ -386,8 +398,8 @@ class _Worker:
             os.write(self.process.stdin.fileno(), line.encode("ascii") + b"\n")
 
 
-def _environment() -> dict[str, str]:
-    """The worker imports from where this process does, and not from the folder it happens to start in."""
+def environment() -> dict[str, str]:
+    """For a process that imports from where this one does, and not from the folder it happens to start in."""
     found = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     return {**os.environ, "PYTHONPATH": found, "PYTHONSAFEPATH": "1"}
 

@@ -34,7 +34,9 @@ def test_an_example_is_a_command_that_can_be_given(name, example):
     command, params = parse(example)
     # Under audit stands how to go on from it.
     assert command == name or example.startswith("snugtune fit")
-    if command in ("fit", "plan", "audit"):
+    if command == "search":
+        params = {key: value for key, value in params.items() if key != "method"}
+    if command in ("fit", "plan", "audit", "search"):
         known = {key: value for key, value in params.items() if key in {*FitConfig.model_fields, *SHORTHANDS}}
         make_config({"train": "table.csv"} | settings(known))
 

@@ -18,7 +18,7 @@ from fake_worker import commit
 from snugtune import supervise
 from snugtune.config import make_config
 from snugtune.errors import ArtifactError, RunInterruptedError, SnugtuneError, TrainingError, UserInputError
-from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
+from snugtune.progress import Observer, QuoteInfo, ResumedInfo, StepInfo, TrainedInfo, ValidationInfo
 from snugtune.relay import RelayObserver, read_event, replay
 from snugtune.supervise import Supervisor, WorkerError, has_gpu
 from snugtune.train.recovery import states_folder
@@ -54,6 +54,12 @@ class Notes(Observer):
 
     def on_resumed(self, info):
         self.calls.append(("on_resumed", info))
+
+    def on_quote(self, info):
+        self.calls.append(("on_quote", info))
+
+    def on_trained(self, info):
+        self.calls.append(("on_trained", info))
 
 
 @pytest.fixture
@@ -105,6 +111,8 @@ def test_no_method_of_an_observer_is_forgotten(tmp_path):
         ("on_step", StepInfo(1, 2, 3.0, 4.0, 5.0, 6.0, 7.0)),
         ("on_validation", ValidationInfo(1, 2.0, 3.0, 4.0, False)),
         ("on_resumed", ResumedInfo(1, 2, 3.0, [{"step": 1, "loss": 0.1 + 0.2}], [])),
+        ("on_quote", QuoteInfo(1.0, 2.0, 3.0, 4.0, {"usd_per_hour": 0.5}, None)),
+        ("on_trained", TrainedInfo(1, 2, 3.0, stopped_early=True)),
     ]
     for name, *arguments in expected:
         getattr(relay, name)(*arguments)

@@ -21,6 +21,7 @@ from snugtune.cli.plan import plan
 from snugtune.cli.predict import predict
 from snugtune.cli.report import report
 from snugtune.cli.sample import sample
+from snugtune.cli.search import search
 from snugtune.cli.serve import serve
 from snugtune.cli.terminal import plain
 from snugtune.cli.watch import watch
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
+    "search": search,
     "audit": audit,
     "evaluate": evaluate,
     "plan": plan,

@@ -26,6 +26,21 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "  --add runs/topics.reviews.db --overwrite -o runs/topics",
         ),
     ),
+    "search": (
+        (
+            "Twenty trials, the best of which is kept",
+            "snugtune search complaints.csv --trials 20 -o runs/search",
+        ),
+        (
+            "Two methods, within 5 USD at 0.35 USD an hour",
+            "snugtune search complaints.csv --method lora,full \\\n  --max-cost 5 --price 0.35",
+        ),
+        (
+            "Four at once; rank and epochs are not varied",
+            "snugtune search complaints.csv --processes 4 --r 16 --epochs 3 \\\n"
+            "  --max-time 2h -o runs/search",
+        ),
+    ),
     "audit": (
         ("What is in the table, and which labels look wrong", "snugtune audit complaints.csv -o audit"),
         ("By words alone, without a model", "snugtune audit complaints.csv --no-frozen-pass -o audit"),

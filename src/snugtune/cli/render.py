@@ -31,6 +31,7 @@ PHASES = {
     "export": "Writing the export",
     "compare": "Asking the export in a new process",
     "push": "Pushing to the Hub",
+    "search": "Trials",
 }
 
 

@@ -69,7 +69,8 @@ def baseline_s(words: int, classes: int) -> float:
 
 @dataclass(frozen=True)
 class Quote:
-    """Seconds from now on: of all of it, of training, of one epoch with its look at validation.
+    """Seconds from now on: of all of it, of training, of one epoch with its look at validation, and
+    ``after_s`` of what follows on training.
 
     ``measured``: it rests on a short pass over the texts. ``confirmed``: runs like it on this machine have
     put the estimate right.
@@ -80,6 +81,7 @@ class Quote:
     epoch_s: float
     measured: bool = False
     confirmed: bool = False
+    after_s: float = 0.0
 
 
 def quote(work: Work) -> Quote | None:
@@ -94,8 +96,9 @@ def quote(work: Work) -> Quote | None:
     epoch_s = row_s * work.train_rows + look_s
     train_s = epoch_s * work.epochs + look_s
     probe_s = forward_s * (work.train_rows + work.validation_rows) if work.probe else 0.0
-    time_s = probe_s + train_s + look_s * work.looks_after + work.after_s
-    return Quote(time_s, train_s, epoch_s, work.measured, work.pace is not None)
+    after_s = look_s * work.looks_after + work.after_s
+    time_s = probe_s + train_s + after_s
+    return Quote(time_s, train_s, epoch_s, work.measured, work.pace is not None, after_s)
 
 
 def quote_sentence(quote: Quote, rates: Rates) -> str:

@@ -39,6 +39,7 @@ PURPOSE = {
     "languages": "languages in the audit",
     "sql": "DuckDB and PostgreSQL",
     "track": "TensorBoard",
+    "search": "snugtune search",
     "serve": "snugtune serve",
     "app": "snugtune app",
 }

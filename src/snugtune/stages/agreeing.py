@@ -39,7 +39,10 @@ def agree_on(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None) -> 
     plan = _plan(job, tokens["train"])
     guard = _guard(job, plan, recovery)
     _place(job, plan)
-    return Agreed(plan, guard, _quoted(job, plan, tokens, guard, recovery))
+    spending = _quoted(job, plan, tokens, guard, recovery)
+    if (info := spending.quoted()) is not None:
+        job.clock.on_quote(info)
+    return Agreed(plan, guard, spending)
 
 
 def _plan(job: Job, tokens: Tokens) -> Plan:

@@ -20,11 +20,12 @@ from snugtune.model.backbone import load_for_fit
 from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.head import Head, find_head
 from snugtune.model.parameters import ParameterReport, count_parameters
+from snugtune.progress import TrainedInfo
 from snugtune.stages.agreeing import Agreed
 from snugtune.stages.job import Job, class_rows
 from snugtune.stages.reading import ask_frozen_model
 from snugtune.train.checkpoints import Checkpoints
-from snugtune.train.engine import Examples, Services, TrainResult, train
+from snugtune.train.engine import Examples, Services, TrainResult, steps_of, train
 from snugtune.train.eva import start_from_data
 from snugtune.train.features import FrozenPass
 from snugtune.train.imbalance import Balanced, balance_with_probe, balance_without_probe
@@ -168,7 +169,15 @@ def train_within(
     predicted, limit = (beside + round(gib * GIB) for gib in (plan.predicted_peak_gib, plan.capacity_gib))
     peaks = Peaks(predicted, memory.peak_bytes, limit)
     _remember(job, plan, guard, peaks.measured_bytes - beside, result, spending)
+    job.clock.on_trained(_told(job, result, len(tokens["train"])))
     return Trained(result, peaks)
+
+
+def _told(job: Job, result: TrainResult, rows: int) -> TrainedInfo:
+    return TrainedInfo(
+        result.steps, steps_of(rows, job.config), result.train_s, result.interrupted, result.stopped_early,
+        result.over_budget, result.diverged,
+    )  # fmt: skip
 
 
 def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:

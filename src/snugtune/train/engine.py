@@ -235,7 +235,7 @@ class _Run:
         shift = None if self.balance is None else self.balance.logit_shift
         self.logit_shift = None if shift is None else torch.from_numpy(shift).float().to(self.device)
         self.per_epoch = steps_per_epoch(len(self.train_set.y), config.step_examples)
-        self.total = max(1, math.ceil(self.per_epoch * config.num_train_epochs))
+        self.total = steps_of(len(self.train_set.y), config)
         self.plain_optimizer = make_optimizer(self.model, config, self.head_names)
         self.guard.again(lambda: allocate_state(self.plain_optimizer), during="making the optimiser's state")
         self.scheduler = make_scheduler(self.plain_optimizer, config, self.total)
@@ -643,6 +643,11 @@ class _Run:
     @property
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.started
+
+
+def steps_of(texts: int, config: FitConfig) -> int:
+    """Optimiser steps of training on so many texts."""
+    return max(1, math.ceil(steps_per_epoch(texts, config.step_examples) * config.num_train_epochs))
 
 
 def score_logits(logits: NDArray[np.float32], y: NDArray[Any], metric: Objective) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from snugtune.cost.quote import Work, budget_warning, quote, quote_sentence
 from snugtune.cost.rates import rates
 from snugtune.memory.devices import Device, this_device
 from snugtune.memory.plan import Plan
+from snugtune.progress import QuoteInfo
 from snugtune.train.alternatives import Measured, estimated_alternatives
 from snugtune.train.engine import TrainResult
 from snugtune.train.pace import known_pace, record_pace
@@ -80,6 +81,20 @@ class Spending:
             baseline_score=baseline_score,
         )
         return bill(usage, terms, budget_ended_run=result.over_budget, estimated=estimated)
+
+    def quoted(self) -> QuoteInfo | None:
+        """The quote and the rates it was made with, for whoever watches; None without one."""
+        quote, rates = self.terms.quote, self.terms.rates
+        if quote is None:
+            return None
+        return QuoteInfo(
+            quote.time_s,
+            quote.train_s,
+            quote.epoch_s,
+            quote.after_s,
+            rates.price_as_dict(),
+            rates.units_per_hour,
+        )
 
     def remember(self, result: TrainResult) -> None:
         """Keep how long training took, for later quotes; ``result`` is of training without a mishap."""

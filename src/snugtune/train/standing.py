@@ -105,7 +105,9 @@ def clear_states(out: str | Path) -> None:
 
 
 @contextmanager
-def attempted(out: str | Path, say: Callable[[str], None]) -> Iterator[Recovery]:
+def attempted(
+    out: str | Path, say: Callable[[str], None], *, trained_as: str | None = None
+) -> Iterator[Recovery]:
     """How a process that nobody watches goes on after one that was killed; it notes that it is at work.
 
     If the system has ended processes for want of memory since that one started, this one was likely among
@@ -125,6 +127,8 @@ def attempted(out: str | Path, say: Callable[[str], None]) -> Iterator[Recovery]
             why = "The process before was ended by the system, which had run out of memory."
         say(f"{why} Going on from {start}, {CAUTION[caution]}.")
         history.append(f"From {start}, {CAUTION[caution]}: {why}")
+    elif step is not None and trained_as is not None:
+        history.append(trained_as)
     elif step is not None:
         history.append(f"From {start}, {CAUTION[caution]}: the command of an interrupted run, given again.")
     with suppress(OSError):
