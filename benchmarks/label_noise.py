@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from lib import common, page
 from lib.datasets import banking77, cfpb
+from lib.frozen import features
 
 TASKS = ("banking77", "cfpb-product", "cfpb-issue")
 LOOKED_AT = 0.08
@@ -53,11 +54,11 @@ def _measure(name: str, folder: Path, options: Any) -> dict[str, Any]:
     texts = banking77(folder) if name == "banking77" else cfpb(folder, name.partition("-")[2].capitalize())
     labels = LabelSet(tuple(sorted(set(texts.train_labels))))
     y, groups = labels.encode(texts.train_labels), near_duplicate_groups(texts.train)
-    features = _features(texts.train, options.max_length)
+    seen_by_model = features(texts.train, options.max_length)
     found: dict[str, list[dict[str, float]]] = {"words": [], "words and frozen model": []}
     for seed in range(options.seeds):
         given, flipped = flip(y, len(labels.names), options.flipped, seed)
-        for method, seen in zip(found, (None, features), strict=True):
+        for method, seen in zip(found, (None, seen_by_model), strict=True):
             found[method].append(judge(texts.train, y, given, flipped, groups, seen))
             print(f"{name}, seed {seed}, {method}: {found[method][-1]}")
     return {
@@ -99,27 +100,6 @@ def judge(texts: list[str], y: Any, given: Any, flipped: Any, groups: Any, featu
         "suggestion_right": float((quality.suggested == y)[flipped & quality.suspected].mean()),
         "seconds": seconds,
     }
-
-
-def _features(texts: list[str], max_length: int) -> Any:
-    """What MiniLM says of the beginnings of texts (N, H)."""
-    from snugtune.config import make_config
-    from snugtune.data.labels import LabelSet
-    from snugtune.data.tokens import tokenize
-    from snugtune.model.backbone import load_for_fit
-    from snugtune.model.head import find_head
-    from snugtune.model.precision import compute_dtype, pick_device
-    from snugtune.train.features import frozen_pass
-
-    config, device = make_config({"train": ""}), pick_device()
-    dtype = compute_dtype(config, device)
-    backbone = load_for_fit(config, LabelSet(("a", "b")), dtype=dtype, device=device)
-    model, pad_token_id = backbone.model.to(device), int(backbone.tokenizer.pad_token_id)
-    tokens = tokenize(texts, backbone.tokenizer, max_length)
-    seen = frozen_pass(
-        model, find_head(model), [tokens], pad_token_id=pad_token_id, device=device, dtype=dtype
-    )
-    return seen.features
 
 
 if __name__ == "__main__":

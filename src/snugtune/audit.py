@@ -105,7 +105,7 @@ def examine(
     quality = judge_labels(y, groups, K, words=words, features=features, seed=seed)
     found["label_issues"] = _write_issues(table, judged, quality, folder / ISSUES_FILE)
     curve = learning_curve(words, y, groups, K, seed=seed)
-    found["learning_curve"] = curve and curve.as_dict()
+    found["learning_curve"] = curve and curve.as_dict(table.labels.names)
     if not texts:
         found = without_texts(found)
     for sentence in sentences(found):

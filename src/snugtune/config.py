@@ -76,7 +76,7 @@ class FitConfig(BaseModel):
     encoding: str | None = None
     delimiter: str | None = None
     corrections: str | None = None
-    add: str | None = None
+    add: str | tuple[str, ...] | None = None
     duplicates: Literal["keep", "drop"] = "drop"
     conflicts: Literal["keep", "drop"] = "keep"
     merge_label_variants: bool = True

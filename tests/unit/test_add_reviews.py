@@ -155,14 +155,14 @@ def test_a_wrong_file_is_told_in_one_sentence(train, tmp_path):
     import sqlite3
 
     text, other = tmp_path / "reviews.csv", tmp_path / "other.db"
-    text.write_text("text,label\n" * 100)
+    text.write_text("body,label\n" * 100)
     with sqlite3.connect(other) as database:
         database.execute("CREATE TABLE decisions (id)")
     newer = decide_all(tmp_path / "newer.db", {"a": "Card"}).path
     with sqlite3.connect(newer) as database:
         database.execute("PRAGMA user_version = 9")
     for path, said in (
-        (tmp_path / "gone.db", "There is no file"), (text, "is no file of reviews"),
+        (tmp_path / "gone.db", "There is no file"), (text, "neither the text column 'text'"),
         (other, "none of reviews"), (newer, "a later version"),
     ):  # fmt: skip
         with pytest.raises(UserInputError, match=said) as raised:

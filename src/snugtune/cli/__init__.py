@@ -22,9 +22,11 @@ from snugtune.cli.predict import predict
 from snugtune.cli.report import report
 from snugtune.cli.sample import sample
 from snugtune.cli.search import search
+from snugtune.cli.select import select
 from snugtune.cli.serve import serve
 from snugtune.cli.terminal import plain
 from snugtune.cli.watch import watch
+from snugtune.cli.weak_label import weak_label
 from snugtune.errors import SnugtuneError
 from snugtune.quiet import quiet_imports
 
@@ -38,6 +40,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "search": search,
     "audit": audit,
+    "select": select,
+    "weak-label": weak_label,
     "evaluate": evaluate,
     "plan": plan,
     "doctor": doctor,

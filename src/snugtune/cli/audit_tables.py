@@ -34,6 +34,8 @@ def show_audit(record: dict[str, Any], out: Path) -> None:
         console.print(_issues(found["label_issues"]["top"]))
     if found["learning_curve"]:
         console.print(_curve(found["learning_curve"]))
+        if found["learning_curve"]["classes"]:
+            console.print(_class_gains(found["learning_curve"]["classes"]))
         say(found["learning_curve"]["sentence"])
     _say_next(found, record, out, say)
 
@@ -123,6 +125,22 @@ def _curve(curve: dict[str, Any]) -> Table:
     for one in curve["forecast"]:
         low, high = one["interval"]
         table.add_row(f"{one['rows']:,}", f"{one['accuracy']:.3f}", f"{low:.3f} to {high:.3f} (forecast)")
+    return table
+
+
+def _class_gains(classes: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "more rows would help most in", _right("rows"), _right("right now"), _right("with twice the rows"),
+        "95 % interval",
+    )  # fmt: skip
+    for one in classes[:SHOWN]:
+        low, high = (100 * value for value in one["interval"])
+        table.add_row(
+            escape(one["label"]), f"{one['rows']:,}", f"{100 * one['recall']:.0f} %",
+            f"{100 * one['gain']:+.0f} points", f"{low:+.0f} to {high:+.0f}",
+        )  # fmt: skip
+    if len(classes) > SHOWN:
+        table.add_row(f"and {len(classes) - SHOWN:,} more", "", "", "", "")
     return table
 
 

@@ -49,6 +49,31 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "snugtune fit complaints.csv --corrections audit/label_issues.xlsx",
         ),
     ),
+    "select": (
+        (
+            "No label yet: a hundred typical texts to begin with",
+            "snugtune select complaints.xlsx --count 100 -o first.xlsx",
+        ),
+        (
+            "Some rows are labelled: the next ones, from the same table",
+            "snugtune select complaints.xlsx --label Issue -o next.xlsx",
+        ),
+        (
+            "By a finished run; what you labelled then joins the training rows",
+            "snugtune select new.csv --run runs/issue --count 200 -o next.xlsx\n"
+            "snugtune fit complaints.csv --label Issue --add next.xlsx -o runs/more",
+        ),
+    ),
+    "weak-label": (
+        (
+            "Label by rules, and see what they cover",
+            "snugtune weak-label new.csv --rules rules.yaml -o weak.xlsx",
+        ),
+        (
+            "Rules beside labels that are known: how far they agree",
+            "snugtune weak-label complaints.xlsx --label Issue --rules rules.yaml \\\n  -o weak.csv",
+        ),
+    ),
     "evaluate": (
         ("Score a run on this month's labelled rows", "snugtune evaluate runs/issue may.csv"),
         (

@@ -46,6 +46,10 @@ Label: TypeAlias = Annotated[
         values=completion.columns("train", "data"),
     ),
 ]
+OneLabel: TypeAlias = Annotated[
+    list[str] | None,
+    _option(DATA, "Label column of rows that have one.", values=completion.columns("pool", "table")),
+]
 LabelLevels: TypeAlias = Annotated[
     str | None,
     _option(DATA, "Columns above the label, such as Product,Issue: the scores at each.", "--label-levels"),
@@ -65,7 +69,12 @@ Corrections: TypeAlias = Annotated[
     str | None, _option(DATA, "The label_issues.xlsx of an audit with its corrected_label column filled in.")
 ]
 Add: TypeAlias = Annotated[
-    str | None, _option(DATA, "The reviews.db of snugtune app: what people decided joins the training rows.")
+    list[str] | None,
+    _option(
+        DATA,
+        "The reviews.db of snugtune app, or a spreadsheet with labels: what people decided joins the "
+        "training rows. Repeat for several.",
+    ),
 ]
 Duplicates: TypeAlias = Annotated[
     str | None, _choice("duplicates", DATA, "Exact duplicates: drop (default) or keep.")
@@ -348,8 +357,9 @@ def settings(parameters: dict[str, Any]) -> dict[str, Any]:
     """The parsed options that were given, as settings of ``FitConfig``; lists come in by commas."""
     # An option that may be repeated and was not given is an empty tuple.
     given = {key: value for key, value in parameters.items() if value is not None and value != ()}
-    if "text" in given:
-        given["text"] = tuple(given["text"])
+    for key in ("text", "add"):
+        if key in given:
+            given[key] = tuple(given[key])
     if "label" in given:
         labels = tuple(given["label"])
         given["label"] = labels[0] if len(labels) == 1 else labels

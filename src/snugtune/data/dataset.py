@@ -22,9 +22,17 @@ from snugtune.data.label_sets import (
     separator_for,
     separator_hint,
 )
+from snugtune.data.labelled import (
+    is_labelled_table,
+    moved,
+    moved_part,
+    new_labels,
+    read_additions,
+    with_more_labels,
+)
 from snugtune.data.labels import CleaningPolicy, CleanResult, LabelSet, clean
 from snugtune.data.part import Part
-from snugtune.data.reviews import add_reviews
+from snugtune.data.reviews import Reviewed, add_reviews
 from snugtune.data.split import PARTS, Split, split_rows
 from snugtune.data.stratify import split_label_sets
 from snugtune.data.table import Table, read_table
@@ -115,9 +123,12 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
     )  # fmt: skip
     data = Data(_parts(split, table), table)
     _check_validation(data)
+    added = _read_additions(config, data)
+    if config.min_class_count == 1:  # else a class may be missing because it was left out
+        data = _with_their_labels(data, added, observer)
     if config.test:
         data = _with_test_file(data, config, observer)
-    return data if config.add is None else _with_reviews(data, config, observer)
+    return _with_reviews(data, added, config, observer) if added else data
 
 
 def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
@@ -238,11 +249,34 @@ def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
     return Data({**data.parts, "test": test}, data.table, overlap)
 
 
-def _with_reviews(data: Data, config: FitConfig, observer: Observer) -> Data:
-    assert config.add is not None
+def _read_additions(config: FitConfig, data: Data) -> dict[str, list[Reviewed]]:
+    """Texts that people labelled beside the table, by the file they are in."""
+    files = (config.add,) if isinstance(config.add, str) else config.add or ()
+    return {path: read_additions(path, data.columns, data.labels) for path in files}
+
+
+def _with_their_labels(data: Data, added: Mapping[str, Sequence[Reviewed]], observer: Observer) -> Data:
+    """``data`` whose classes are also those that only a spreadsheet of labelled texts has."""
+    tables = {path: found for path, found in added.items() if is_labelled_table(path)}
+    new = sorted({name for path, found in tables.items() for name in new_labels(path, found, data.labels)})
+    if not new:
+        return data
+    observer.say(f"{len(new):,} labels that only added texts have: {', '.join(map(repr, new))}.")
+    before, after = data.labels, with_more_labels(data.labels, new)
+    parts = {name: moved_part(part, before, after) for name, part in data.parts.items()}
+    table = replace(data.table, labels=after, y=moved(data.table.y, before, after))
+    return replace(data, parts=parts, table=table)
+
+
+def _with_reviews(
+    data: Data, added: Mapping[str, Sequence[Reviewed]], config: FitConfig, observer: Observer
+) -> Data:
+    # Of several files the later one has the last word on a text.
+    reviewed = {one.text: one for found in added.values() for one in found}
     train, additions = add_reviews(
-        config.add, data.parts, data.labels, may_lack_labels=config.min_class_count > 1
-    )
+        ", ".join(added), list(reviewed.values()), data.parts, data.labels,
+        may_lack_labels=config.min_class_count > 1,
+    )  # fmt: skip
     observer.say(additions.sentence())
     return replace(data, parts={**data.parts, "train": train}, additions=additions.as_dict())
 

@@ -200,6 +200,13 @@ def merge_variants(counts: Counter[str]) -> dict[str, list[str]]:
     return merged
 
 
+def merge_variants_of(labels: Sequence[str]) -> list[str]:
+    """``labels`` with spellings that differ by case or spacing only replaced by the most frequent one."""
+    merged = merge_variants(Counter(labels))
+    kept = {other: name for name, others in merged.items() for other in others}
+    return [kept.get(label, label) for label in labels]
+
+
 def repeats(
     rows: Sequence[int], texts: Sequence[str], labels: Sequence[Hashable]
 ) -> tuple[list[int], list[int]]:

@@ -127,19 +127,22 @@ def _open(path: str | Path) -> sqlite3.Connection:
 
 
 def add_reviews(
-    path: str, parts: dict[str, Part], labels: LabelSet, *, may_lack_labels: bool = False
+    path: str,
+    reviewed: Sequence[Reviewed],
+    parts: dict[str, Part],
+    labels: LabelSet,
+    *,
+    may_lack_labels: bool = False,
 ) -> tuple[Part, Additions]:
-    """The training part with the decisions in the file ``path``, and a count of them.
+    """The training part with what was ``reviewed``, as the file ``path`` says, and a count of it.
 
     A text that is a training row's gives that row its label, any other becomes a row more. No text that is a
     near-duplicate of a validation or test row is taken: the model would be asked what it was told.
     ``may_lack_labels`` says that cleaning may have dropped labels of the table.
 
     Raises:
-        UserInputError: as ``read_reviews``; a label is none of ``labels``; a text has several where it may
-            have one.
+        UserInputError: a label is none of ``labels``; a text has several where it may have one.
     """
-    reviewed = read_reviews(path)
     found = Additions(path, len(reviewed))
     known, unknown = _known(path, reviewed, labels, may_lack_labels)
     held_out = [text for name, part in parts.items() if name != "train" for text in part.texts]

@@ -8,7 +8,7 @@ Empirically).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,18 @@ Z = 1.96
 
 FEWEST_ROWS = 200
 """With fewer rows the curve is noise."""
+
+POINT = 0.01
+"""Of accuracy, for which the rows are counted."""
+
+MOST_TIMES = 32
+"""Times the rows at hand up to which they are counted: beyond it a law of five points says nothing."""
+
+FEWEST_HELD_OUT = 5
+"""Held-out rows of a class below which nothing is said of it."""
+
+CLASSES_TOLD = 3
+"""In a sentence; all are in the record."""
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -51,30 +63,89 @@ class Forecast:
 
 
 @dataclass(frozen=True)
+class RowsForAPoint:
+    """Rows to label beside those at hand until accuracy has likely risen by ``POINT``.
+
+    ``rows`` is the middle of a 95 % interval from ``low`` to ``high``; None says that it is not reached with
+    ``MOST_TIMES`` the rows at hand.
+    """
+
+    rows: int | None
+    low: int | None
+    high: int | None
+
+    def sentence(self) -> str:
+        """One line for the person at the keyboard."""
+        if self.rows is None:
+            few = "" if self.low is None else f"; at best {rounded(self.low):,} would do"
+            return f"No number of further rows is likely to bring the baseline one point more{few}."
+        most = "perhaps no number would do" if self.high is None else f"at most {rounded(self.high):,}"
+        return (
+            f"About {rounded(self.rows):,} more labelled rows would likely bring it one point more "
+            f"(at least {rounded(self.low or 0):,}, {most})."
+        )
+
+
+def rounded(rows: int) -> int:
+    """``rows`` to two digits: a forecast has no more."""
+    digits = max(0, len(str(rows)) - 2)
+    return int(round(rows, -digits))
+
+
+@dataclass(frozen=True)
+class ClassGain:
+    """What the last doubling of the rows brought one class, and so what the next would bring.
+
+    ``label`` is the class id, ``rows`` how many the table has, ``recall`` the share of its held-out rows that
+    is right after learning from all others. ``gain`` is the share of them that the next doubling would likely
+    set right, shrunk towards that of all classes as far as their differences are noise, with a 95 %
+    ``interval``.
+    """
+
+    label: int
+    rows: int
+    recall: float
+    gain: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class LearningCurve:
     """Points, forecasts, and by how much accuracy would rise from the last point with twice its rows.
 
-    ``gain`` is an interval's middle, low and high end, in 0..1.
+    ``gain`` is an interval's middle, low and high end, in 0..1; ``for_a_point`` turns the same law and the
+    same doubts around. ``classes`` are those that would profit clearly more than the average one, the most
+    first.
     """
 
     points: tuple[Point, ...]
     forecast: tuple[Forecast, ...]
     gain: tuple[float, float, float]
+    for_a_point: RowsForAPoint
+    classes: tuple[ClassGain, ...] = ()
 
-    def sentence(self) -> str:
-        """One line for the person at the keyboard."""
+    def sentence(self, names: Sequence[str] = ()) -> str:
+        """What more rows would bring, for the person at the keyboard; ``names`` are the classes' (K,)."""
         middle, low, high = (100 * value for value in self.gain)
-        return (
+        told = (
             f"Twice the rows would likely bring the baseline {middle:+.1f} points of accuracy "
-            f"({low:+.1f} to {high:+.1f})."
+            f"({low:+.1f} to {high:+.1f}). {self.for_a_point.sentence()}"
         )
+        most = [repr(names[one.label]) for one in self.classes[:CLASSES_TOLD] if names]
+        return f"{told} Rows of {', '.join(most)} would help most." if most else told
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+    def as_dict(self, names: Sequence[str] = ()) -> dict[str, Any]:
+        """JSON-ready; ``names`` are the classes' (K,), without which none is told of."""
         return {
             "points": [asdict(point) for point in self.points],
             "forecast": [asdict(one) | {"interval": list(one.interval)} for one in self.forecast],
-            "sentence": self.sentence(),
+            "rows_for_a_point": asdict(self.for_a_point),
+            "classes": [
+                asdict(one) | {"label": names[one.label], "interval": list(one.interval)}
+                for one in self.classes
+                if names
+            ],
+            "sentence": self.sentence(names),
         }
 
 
@@ -94,7 +165,10 @@ def learning_curve(words: Any, y: Ids, groups: Ids, n_classes: int, *, seed: int
     correct = np.stack(
         [linear_scores(words, y, n_classes, order[:size], test).argmax(axis=1) == y[test] for size in sizes]
     )
-    return extrapolate(sizes, correct, len(y), seed=seed)
+    curve = extrapolate(sizes, correct, len(y), seed=seed)
+    exponent = _exponent(np.array(sizes, dtype=np.float64), correct)
+    gains = class_gains(correct[-2], correct[-1], y[test], np.bincount(y, minlength=n_classes), exponent)
+    return replace(curve, classes=gains)
 
 
 def extrapolate(
@@ -114,8 +188,8 @@ def extrapolate(
     errors = np.maximum(1.0 - errors, 1 / (2 * M))
     wanted = np.array([rows, *(rows * times for times in FORECASTS)], dtype=np.float64)
     law = _power_law(at, errors, wanted)
-    gains = law[:, :1] - law
-    doubt = np.hypot(gains[1:].std(axis=0), np.log2(wanted / rows) * _doubt_of_a_step(at, errors[0]))
+    step = _doubt_of_a_step(at, errors[0])
+    gains, doubt = _gains(law, wanted / rows, step)
     spread = Z * np.hypot(doubt, law[1:, 0].std())
     accuracy = 1.0 - law[0]
     low, high = np.clip(accuracy - spread, 0.0, 1.0), np.clip(accuracy + spread, 0.0, 1.0)
@@ -130,7 +204,82 @@ def extrapolate(
             max(0.0, float(gains[0, 1] - Z * doubt[1])),
             min(float(law[0, 0]), float(gains[0, 1] + Z * doubt[1])),
         ),
+        _rows_for_a_point(at, errors, rows, step),
     )
+
+
+def _gains(
+    law: NDArray[np.float64], times: Floats, step: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What ``times`` (W,) the rows gain by each of B + 1 laws (B + 1, W), and its standard deviation (W,)."""
+    gains = law[:, :1] - law
+    return gains, np.hypot(gains[1:].std(axis=0), np.log2(times) * step)
+
+
+def _rows_for_a_point(sizes: Floats, errors: Floats, rows: int, step: float) -> RowsForAPoint:
+    """Where the middle and the ends of the interval of the gain reach ``POINT``."""
+    times = np.concatenate([[1.0], np.geomspace(1.001, MOST_TIMES, 2000)])
+    gains, doubt = _gains(_power_law(sizes, errors, rows * times), times, step)
+
+    def reached(gain: Floats) -> int | None:
+        there = np.flatnonzero(gain >= POINT)
+        return int(np.ceil(rows * (times[there[0]] - 1.0))) if len(there) else None
+
+    return RowsForAPoint(reached(gains[0]), reached(gains[0] + Z * doubt), reached(gains[0] - Z * doubt))
+
+
+def _exponent(sizes: Floats, correct: NDArray[np.bool_]) -> float:
+    """B of the law ``a * n**-b`` through the errors of all held-out rows."""
+    errors = np.maximum(1.0 - correct.mean(axis=1), 1 / (2 * correct.shape[1]))[None]
+    law = _power_law(sizes, errors, np.array([1.0, 2.0]) * sizes[-1])[0]
+    return float(np.log2(law[0] / law[1]))
+
+
+def class_gains(
+    before: NDArray[np.bool_], after: NDArray[np.bool_], y: Ids, rows: Ids, exponent: float
+) -> tuple[ClassGain, ...]:
+    """The classes that would profit clearly more than the average one from twice the rows, the most first.
+
+    ``before`` and ``after`` (M,) say whether each held-out row of class ``y`` (M,) is right after half of the
+    rows and after all of them, ``rows`` (K,) how many the table has of each class. The change of a class's
+    recall is an average of few rows' (-1, 0 or 1), and most of the classes' differences are noise. So the
+    changes are shrunk to their mean by a random-effects model, whose variance between classes is that of
+    DerSimonian and Laird (1986, Meta-analysis in clinical trials). By the power law, the next doubling brings
+    ``2**-exponent`` of what the last one did.
+    """
+    counts = np.bincount(y, minlength=len(rows))
+    told = np.flatnonzero(counts >= FEWEST_HELD_OUT)
+    if len(told) < 2:
+        return ()
+    change = after.astype(np.float64) - before
+    n = counts[told]
+    means = np.bincount(y, weights=change, minlength=len(rows))[told] / n
+    # One variance for all rows: that of few rows which all stayed as they were would be none.
+    variance = max(float(np.var(change[np.isin(y, told)])), 1e-9) / n
+    between = _variance_between(means, variance)
+    weights = 1.0 / (variance + between)
+    mean = float(weights @ means / weights.sum())
+    kept = between / (between + variance)
+    shrunk = mean + kept * (means - mean)
+    spread = Z * np.sqrt(kept * variance)
+    recall = np.bincount(y, weights=after, minlength=len(rows))[told] / n
+    factor = 2.0**-exponent
+    clear = np.flatnonzero(shrunk - spread > mean)
+    return tuple(
+        ClassGain(
+            int(told[i]), int(rows[told[i]]), float(recall[i]), float(factor * shrunk[i]),
+            (float(factor * (shrunk[i] - spread[i])), float(factor * (shrunk[i] + spread[i]))),
+        )
+        for i in clear[np.argsort(-shrunk[clear], kind="stable")].tolist()
+    )  # fmt: skip
+
+
+def _variance_between(means: Floats, variances: Floats) -> float:
+    """The part of the variance of ``means`` (K,) that their own ``variances`` (K,) do not explain."""
+    weights = 1.0 / variances
+    mean = weights @ means / weights.sum()
+    excess = weights @ np.square(means - mean) - (len(means) - 1)
+    return max(0.0, float(excess / (weights.sum() - np.square(weights).sum() / weights.sum())))
 
 
 def _doubt_of_a_step(sizes: Floats, errors: Floats) -> float:

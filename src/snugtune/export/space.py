@@ -192,7 +192,9 @@ def check_public(run: Path, record: dict[str, Any], folder: Path) -> None:
     """
     config = record.get("config", {})
     named = [str(run.resolve()), str(record["model"].get("source", ""))]
-    named += [str(config.get(key) or "") for key in ("train", "test", "corrections", "add", "model")]
+    for key in ("train", "test", "corrections", "add", "model"):
+        value = config.get(key) or ""
+        named += [value] if isinstance(value, str) else value
     paths = [name for name in named if Path(name).is_absolute()]
     files = [folder / "app.py", folder / "README.md", *(folder / "run").rglob("*.*")]
     for file in files:

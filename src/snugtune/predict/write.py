@@ -77,6 +77,20 @@ def write_tables(
     return counts
 
 
+def write_frame(frame: pl.DataFrame, output: str | Path) -> None:
+    """Write a whole ``frame`` to ``output`` as `write_tables` does, whatever its columns.
+
+    Raises:
+        UserInputError: as there.
+    """
+    if is_table_url(output):
+        write_sql(str(output), [frame], Path())
+        return
+    output = Path(output)
+    with replacing(output) as temporary:
+        _writer(output)([frame], temporary)
+
+
 def check_output(output: str | Path, *, overwrite: bool = False) -> None:
     """Refuse, before any work, an ``output`` that could not be written at its end.
 
