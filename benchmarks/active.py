@@ -1,8 +1,8 @@
-"""Which texts to label next: accuracy by labels spent, for each strategy of ``snugtune select`` and at random.
+"""Which texts to label next: accuracy by labels spent, by each strategy of ``snugtune select`` and at random.
 
-The frozen model reads every text once. Labels are revealed in rounds, each as large as all before it; after each
-round the learner that ``select`` itself uses is fitted on what was revealed and scored. A fifth of the training
-rows is held out of every pool: on them, and not on the test file, ``auto``'s switch was chosen.
+The frozen model reads every text once. Labels are revealed in rounds, each as large as all before it; after
+each round the learner that ``select`` itself uses is fitted on what was revealed and scored. A fifth of the
+training rows is held out of every pool: on them, and not on the test file, ``auto``'s switch was chosen.
 """
 
 from __future__ import annotations

@@ -124,9 +124,9 @@ def shortened(arguments, model):
         return list(arguments)
     if name == "sample":
         rest += ["--rows", "500"]
-    elif name in ("fit", "audit", "search"):
+    elif name in ("fit", "audit", "search", "select"):
         rest += ["--model", str(model), "--max-length", "40"]
-        rest += [] if name == "audit" else ["--epochs", "1"]
+        rest += ["--epochs", "1"] if name in ("fit", "search") else []
         rest += ["--trials", "2"] if name == "search" else []
     elif name == "plan" and "--recipe" not in rest:
         rest += ["--model", str(model)]

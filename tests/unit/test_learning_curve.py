@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from snugtune.evaluate.baseline import TfidfBaseline
-from snugtune.evaluate.learning_curve import FEWEST_ROWS, extrapolate, learning_curve
+from snugtune.evaluate.learning_curve import (
+    FEWEST_ROWS,
+    class_gains,
+    extrapolate,
+    learning_curve,
+    rounded,
+)
 
 
 def outcomes(sizes, errors, M, seed=0):
@@ -76,3 +82,70 @@ def test_from_texts():
 
 def test_too_few_rows_for_a_curve():
     assert learning_curve(None, np.zeros(FEWEST_ROWS - 1, int), np.arange(199), 1) is None
+
+
+def exact(sizes, errors, M=5_000):
+    difficulty = (np.arange(M) + 0.5) / M
+    return np.stack([difficulty >= error for error in errors])
+
+
+def test_rows_for_a_point_are_those_at_which_the_law_has_fallen_by_one():
+    sizes = [100, 200, 400, 800, 1600]
+    found = extrapolate(sizes, exact(sizes, [0.8 * n**-0.3 for n in sizes]), 2000).for_a_point
+    truth = (2000**-0.3 - 0.01 / 0.8) ** (-1 / 0.3) - 2000
+    assert found.rows == pytest.approx(truth, rel=0.05)
+    assert found.low < truth < found.high
+    assert f"About {rounded(found.rows):,} more labelled rows" in found.sentence()
+
+
+def test_rows_for_a_point_hold_the_truth_as_often_as_they_say():
+    sizes = [100, 200, 400, 800, 1600]
+    truth = (1600**-0.3 - 0.01 / 0.8) ** (-1 / 0.3) - 1600
+    held = 0
+    for seed in range(20):
+        right = outcomes(sizes, [0.8 * n**-0.3 for n in sizes], 600, seed)
+        found = extrapolate(sizes, right, 1600, seed=seed).for_a_point
+        held += (found.low is None or found.low <= truth) and (found.high is None or truth <= found.high)
+    assert held >= 17
+
+
+def test_a_flat_curve_promises_no_point():
+    sizes = [100, 200, 400]
+    found = extrapolate(sizes, exact(sizes, [0.2, 0.2, 0.2]), 400).for_a_point
+    assert (found.rows, found.high) == (None, None)
+    assert "No number of further rows is likely" in found.sentence()
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"), [(7, 7), (47, 47), (367, 370), (2219, 2200), (1_251_000, 1_300_000)]
+)
+def test_a_forecast_is_told_in_two_digits(rows, told):
+    assert rounded(rows) == told
+
+
+def flips(classes, rows, gained, seed=0):
+    """Rows of each class right before and after, where each class gains ``gained[k]`` of its rows."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(classes), rows)
+    draw = rng.random(len(y))
+    return draw < 0.4, draw < 0.4 + np.array(gained)[y], y
+
+
+def test_a_class_that_gains_more_is_found_and_the_others_are_not():
+    before, after, y = flips(20, 60, [0.02] * 19 + [0.3])
+    (found,) = class_gains(before, after, y, np.full(20, 300), 0.3)
+    assert found.label == 19
+    assert found.rows == 300
+    assert found.interval[0] < found.gain < found.interval[1]
+    assert found.gain == pytest.approx(2**-0.3 * 0.3, abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_differences_that_are_noise_name_no_class(seed):
+    before, after, y = flips(20, 30, [0.05] * 20, seed)
+    assert class_gains(before, after, y, np.full(20, 150), 0.3) == ()
+
+
+def test_classes_with_hardly_a_held_out_row_are_not_judged():
+    before, after, y = flips(3, 2, [0.0, 0.0, 0.6])
+    assert class_gains(before, after, y, np.full(3, 10), 0.3) == ()

@@ -58,9 +58,9 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "Some rows are labelled: the next ones, from the same table",
             "snugtune select complaints.xlsx --label Issue -o next.xlsx",
         ),
+        ("By a finished run", "snugtune select new.csv --run runs/issue --count 200 -o next.xlsx"),
         (
-            "By a finished run; what you labelled then joins the training rows",
-            "snugtune select new.csv --run runs/issue --count 200 -o next.xlsx\n"
+            "Then train with what you labelled, too",
             "snugtune fit complaints.csv --label Issue --add next.xlsx -o runs/more",
         ),
     ),

@@ -61,7 +61,7 @@ class _Given(BaseModel):
 
 @dataclass(frozen=True)
 class Rule:
-    """Says ``label`` of texts that match ``pattern`` and not ``unless``; ``priority`` overrules lower ones."""
+    """Says ``label`` of texts with ``pattern`` and not ``unless``; a higher ``priority`` overrules it."""
 
     name: str
     label: str

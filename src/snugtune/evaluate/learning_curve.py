@@ -218,7 +218,8 @@ def _gains(
 
 def _rows_for_a_point(sizes: Floats, errors: Floats, rows: int, step: float) -> RowsForAPoint:
     """Where the middle and the ends of the interval of the gain reach ``POINT``."""
-    times = np.concatenate([[1.0], np.geomspace(1.001, MOST_TIMES, 2000)])
+    # Steps of 5 %: what is told has two digits.
+    times = np.concatenate([[1.0], 1.0 + np.geomspace(1e-3, MOST_TIMES - 1, 200)])
     gains, doubt = _gains(_power_law(sizes, errors, rows * times), times, step)
 
     def reached(gain: Floats) -> int | None:

@@ -3,9 +3,9 @@
 ``margin`` asks for the texts whose two most probable classes are closest (Scheffer, Decomain and Wrobel
 2001, Active Hidden Markov Models for Information Extraction). ``badge`` asks for a diverse batch of texts
 that would move the last layer far (Ash et al. 2020, Deep Batch Active Learning by Diverse, Uncertain Gradient
-Lower Bounds, arXiv:1906.03671). ``typicality`` asks for the most typical text of each cluster that has no label yet
-and needs no classifier (Hacohen, Dekel and Weinshall 2022, Active Learning on a Budget: Opposite Strategies
-Suit High and Low Budgets, arXiv:2202.02794). ``random`` is what they have to beat.
+Lower Bounds, arXiv:1906.03671). ``typicality`` asks for the most typical text of each cluster that has no
+label yet and needs no classifier (Hacohen, Dekel and Weinshall 2022, Active Learning on a Budget: Opposite
+Strategies Suit High and Low Budgets, arXiv:2202.02794). ``random`` is what they have to beat.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def by_badge(features: Floats, probabilities: Floats, count: int, *, seed: int =
     squared = np.square(errors).sum(axis=1) * np.square(inputs).sum(axis=1)
     rng = np.random.default_rng(seed)
     rows: list[int] = []
-    distance = squared.copy()
+    distance = np.full(len(features), np.inf)
     free = np.ones(len(features), dtype=bool)
     for _ in range(count):
         row = int(squared.argmax()) if not rows else _drawn(distance, free, rng)
