@@ -37,9 +37,8 @@ def main() -> None:
             results[name] = _measure(name, folder, options)
     if results:
         settings = {"seeds": options.seeds, "max_length": options.max_length, "a_class": list(A_CLASS)}
-        record = {"benchmark": "active", "settings": settings, "data": results}
         common.save_result(
-            f"active-{'-'.join(results)}", record, options.out, machine=common.hardware()
+            "active", {"settings": settings, "data": results}, options.out, machine=common.hardware()
         )  # fmt: skip
         page.refresh(options.out)
 

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from documents import ROOT, Page
+from documents import ROOT, Page, blocks
 from snugtune.config import make_config
 from snugtune.data.sample import write_sample
 from snugtune.fit import fit
@@ -70,11 +70,21 @@ def template(tmp_path_factory, small_model):
         database.executemany(f"insert into may values ({', '.join('?' * frame.width)})", frame.rows())
     database.close()
     (folder / "rules.md").write_text("# Rules\n\nA fee is a fee.\n")
+    _write_labels(frame, folder)
     _write_common(folder)
     _write_run(folder, "issue", "minilm", label="Issue")
     _write_run(folder, "product", small_model, label="Product")
     _write_reviews(folder, frame)
     return folder
+
+
+def _write_labels(frame, folder):
+    """Rules as their page shows them, and a spreadsheet of chosen texts that was filled in."""
+    page = ROOT / "docs" / "fewer-labels.md"
+    (folder / "rules.yaml").write_text(next(b.text for b in blocks(page) if b.language == "yaml"))
+    rows = frame.drop_nulls(["Issue", "Consumer complaint narrative"]).head(8)
+    chosen = {"text": "Hello, " + rows["Consumer complaint narrative"], "label": rows["Issue"]}
+    pl.DataFrame(chosen).write_excel(folder / "filled_in.xlsx")
 
 
 def _write_common(folder):

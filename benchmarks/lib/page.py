@@ -10,7 +10,7 @@ from typing import Any
 from snugtune.files import write_text
 from snugtune.units import duration
 
-from . import less, methods_section, noise, picture, serve_section, speed_sections, trust_page
+from . import fewer, less, methods_section, noise, picture, serve_section, speed_sections, trust_page
 from .common import REPOSITORY, RESULTS
 from .growth_section import growth
 from .speed_sections import sooner
@@ -189,6 +189,8 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "choices": ("One setting at a time", choices),
     "trust": ("Calibration and promised precision", trust_page.trust),
     "label-noise": ("Wrong labels found by the audit", noise.label_noise),
+    "active": ("Which texts to label next", fewer.active),
+    "few-shot": ("Few texts a class", fewer.few_shot),
     "pruning": ("Training on fewer rows", less.pruning),
     "report-page": ("The report", report_page),
     "recipe": ("The recipe's memory and time, predicted", recipe),

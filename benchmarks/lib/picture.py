@@ -102,11 +102,39 @@ def growth(result: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
+def active(result: dict[str, Any], path: Path) -> None:
+    """Accuracy on the test file over labels spent, a panel for each data set, a line for each strategy."""
+    data = result["data"]
+    figure, panels = _figure(4.5 * len(data), 3.8, columns=len(data))
+    named = {"random": OTHERS[1], "margin": OTHERS[3], "badge": OTHERS[0], "typicality": OTHERS[2]}
+    for axes, (name, found) in zip(panels if len(data) > 1 else [panels], data.items(), strict=True):
+        mixed = {plan: value for plan, value in found["switch"].items() if plan not in named}
+        best = max(mixed, key=lambda plan: mixed[plan])
+        for plan in (*named, best):
+            curve = found["strategies"][plan]
+            spent = [int(n) for n in curve]
+            axes.plot(
+                spent, [of["test"]["median"] for of in curve.values()], "o-", markersize=4, linewidth=2,
+                color=named.get(plan, OURS), label=plan,
+            )  # fmt: skip
+            lows, highs = ([of["test"][end] for of in curve.values()] for end in ("min", "max"))
+            axes.fill_between(spent, lows, highs, color=named.get(plan, OURS), alpha=0.12, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(spent, [f"{n:,}" for n in spent])
+        axes.minorticks_off()
+        axes.set_xlabel("labels spent (log scale)")
+        axes.set_ylabel("accuracy on the test file")
+        axes.set_title(f"{name}, {found['classes']} classes", fontsize=10)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    _save(figure, path)
+
+
 PICTURES: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "time-to-quality": accuracy_over_time,
     "peers": accuracy_over_time,
     "ladder": ladder,
     "growth": growth,
+    "active": active,
 }
 
 

@@ -78,6 +78,7 @@ class FitConfig(BaseModel):
     corrections: str | None = None
     add: str | tuple[str, ...] | None = None
     duplicates: Literal["keep", "drop"] = "drop"
+    near_duplicates: Literal["keep", "drop"] = "keep"
     conflicts: Literal["keep", "drop"] = "keep"
     merge_label_variants: bool = True
     min_class_count: PositiveInt = 1

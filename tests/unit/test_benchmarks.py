@@ -734,7 +734,21 @@ def _every_result():
             "head": {"rate": 5e-4, "tried": tried},
         },
     )  # fmt: skip
-    speed = [methods, served, loaded, shared, throughput, prediction, ladder, peers, grown, card]
+    curve = {n: {key: _spread(0.8) for key in ("held_out", "test", "classes")} for n in ("154", "308")}
+    strategies = ["random", "typicality", "margin", "badge", "typicality to 4 a class, then badge"]
+    chosen = _result(
+        "active",
+        settings={"seeds": 3, "max_length": 128, "a_class": [2, 4]},
+        data={
+            "banking77": {
+                "classes": 77, "pool_rows": 7000, "switch": dict.fromkeys(strategies, 0.81),
+                "strategies": dict.fromkeys(strategies, curve),
+            }
+        },
+    )  # fmt: skip
+    shot = {"accuracy": {**_spread(0.81), "n": 3}, "seconds": _spread(90.0)}
+    few = _result("few-shot", settings={"threads": 2}, shots={"8": {"snugtune fit": shot, "SetFit": shot}})
+    speed = [chosen, few, methods, served, loaded, shared, throughput, prediction, ladder, peers, grown, card]
     return [
         _time_to_quality("2026-01-02", 40.0),
         *speed,
@@ -843,6 +857,8 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "7.5 billion parameters in 4 bits trained 2 steps at 800 tokens/s within 9.50 GiB" in drawn
     assert "| banking77 | 3080 | 0.932 | 0.931 | 1 min 15 s | 0.894 |" in drawn
     assert "not finished after 9 s" in drawn
+    assert "| badge | 0.800 (0.720 to 0.880) | 0.800 (0.720 to 0.880) | 0.8100 |" in drawn
+    assert "| 8 texts a class | SetFit | 0.810 (0.729 to 0.891) | 3 | 1 min 30 s |" in drawn
     assert "| the recipe | 11.95 GiB | 3 h 28 min |" in drawn
     assert "3.4 at 1, 2.2 at 8 texts at a time" in drawn
     assert "| banking77 | 95 % | 80.0 % | 96.1 % | 0.0 % |  | 97.0 % | 75.0 % |" in drawn
@@ -854,9 +870,11 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
 
 
 def test_pictures_are_drawn_of_results_of_a_cpu_alone(tmp_path):
-    chosen = [result for result in _every_result() if result["benchmark"] in {"ladder", "peers", "growth"}]
+    chosen = [
+        result for result in _every_result() if result["benchmark"] in {"ladder", "peers", "growth", "active"}
+    ]
     drawn = picture.draw_all([*chosen, _result("accuracy")], tmp_path)
-    assert [path.name for path in drawn] == ["ladder.png", "peers.png", "growth.png"]
+    assert [path.name for path in drawn] == ["active.png", "ladder.png", "peers.png", "growth.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     on_card = [result | {"hardware": MACHINE | {"gpu": {"name": "T4"}}} for result in chosen]
     assert picture.draw_all(on_card, tmp_path / "none") == []

@@ -87,3 +87,28 @@ def test_too_few_rows_to_validate_on(tmp_path):
     rows = [("one text", "a"), ("another text", "a"), ("fourth one", "a"), ("third words", "b")]
     with pytest.raises(UserInputError, match="too few to hold some back"):
         load(write(tmp_path / "tiny.csv", rows), test_fraction=0, validation_fraction=0.001)
+
+
+def test_near_duplicates_are_left_out_of_training_where_they_say_the_same(tmp_path):
+    words = [f"word{chr(97 + i)}{chr(97 + j)}" for i in range(20) for j in range(3)]
+    rows = [(" ".join(words[3 * (i % 20) : 3 * (i % 20) + 3] * 2) + f" {i}", "AB"[i % 2]) for i in range(200)]
+    rows += [(rows[0][0] + " 999", "B"), ("quite another text here", "A")]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["text,label", *(f"{text},{label}" for text, label in rows)]))
+    config = {"train": str(path), "validation_fraction": 0.2, "test_fraction": 0.2}
+    kept = load_data(make_config(config))
+    dropped = load_data(make_config({**config, "near_duplicates": "drop"}))
+    before, after = kept.parts["train"], dropped.parts["train"]
+    of_kept = {i: (groups, y) for i, groups, y in zip(before.rows, _groups_of(kept, before), before.y)}
+    pairs = [of_kept[i] for i in after.rows]
+    assert len(set(pairs)) == len(pairs)  # one of each group and label
+    assert set(pairs) == set(of_kept.values())  # and of each there is one
+    assert len(after) < len(before)
+    assert dropped.cleaning["near_duplicates_dropped"] == len(before) - len(after)
+    for name in ("validation", "test"):
+        assert dropped.parts[name].texts == kept.parts[name].texts
+
+
+def _groups_of(data, part):
+    place = {row: i for i, row in enumerate(data.table.rows.tolist())}
+    return [int(data.table.groups[place[row]]) for row in part.rows.tolist()]

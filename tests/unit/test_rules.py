@@ -25,7 +25,8 @@ def said(rules, text):
     [
         ("fee", "a FEE was charged", True), ("fee", "coffee", False), ("fee", "fees", False),
         ("fee*", "fees", True), ("charged twice", "charged \n twice", True), ("$5", "they took $5.", True),
-        ("c++", "I like c++", True), ("naïve", "NAÏVE", True), ("a.b", "axb", False), ("карта", "Карта!", True),
+        ("c++", "I like c++", True), ("naïve", "NAÏVE", True), ("a.b", "axb", False),
+        ("карта", "Карта!", True),
     ],
 )  # fmt: skip
 def test_words_are_whole_and_of_any_case(tmp_path, words, text, fires):

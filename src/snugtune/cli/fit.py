@@ -52,6 +52,7 @@ def fit(
     corrections: options.Corrections = None,
     add: options.Add = None,
     duplicates: options.Duplicates = None,
+    near_duplicates: options.NearDuplicates = None,
     conflicts: options.Conflicts = None,
     merge_label_variants: options.MergeLabelVariants = None,
     min_class_count: options.MinClassCount = None,

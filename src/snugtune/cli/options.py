@@ -79,6 +79,14 @@ Add: TypeAlias = Annotated[
 Duplicates: TypeAlias = Annotated[
     str | None, _choice("duplicates", DATA, "Exact duplicates: drop (default) or keep.")
 ]
+NearDuplicates: TypeAlias = Annotated[
+    str | None,
+    _choice(
+        "near_duplicates",
+        DATA,
+        "Training rows almost like another of the same label: keep (default) or drop.",
+    ),
+]
 Conflicts: TypeAlias = Annotated[
     str | None, _choice("conflicts", DATA, "Same text, other label: keep (default) or drop.")
 ]

@@ -123,6 +123,8 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
     )  # fmt: skip
     data = Data(_parts(split, table), table)
     _check_validation(data)
+    if config.near_duplicates == "drop":
+        data = _without_near_duplicates(data, table.groups[split.indices("train")], observer)
     added = _read_additions(config, data)
     if config.min_class_count == 1:  # else a class may be missing because it was left out
         data = _with_their_labels(data, added, observer)
@@ -247,6 +249,27 @@ def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
             "scores on them flatter the model."
         )
     return Data({**data.parts, "test": test}, data.table, overlap)
+
+
+def _without_near_duplicates(data: Data, groups: NDArray[np.int64], observer: Observer) -> Data:
+    """``data`` whose training rows are the first of each near-duplicate group (N,) with each of its labels.
+
+    Rows of a group that say something else stay: which of them is right is not known.
+    """
+    train = data.parts["train"]
+    same = np.column_stack([groups, train.y])
+    kept = np.sort(np.unique(same, axis=0, return_index=True)[1])
+    dropped = len(train) - len(kept)
+    observer.say(f"{dropped:,} training rows left out that are near-duplicates of one of the same label.")
+    part = Part(
+        train.rows[kept],
+        [train.texts[i] for i in kept.tolist()],
+        train.y[kept],
+        _cells_of(train.levels, kept),
+    )
+    cleaning = {**data.cleaning, "near_duplicates_dropped": dropped}
+    table = replace(data.table, cleaning=cleaning)
+    return replace(data, parts={**data.parts, "train": part}, table=table)
 
 
 def _read_additions(config: FitConfig, data: Data) -> dict[str, list[Reviewed]]:

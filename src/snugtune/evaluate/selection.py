@@ -44,7 +44,7 @@ fit starts from (``train/probe.py``)."""
 
 MAX_ITERATIONS = 200
 
-FEW_A_CLASS = 6
+FEW_A_CLASS = 4
 """Labelled texts a class below which ``auto`` asks for typical ones, and from which on by ``badge``."""
 
 Floats = NDArray[np.floating[Any]]
