@@ -182,9 +182,8 @@ def _read_pool(pool: str, labelled: str | None, config: FitConfig, predictor: Pr
     """The texts of both tables; near-duplicates of a labelled or an earlier one are left out."""
     known_texts, given, columns = _read_labelled(labelled, config, predictor)
     read = _read(pool, config)
-    chosen = choose_columns(
-        read.frame, source=read.source, text=config.text or columns, label=None, need_label=False
-    )
+    text = _named(read, config.text, columns) or config.text
+    chosen = choose_columns(read.frame, source=read.source, text=text, label=None, need_label=False)
     texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
     own = _own_labels(read, config, needed=labelled is None and predictor is None)
     is_open = [bool(text) and not label for text, label in zip(texts, own, strict=True)]
@@ -226,13 +225,20 @@ def _read_labelled(
         return [], [], columns
     read = read_table(labelled, encoding=config.encoding, delimiter=config.delimiter)
     label = config.label or (None if predictor is None else predictor.label_column)
-    chosen = choose_columns(read.frame, source=read.source, text=config.text or columns, label=label)
+    text = _named(read, config.text, columns) or columns
+    chosen = choose_columns(read.frame, source=read.source, text=text, label=label)
     texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
     cells = _cells(read, chosen.labels[0])
     both = [i for i, (text, cell) in enumerate(zip(texts, cells, strict=True)) if text and cell]
     if not both:
         raise UserInputError(f"{read.source} has no row with both a text and a label; check --text, --label.")
     return [texts[i] for i in both], [cells[i] for i in both], chosen.text
+
+
+def _named(read: Table, *choices: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The first of ``choices`` of text columns that the table has; None if it has none of them."""
+    there = (names for names in choices if names and all(name in read.frame.columns for name in names))
+    return next(there, None)
 
 
 def _own_labels(read: Table, config: FitConfig, *, needed: bool) -> list[str]:

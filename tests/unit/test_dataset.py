@@ -99,8 +99,9 @@ def test_near_duplicates_are_left_out_of_training_where_they_say_the_same(tmp_pa
     kept = load_data(make_config(config))
     dropped = load_data(make_config({**config, "near_duplicates": "drop"}))
     before, after = kept.parts["train"], dropped.parts["train"]
-    of_kept = {i: (groups, y) for i, groups, y in zip(before.rows, _groups_of(kept, before), before.y)}
-    pairs = [of_kept[i] for i in after.rows]
+    said = zip(_groups_of(kept, before), before.y.tolist(), strict=True)
+    of_kept = dict(zip(before.rows.tolist(), said, strict=True))
+    pairs = [of_kept[i] for i in after.rows.tolist()]
     assert len(set(pairs)) == len(pairs)  # one of each group and label
     assert set(pairs) == set(of_kept.values())  # and of each there is one
     assert len(after) < len(before)

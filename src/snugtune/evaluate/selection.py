@@ -86,9 +86,9 @@ class Learner:
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
 
-    def inputs(self, features: Floats) -> NDArray[np.float64]:
+    def inputs(self, features: Floats) -> NDArray[np.float32]:
         """Standardised features (N, H): what the linear layer is given."""
-        return np.asarray((features - self.mean) / self.std, dtype=np.float64)
+        return np.asarray((features - self.mean) / self.std, dtype=np.float32)
 
     def probabilities(self, features: Floats) -> NDArray[np.float64]:
         """Probabilities (N, K) of texts with ``features`` (N, H)."""
@@ -186,10 +186,12 @@ def by_badge(features: Floats, probabilities: Floats, count: int, *, seed: int =
     authors' code the first row is the one of the longest gradient; each next one is drawn with probability
     proportional to its squared distance from the nearest row already chosen (Arthur and Vassilvitskii 2007).
     """
-    errors = np.array(probabilities, dtype=np.float64)
+    errors = np.array(probabilities)
     errors[np.arange(len(errors)), errors.argmax(axis=1)] -= 1.0
-    inputs = np.column_stack([features, np.ones(len(features))]).astype(np.float64)
-    squared = np.square(errors).sum(axis=1) * np.square(inputs).sum(axis=1)
+    inputs = np.asarray(features)
+    squared = np.square(errors).sum(axis=1, dtype=np.float64) * (
+        1.0 + np.square(inputs).sum(axis=1, dtype=np.float64)
+    )
     rng = np.random.default_rng(seed)
     rows: list[int] = []
     distance = np.full(len(features), np.inf)
@@ -198,7 +200,7 @@ def by_badge(features: Floats, probabilities: Floats, count: int, *, seed: int =
         row = int(squared.argmax()) if not rows else _drawn(distance, free, rng)
         rows.append(row)
         free[row] = False
-        inner = (errors @ errors[row]) * (inputs @ inputs[row])
+        inner = (errors @ errors[row]).astype(np.float64) * (1.0 + inputs @ inputs[row])
         distance = np.minimum(distance, np.maximum(squared + squared[row] - 2 * inner, 0.0))
         distance[row] = 0.0
     chosen = np.array(rows, dtype=np.int64)
