@@ -182,8 +182,8 @@ def _read_pool(pool: str, labelled: str | None, config: FitConfig, predictor: Pr
     """The texts of both tables; near-duplicates of a labelled or an earlier one are left out."""
     known_texts, given, columns = _read_labelled(labelled, config, predictor)
     read = _read(pool, config)
-    text = _named(read, config.text, columns) or config.text
-    chosen = choose_columns(read.frame, source=read.source, text=text, label=None, need_label=False)
+    named = _named(read, config.text, columns) or config.text
+    chosen = choose_columns(read.frame, source=read.source, text=named, label=None, need_label=False)
     texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
     own = _own_labels(read, config, needed=labelled is None and predictor is None)
     is_open = [bool(text) and not label for text, label in zip(texts, own, strict=True)]
@@ -225,8 +225,8 @@ def _read_labelled(
         return [], [], columns
     read = read_table(labelled, encoding=config.encoding, delimiter=config.delimiter)
     label = config.label or (None if predictor is None else predictor.label_column)
-    text = _named(read, config.text, columns) or columns
-    chosen = choose_columns(read.frame, source=read.source, text=text, label=label)
+    named = _named(read, config.text, columns) or columns
+    chosen = choose_columns(read.frame, source=read.source, text=named, label=label)
     texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
     cells = _cells(read, chosen.labels[0])
     both = [i for i, (text, cell) in enumerate(zip(texts, cells, strict=True)) if text and cell]
