@@ -191,6 +191,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "label-noise": ("Wrong labels found by the audit", noise.label_noise),
     "active": ("Which texts to label next", fewer.active),
     "few-shot": ("Few texts a class", fewer.few_shot),
+    "near-duplicates": ("Near-duplicates left out", fewer.near_duplicates),
     "pruning": ("Training on fewer rows", less.pruning),
     "report-page": ("The report", report_page),
     "recipe": ("The recipe's memory and time, predicted", recipe),

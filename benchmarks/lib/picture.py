@@ -107,9 +107,10 @@ def active(result: dict[str, Any], path: Path) -> None:
     data = result["data"]
     figure, panels = _figure(4.5 * len(data), 3.8, columns=len(data))
     named = {"random": OTHERS[1], "margin": OTHERS[3], "badge": OTHERS[0], "typicality": OTHERS[2]}
+    mixed = [plan for plan in next(iter(data.values()))["switch"] if plan not in named]
+    # The switch that held-out rows of all data sets together like best.
+    best = max(mixed, key=lambda plan: sum(found["switch"][plan] for found in data.values()))
     for axes, (name, found) in zip(panels if len(data) > 1 else [panels], data.items(), strict=True):
-        mixed = {plan: value for plan, value in found["switch"].items() if plan not in named}
-        best = max(mixed, key=lambda plan: mixed[plan])
         for plan in (*named, best):
             curve = found["strategies"][plan]
             spent = [int(n) for n in curve]

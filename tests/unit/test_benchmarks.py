@@ -746,9 +746,11 @@ def _every_result():
             }
         },
     )  # fmt: skip
-    shot = {"accuracy": {**_spread(0.81), "n": 3}, "seconds": _spread(90.0)}
+    shot = {"accuracy": {**_spread(0.81), "n": 3}, "seconds": _spread(90.0), "cpu_s": _spread(90.0)}
     few = _result("few-shot", settings={"threads": 2}, shots={"8": {"snugtune fit": shot, "SetFit": shot}})
-    speed = [chosen, few, methods, served, loaded, shared, throughput, prediction, ladder, peers, grown, card]
+    scored = {"rows": 900, "accuracy": 0.91, "f1_macro": 0.9}
+    near = _result("near-duplicates", data={"banking77": {"test_rows": 9, "ways": {"all rows": scored}}})
+    speed = [chosen, few, near, methods, served, loaded, shared, throughput, prediction, ladder, peers, grown, card]
     return [
         _time_to_quality("2026-01-02", 40.0),
         *speed,
@@ -857,8 +859,9 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "7.5 billion parameters in 4 bits trained 2 steps at 800 tokens/s within 9.50 GiB" in drawn
     assert "| banking77 | 3080 | 0.932 | 0.931 | 1 min 15 s | 0.894 |" in drawn
     assert "not finished after 9 s" in drawn
+    assert "| banking77 | all rows | 900 | 0.910 | 0.900 |" in drawn
     assert "| badge | 0.800 (0.720 to 0.880) | 0.800 (0.720 to 0.880) | 0.8100 |" in drawn
-    assert "| 8 texts a class | SetFit | 0.810 (0.729 to 0.891) | 3 | 1 min 30 s |" in drawn
+    assert "| 8 texts a class | SetFit | 0.810 (0.729 to 0.891) | 3 | 90 (81 to 99) |" in drawn
     assert "| the recipe | 11.95 GiB | 3 h 28 min |" in drawn
     assert "3.4 at 1, 2.2 at 8 texts at a time" in drawn
     assert "| banking77 | 95 % | 80.0 % | 96.1 % | 0.0 % |  | 97.0 % | 75.0 % |" in drawn
