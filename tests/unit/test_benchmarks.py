@@ -750,7 +750,21 @@ def _every_result():
     few = _result("few-shot", settings={"threads": 2}, shots={"8": {"snugtune fit": shot, "SetFit": shot}})
     scored = {"rows": 900, "accuracy": 0.91, "f1_macro": 0.9}
     near = _result("near-duplicates", data={"banking77": {"test_rows": 9, "ways": {"all rows": scored}}})
-    speed = [chosen, few, near, methods, served, loaded, shared, throughput, prediction, ladder, peers, grown, card]
+    speed = [
+        chosen,
+        few,
+        near,
+        methods,
+        served,
+        loaded,
+        shared,
+        throughput,
+        prediction,
+        ladder,
+        peers,
+        grown,
+        card,
+    ]
     return [
         _time_to_quality("2026-01-02", 40.0),
         *speed,
