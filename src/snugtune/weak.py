@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
 from snugtune.data.columns import choose_columns, join_texts
+from snugtune.data.labels import LabelSet
 from snugtune.data.rules import Rule, read_rules, votes
 from snugtune.data.table import read_table
 from snugtune.errors import UserInputError
@@ -75,11 +76,12 @@ def weak_label(
     )
     texts = join_texts(read.frame, columns.text)
     given = _given(read.frame, label)
-    names = tuple(sorted({rule.label for rule in read_from}))
+    # A known label that no rule gives says of each rule that speaks there that it is wrong.
+    names = tuple(sorted({rule.label for rule in read_from} | {cell for cell in given if cell}))
     said = votes(read_from, texts, names)
     if (said < 0).all():
         raise UserInputError(f"No rule of {rules} matches a text of {read.source}; check words and columns.")
-    known = np.array([names.index(cell) if cell in names else -1 for cell in given], dtype=np.int64)
+    known = LabelSet(names).encode(given)
     combined = combine(said, len(names), how, known if label else None)
     weak = combined.labels(min_probability)
     frame = read.frame.drop(ADDED_COLUMNS, strict=False)
@@ -128,7 +130,9 @@ def _record(
         "labelled": int((weak >= 0).sum()),
         "spoken": int((said >= 0).any(axis=1).sum()),
         "conflicts": int(disagree.sum()),
-        "classes": {name: int((weak == k).sum()) for k, name in enumerate(names)},
+        "classes": {
+            name: int((weak == names.index(name)).sum()) for name in sorted({r.label for r in rules})
+        },
         "compared": int(both.sum()),
         "agree": int(right.sum()),
         "rules": [

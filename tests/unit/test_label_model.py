@@ -68,3 +68,13 @@ def test_a_rule_that_never_speaks_is_no_trouble():
 def test_a_single_class_and_no_votes():
     assert by_accuracy(np.array([[0], [-1]]), 1).labels(0.5).tolist() == [0, -1]
     assert by_accuracy(np.full((2, 2), -1), 2).labels(0.0).tolist() == [-1, -1]
+
+
+def test_a_known_label_that_no_rule_gives_counts_against_those_that_speak():
+    """Class 2 is never said: rows of it tell that the rule is wrong there, and no row is given it."""
+    votes = np.zeros((40, 1), dtype=np.int64)
+    known = np.full(40, 2)
+    found = by_accuracy(votes, 3, known)
+    assert found.accuracy[0] < 0.2
+    assert (found.probabilities[:, 1:] == 0).all()
+    assert found.labels(0.5).tolist() == [-1] * 40

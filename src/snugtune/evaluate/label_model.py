@@ -31,8 +31,11 @@ Votes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Combined:
-    """``probabilities`` (N, K) of each class, rows of zeros where no rule spoke, and each rule's ``accuracy``
-    (R,), the probability that it is right when it speaks; NaN for one that never does.
+    """``probabilities`` (N, K) of the classes that rules said, and each rule's ``accuracy`` (R,).
+
+    A rule's accuracy is the probability that it is right when it speaks; NaN for one that never does.
+
+    What a row lacks to 1 is the probability that no rule is right; rows of which none spoke are all 0.
     """
 
     probabilities: NDArray[np.float64]
@@ -78,7 +81,8 @@ def by_accuracy(votes: Votes, K: int, known: Votes | None = None) -> Combined:
         if np.abs(accuracy - before).max(initial=0.0) < TOLERANCE:
             break
     speaks = (votes >= 0).any(axis=0)
-    return Combined(posterior, np.where(speaks, accuracy, np.nan))
+    said = _tallies(votes, np.ones(votes.shape[1]), K) > 0
+    return Combined(np.where(said, posterior, 0.0), np.where(speaks, accuracy, np.nan))
 
 
 def _posterior(
