@@ -5,11 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Tools of the supply chain have a place of their own: what they need would change how others read XML.
 AUDIT_VENV := .audit-venv
+# So have the object stores of the tests.
+STORES_VENV := .stores-venv
 AUDIT := $(AUDIT_VENV)/bin
 FUZZ_SECONDS ?= 60
 BENCHMARKS := $(wildcard benchmarks/*.py)
 
-.PHONY: help setup demo test test-long fuzz audit sbom lint bench docs clean
+.PHONY: help setup demo test test-long stores fuzz audit sbom lint bench docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +19,7 @@ help:
 	@echo "make demo    run snugtune demo"
 	@echo "make test    lint, then the tests (about ten minutes)"
 	@echo "make test-long  what takes longer: the documents' commands, the notebook, kills and mutated files by the hundred"
+	@echo "make stores  install the object stores that tests talk to: S3's protocol, Google Cloud Storage"
 	@echo "make fuzz    FUZZ_SECONDS (60) of coverage-guided fuzzing of each reader, with Atheris"
 	@echo "make audit   ask PyPI for known vulnerabilities of the exact versions in constraints.txt"
 	@echo "make sbom    write dist/snugtune.cdx.json, what is in it in the format of CycloneDX"
@@ -48,13 +51,20 @@ lint: $(READY)
 test: lint
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-long: $(READY)
+test-long: $(READY) $(STORES_VENV)/.ready
 	$(BIN)/pytest -m long -n auto --maxprocesses 2 --dist loadfile
 
 fuzz: $(READY)
 	$(BIN)/pip install -q -c constraints.txt -e ".[fuzz]"
 	set -e; for target in csv json yaml xlsx; do echo "+ $$target"; \
 		PYTHONPATH=tests $(BIN)/python -m fuzz.atheris_readers $$target -max_total_time=$(FUZZ_SECONDS); done
+
+stores: $(STORES_VENV)/.ready
+
+$(STORES_VENV)/.ready: constraints-stores.txt
+	test -x $(STORES_VENV)/bin/python || $(PYTHON) -m venv $(STORES_VENV)
+	$(STORES_VENV)/bin/pip install -q -r constraints-stores.txt
+	touch $@
 
 $(AUDIT_VENV)/.ready: constraints-audit.txt
 	test -x $(AUDIT)/python || $(PYTHON) -m venv $(AUDIT_VENV)
@@ -87,5 +97,5 @@ docs/index.md: README.md Makefile
 	{ printf -- '---\nhide: [navigation]\n---\n\n'; sed 's#](docs/#](#g' README.md; } > $@
 
 clean:
-	rm -rf $(VENV) $(AUDIT_VENV) build dist site docs/index.md src/*.egg-info
+	rm -rf $(VENV) $(AUDIT_VENV) $(STORES_VENV) build dist site docs/index.md src/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

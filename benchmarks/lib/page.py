@@ -11,6 +11,7 @@ from snugtune.files import write_text
 from snugtune.units import duration
 
 from . import fewer, less, methods_section, noise, picture, serve_section, speed_sections, trust_page
+from .bulk_section import bulk
 from .common import REPOSITORY, RESULTS
 from .growth_section import growth
 from .speed_sections import sooner
@@ -184,6 +185,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "share-weights": ("Many classifiers on one backbone", serve_section.share_weights),
     "speed-gpu": ("One GPU", speed_sections.speed_gpu),
     "growth": ("From a thousand rows to a million", growth),
+    "bulk": ("Many files", bulk),
     "accuracy": ("Accuracy", accuracy),
     "methods": ("PEFT's methods", methods_section.methods),
     "choices": ("One setting at a time", choices),

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+import tiny
 from families import write_family
 
 HOOK = """
@@ -91,3 +92,15 @@ def test_no_command_opens_a_connection(quiet, table, tmp_path):
     assert quiet("-m", "snugtune", "export", run, "-o", tmp_path / "exported") == []
     pytest.importorskip("gradio")
     assert quiet("-m", "snugtune", "app", run, "--port", 0, until=r"http://") == []
+
+
+@pytest.mark.long
+def test_ray_opens_no_connection(quiet, tmp_path):
+    """Neither usage statistics nor anything else of it leaves the machine."""
+    pytest.importorskip("ray")
+    run = tiny.write_run(tmp_path / "run", tiny.write_model(tmp_path / "model"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("text\ncard stolen\n", encoding="utf-8")
+    command = ("-m", "snugtune", "predict", run, f"{tmp_path}/in/*.csv", "-o", tmp_path / "out")
+    assert quiet(*command, "--engine", "ray", "--workers", 1) == []
+    assert (tmp_path / "out" / "a.csv").is_file()

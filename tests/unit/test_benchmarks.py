@@ -783,7 +783,17 @@ def _every_result():
             },
         ),
         *_computing_less(),
+        _bulk(),
     ]
+
+
+def _bulk():
+    of = {
+        "seconds": 400.0, "work_seconds": 390.0, "rows": 10_000_000, "rows_per_s": 25_000.0, "peak_gib": 0.7,
+        "every_row_once": True,
+    }  # fmt: skip
+    settings = {"rows": 10_000_000, "shards": 40, "words": 10.0, "workers": 2, "threads": 2}
+    return _result("bulk", settings=settings, megabytes=250.0, engines={"local": of, "ray": of})
 
 
 def _computing_less():
@@ -865,6 +875,7 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "| ours | 1.25 GiB (0.75) |" in drawn
     assert "| a charm | 1,800 (1,620 to 1,980) | 50.0 % | 1.00x (0.90 to 1.10) |" in drawn
     assert drawn.count("| yes |") == drawn.count("| no |") == 1
+    assert "| `--engine ray`, 2 workers | 10,000,000 | 6 min 40 s | 25,000 | 0.70 GiB | all |" in drawn
     assert "setfit 1.2.0." in drawn
     assert "| tokens | 1.5 s | 1.5 s | 0.99 |" in drawn
     assert "| preparation | 0.75 GiB | 0.75 GiB |" in drawn

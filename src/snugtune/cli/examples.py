@@ -133,6 +133,11 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "Through a pipe, in faster arithmetic",
             "snugtune predict runs/issue - -o - --dtype bfloat16 < new.csv > done.csv",
         ),
+        (
+            "Many files of a bucket, several at a time, with Ray",
+            "snugtune predict runs/issue 's3://bank/complaints/*.parquet' \\\n"
+            "  -o s3://bank/classified --engine ray --workers 8",
+        ),
     ),
     "serve": (
         ("One run, for this machine", "snugtune serve runs/issue"),

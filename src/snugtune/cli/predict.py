@@ -11,8 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from snugtune.cli import completion
+from snugtune.errors import UserInputError
 
 INPUT, OUTPUT = "How the input is read", "How the output is written"
+BULK = "Many files at once"
 
 
 def predict(
@@ -20,7 +22,11 @@ def predict(
         Path, typer.Argument(autocompletion=completion.runs, help="The run folder that fit wrote.")
     ],
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="The table to classify; - is a CSV piped in.")
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="The table to classify; - is a CSV piped in, 'a/*.csv' or 's3://b/*.parquet' many files.",
+        ),
     ],
     output: Annotated[
         str,
@@ -28,7 +34,7 @@ def predict(
             "--output",
             "-o",
             help="CSV, TSV, Parquet, JSON lines, .xlsx, or sqlite:///file.db?table=NAME (also duckdb, "
-            "postgresql); - is a CSV on standard output.",
+            "postgresql); - is a CSV on standard output; a folder or s3://, gs:// for many files.",
         ),
     ],
     text: Annotated[
@@ -82,6 +88,28 @@ def predict(
             help="Arithmetic: auto (float32, as measured); bfloat16, often faster; int8, a CPU: less exact.",
         ),
     ] = "auto",
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=BULK,
+            autocompletion=completion.choice_of("local", "ray"),
+            help="Who does it: local, one file after the other; ray, several at a time, on a cluster too.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(rich_help_panel=BULK, help="Most workers of Ray at a time.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(rich_help_panel=BULK, help="Of a Ray cluster (also: RAY_ADDRESS).")
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", rich_help_panel=BULK, help="Only say how many rows, how long and how much."),
+    ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=BULK, help="USD per hour of one worker's machine, for --plan."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,
 ) -> None:
     """Classify a table.
@@ -91,10 +119,28 @@ def predict(
     a run with several labels a text, label_confidences and next_label. Columns
     of these names that INPUT already has are replaced. A workbook keeps
     everything else it has: sheets, formats, formulas, filters.
+
+    Of many files each becomes one of the same name in the folder OUTPUT. Those
+    that are finished are skipped when the same command is given again.
     """
+    from snugtune.scale.shards import is_bulk
+
+    if engine is not None or plan or is_bulk(source):
+        from snugtune.cli.bulk import predict_many
+
+        predict_many(
+            run, source, output, engine=engine or "local", workers=workers, address=address, plan=plan,
+            price=price, overwrite=overwrite, table=table, json=json, text=text, dtype=dtype,
+            csv_safe=csv_safe, summary=summary, date=date, sheet=sheet, encoding=encoding,
+            delimiter=delimiter,
+        )  # fmt: skip
+        return
+    if workers is not None or address is not None or price is not None:
+        raise UserInputError(
+            "--workers, --address and --price are for many files: name several, as in/*.csv, or add --engine."
+        )
     from snugtune.cli.pipe import PIPE, readable, standard_output
     from snugtune.cli.render import RichObserver
-    from snugtune.errors import UserInputError
     from snugtune.predict.predictor import Predictor
     from snugtune.predict.table import predict_table
     from snugtune.predict.write import check_output

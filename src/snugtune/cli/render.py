@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from snugtune.cli.terminal import escape, plain
 from snugtune.progress import Observer, StepInfo, ValidationInfo
@@ -35,6 +36,18 @@ PHASES = {
 }
 
 
+UNITS = {"predict": "rows"}
+"""What phases count whose pace is worth knowing."""
+
+
+class _Pace(ProgressColumn):
+    """Units a second, of phases that have one."""
+
+    def render(self, task: Task) -> Text:
+        unit, speed = task.fields.get("unit"), task.speed
+        return Text(f"{speed:,.0f} {unit}/s" if unit and speed else "")
+
+
 class RichObserver(Observer):
     """Draws a job's progress on standard error, so that standard output holds results alone."""
 
@@ -45,6 +58,7 @@ class RichObserver(Observer):
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            _Pace(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
@@ -69,7 +83,9 @@ class RichObserver(Observer):
         """Name the phase; draw a bar if its size is known."""
         if self.task is not None:
             self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(PHASES.get(name, name), total=total or 1, note="")
+        self.task = self.progress.add_task(
+            PHASES.get(name, name), total=total or 1, note="", unit=UNITS.get(name)
+        )
 
     def advance(self, done: int) -> None:
         """Move the bar."""

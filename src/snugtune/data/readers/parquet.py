@@ -42,7 +42,7 @@ def open_parquet(request: Request) -> Opened:
         UserInputError: it is damaged: at once, or (as long as it is read) when that is reached.
     """
     check_parquet(request.path, _step(request.rows))
-    return Opened(_parquet_frames(request.source, request.rows), first_row=1)
+    return Opened(parquet_frames(request.source, request.rows), first_row=1)
 
 
 def check_parquet(path: str | Path, step: int = _PARQUET_SLICE) -> None:
@@ -75,7 +75,12 @@ def _step(rows: int) -> int:
     return max(rows, _PARQUET_SLICE // rows * rows)
 
 
-def _parquet_frames(source: str, rows: int) -> Iterator[pl.DataFrame]:
+def parquet_frames(source: str, rows: int) -> Iterator[pl.DataFrame]:
+    """The rows of a file of our own, or one that was tried before.
+
+    Raises:
+        UserInputError: it is damaged.
+    """
     step = _step(rows)
     try:
         lazy = pl.scan_parquet(source, glob=False)
