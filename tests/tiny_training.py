@@ -1,6 +1,7 @@
 """A tiny random BERT, examples whose class can be read off, and their training by the engine."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from snugtune.data.tokens import Tokens, Truncation
 from snugtune.model import attention
 from snugtune.model.adapter import on_trained, wrap
 from snugtune.model.head import find_head
+from snugtune.model.sharding import shard
 from snugtune.train.engine import Examples, Services, train
 
 CPU = torch.device("cpu")
@@ -50,9 +52,9 @@ def train_on(train_set, validation_set, settings, **more):
 
 def train_tiny(
     settings, *, rows=32, held_out=12, dtype=torch.float32, dropout=0.0, head=None, services=None,
-    inside=None, packed=False,
+    inside=None, packed=False, group=None,
 ):  # fmt: skip
-    """The result and the trained model.
+    """The result and the trained model, which is divided among the devices of a ``group`` that shards.
 
     ``head`` are tensors of the plain model to begin from, ``services`` makes the services from the model that
     is trained, and training takes place ``inside`` a context.
@@ -61,10 +63,15 @@ def train_tiny(
     plain = tiny_model(dropout=dropout)
     head_names = find_head(plain).modules_to_save
     model = wrap(plain, config)
+    begin_from = on_trained(model, head or {})
+    if group is not None and group.sharded:
+        shard(model, group.mesh(CPU))
     used = services(model) if services else Services()
+    if group is not None:
+        used = replace(used, group=group)
     with inside or nullcontext():
         result = train(
             model, examples(rows, 1), examples(held_out, 2), config, head_names=head_names, pad_token_id=0,
-            dtype=dtype, device=CPU, begin_from=on_trained(model, head or {}), services=used, packed=packed,
+            dtype=dtype, device=CPU, begin_from=begin_from, services=used, packed=packed,
         )  # fmt: skip
     return result, model

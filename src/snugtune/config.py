@@ -49,6 +49,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
         "max_cost_usd",
         "max_time_s",
         "max_units",
+        "sharding",
         "track",
         "report_texts",
     }
@@ -137,6 +138,7 @@ class FitConfig(BaseModel):
     gradient_accumulation_steps: PositiveInt | None = None
     tokens_per_micro_batch: PositiveInt = 2048
     packing: Literal["auto", "off"] = "auto"
+    sharding: Literal["none", "full"] = "none"
     num_train_epochs: PositiveFloat = 4
     learning_rate: PositiveFloat | None = None
     head_learning_rate: PositiveFloat | None = None

@@ -41,6 +41,14 @@ class RunInterruptedError(SnugtuneError):
     exit_code = 130
 
 
+class EndedElsewhereError(SnugtuneError):
+    """Another process of the group has told why all of them end; nothing is left to say here."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
 def is_of_library(error: BaseException) -> bool:
     """Not Ctrl-C and its like; a panic of Rust (in tokenizers, polars) is no ``Exception`` either."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -7,11 +7,10 @@ from pathlib import Path
 from snugtune.config import FitConfig
 from snugtune.cost.meter import EnergyMeter, processor_counters
 from snugtune.data.dataset import load_data
-from snugtune.files import staged_folder
 from snugtune.memory.meter import resident_bytes
 from snugtune.progress import Observer, PhaseClock, Together
 from snugtune.stages.agreeing import agree_on
-from snugtune.stages.job import prepare, tracked
+from snugtune.stages.job import prepare, run_folder, tracked
 from snugtune.stages.judging import (
     audit_data,
     choose_decision,
@@ -23,7 +22,8 @@ from snugtune.stages.judging import (
 from snugtune.stages.keeping import Finished, bill, check_saved, save, write
 from snugtune.stages.reading import read_texts
 from snugtune.stages.resuming import open_states
-from snugtune.stages.training import make_trainee, on_published_weights, train_within
+from snugtune.stages.training import in_one_piece, make_trainee, on_published_weights, train_within
+from snugtune.train.group import ALONE, Group
 from snugtune.train.journal import Journal
 from snugtune.train.recovery import Recovery
 from snugtune.train.spending import card_energy
@@ -36,11 +36,14 @@ def fit(
     overwrite: bool = False,
     observer: Observer | None = None,
     recovery: Recovery | None = None,
+    group: Group = ALONE,
 ) -> Path:
     """Train a classifier as ``config`` says and write the run folder ``out``; returns its path.
 
     Nothing appears at ``out`` before the run is complete, and a run that was there stays until then. With a
-    ``recovery``, training states are committed to its folder and gone on from (see ``supervise.py``).
+    ``recovery``, training states are committed to its folder and gone on from (see ``supervise.py``). In a
+    ``group`` of processes every one makes this call; the first one writes, and the others are done when the
+    held-out rows are scored.
 
     Raises:
         UserInputError: the data, a setting or the folder cannot be used.
@@ -51,14 +54,14 @@ def fit(
     """
     observer = observer or Observer()
     with (
-        staged_folder(out, overwrite=overwrite, marker="run.json") as folder,
-        tracked(config, folder, Path(out).name, recovery, observer) as tracker,
+        run_folder(out, group, overwrite=overwrite) as folder,
+        tracked(config, folder, Path(out).name, recovery, observer, group) as tracker,
     ):
         energy = EnergyMeter(processor_counters())
         clock = PhaseClock(Together(observer, Journal(folder), tracker, energy))
         data = load_data(config, clock)
         resident_bytes_before = resident_bytes()
-        job = prepare(config, data, clock, recovery)
+        job = prepare(config, data, clock, recovery, group)
         energy.add(card_energy(job.device))
         reading = read_texts(job)
         recovery, checkpoints = open_states(job, reading.tokens, recovery, energy)
@@ -70,6 +73,9 @@ def fit(
         )  # fmt: skip
         model = on_published_weights(job, trainee.model, agreed.guard)
         logits = held_out_logits(job, model, reading.tokens, agreed.guard)
+        model = in_one_piece(job, model)
+        if not group.is_first:
+            return Path(out)
         audit = audit_data(job, reading.tokens, trainee.frozen, folder)
         baselines = fit_baselines(job)
         decided = choose_decision(job, logits["validation"], baselines.chosen_with, trainee.balanced)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from snugtune import errors
 from snugtune.config import FitConfig
@@ -37,6 +37,9 @@ from snugtune.train.recovery import (
 )
 from snugtune.train.standing import attempted, clear_states, prepare, tell_what_is_kept, was_interrupted
 from snugtune.worker import GRACE_S, RESTART, TOLD_TO_STOP
+
+if TYPE_CHECKING:
+    from snugtune.train.group import Group
 
 COMMAND = (sys.executable, "-m", "snugtune.worker")
 
@@ -62,6 +65,7 @@ def fit(
     supervised: bool | None = None,
     resume: bool | None = None,
     trained_as: str | None = None,
+    group: Group | None = None,
 ) -> Path:
     """Train a classifier as ``config`` says and write the run folder ``out``; returns its path.
 
@@ -78,6 +82,7 @@ def fit(
             otherwise, or by Ctrl-C, they stay and the same call goes on from them. True insists on that,
             False begins anew.
         trained_as: what made the states that lie there, if not an earlier call of this kind; for the record.
+        group: the processes that train together, of which this is the first (``scale/distributed.py``).
 
     Raises:
         UserInputError: the data, a setting or the folder cannot be used, or there is nothing to resume.
@@ -98,7 +103,7 @@ def fit(
                 history=(trained_as,) if trained_as else (),
             ).run()
         else:
-            _fit_here(config, out, overwrite=overwrite, observer=observer, trained_as=trained_as)
+            _fit_here(config, out, overwrite=overwrite, observer=observer, trained_as=trained_as, group=group)
     if was_interrupted(out):
         tell_what_is_kept(states_folder(out), observer.say)
     else:
@@ -108,15 +113,24 @@ def fit(
 
 
 def _fit_here(
-    config: FitConfig, out: Path, *, overwrite: bool, observer: Observer, trained_as: str | None = None
+    config: FitConfig,
+    out: Path,
+    *,
+    overwrite: bool,
+    observer: Observer,
+    trained_as: str | None = None,
+    group: Group | None = None,
 ) -> None:
     """Train in this process, which commits states but starts no other should it die."""
     from snugtune.fit import fit as fit_here
+    from snugtune.train.group import ALONE
 
+    group = group or ALONE
     try:
-        with _told_to_stop(), attempted(out, observer.say, trained_as=trained_as) as recovery:
-            fit_here(config, out, overwrite=overwrite, observer=observer, recovery=recovery)
-    except _ToldToStop as stopped:
+        with told_to_stop(), attempted(out, observer.say, trained_as=trained_as) as recovery:
+            group.from_first(recovery.to_json())
+            fit_here(config, out, overwrite=overwrite, observer=observer, recovery=recovery, group=group)
+    except ToldToStop as stopped:
         tell_what_is_kept(states_folder(out), observer.say)
         # The handlers are as they were before, so by default this is the end of the process.
         signal.raise_signal(stopped.number)
@@ -129,7 +143,7 @@ def _fit_here(
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[None]:
+def told_to_stop() -> Iterator[None]:
     """Inside, what job schedulers and closed terminals send lets unfinished folders be removed."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -145,7 +159,7 @@ def _told_to_stop() -> Iterator[None]:
 
 
 def _raise_told_to_stop(number: int, _frame: Any) -> NoReturn:
-    raise _ToldToStop(number)
+    raise ToldToStop(number)
 
 
 def has_gpu(devices: Path = Path("/dev")) -> bool:
@@ -164,7 +178,7 @@ class WorkerError(RuntimeError):
     """The worker ended by an error that is a fault of the program; the message holds its traceback."""
 
 
-class _ToldToStop(BaseException):
+class ToldToStop(BaseException):
     """SIGTERM, or another signal of this ``number``, has arrived."""
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
@@ -215,7 +229,7 @@ class Supervisor:
         try:
             with self._signals():
                 self._until_done()
-        except _ToldToStop:
+        except ToldToStop:
             self._tell_what_is_kept()
             # The handlers are as they were before, so by default this is the end of the process.
             signal.raise_signal(signal.SIGTERM)
@@ -345,7 +359,7 @@ class Supervisor:
         self._worker.interrupt()
 
     def _told_to_stop(self, *_: Any) -> NoReturn:
-        raise _ToldToStop
+        raise ToldToStop
 
 
 class _Worker:

@@ -68,7 +68,8 @@ def main() -> None:
     try:
         app()
     except SnugtuneError as error:
-        sys.stderr.write(f"{plain(str(error))}\n")
+        if str(error):
+            sys.stderr.write(f"{plain(str(error))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")

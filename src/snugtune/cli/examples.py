@@ -16,9 +16,9 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "  --test may.csv --max-time 90min --max-cost 2 --price 0.35 -o runs/issue",
         ),
         (
-            "The recipe everyone copies: XLM-RoBERTa-large with LoRA",
+            "The recipe everyone copies: XLM-RoBERTa-large with LoRA; on two GPUs",
             "snugtune fit complaints.csv --label Sub-issue --model xlm-roberta-large \\\n"
-            "  --r 16 --target-modules query,value -o runs/recipe",
+            "  --r 16 --target-modules query,value --devices 2 -o runs/recipe",
         ),
         (
             "Several labels a text, and what reviewers decided since",
@@ -92,8 +92,9 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "  --memory 6GiB --max-cost 2 --price 0.35",
         ),
         (
-            "What the peak consists of, as a picture",
-            "snugtune plan --labels 20 --gpu t4 --picture peak.svg",
+            "Four cards that divide a model, and what their peak consists of",
+            "snugtune plan --model xlm-roberta-large --labels 20 --gpu l4 --devices 4 \\\n"
+            "  --sharding full --picture peak.svg",
         ),
         ("The well-known recipe beside our plan", "snugtune plan --recipe blog"),
     ),

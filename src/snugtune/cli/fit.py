@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from snugtune.cli import options
+from snugtune.progress import Observer
 
-NOT_SETTINGS = {"out", "config", "overwrite", "json", "supervise", "resume"}
+NOT_SETTINGS = {"out", "config", "overwrite", "json", "supervise", "resume", "devices"}
 
 
 def fit(
@@ -39,6 +42,9 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    devices: Annotated[
+        int, typer.Option(help="Train on so many GPUs of this machine (or cores, where there is none).")
+    ] = 1,
     text: options.Text = None,
     label: options.Label = None,
     label_levels: options.LabelLevels = None,
@@ -118,6 +124,7 @@ def fit(
     gradient_accumulation_steps: options.GradientAccumulationSteps = None,
     tokens_per_micro_batch: options.TokensPerMicroBatch = None,
     packing: options.Packing = None,
+    sharding: options.Sharding = None,
     fp16: options.Fp16 = None,
     bf16: options.Bf16 = None,
     audit: options.Audit = None,
@@ -137,18 +144,32 @@ def fit(
     from snugtune.config import make_config, read_config
     from snugtune.errors import RunInterruptedError
     from snugtune.quiet import quiet_libraries
-    from snugtune.supervise import fit as run_fit
+    from snugtune.scale.launch import in_group, is_first
+    from snugtune.supervise import fit as supervise_fit
     from snugtune.supervise import has_gpu
 
+    given = {key: value for key, value in context.params.items() if key not in NOT_SETTINGS}
+    settings = make_config((read_config(config) if config else {}) | options.settings(given))
+    if devices != 1 and not in_group():
+        _start_on(devices)
+        return
+    run_fit: Any = supervise_fit
+    if in_group():
+        # Whoever started the group watches it.
+        from snugtune.scale import distributed
+
+        run_fit, supervise = distributed.fit, bool(supervise)
     supervised = has_gpu() if supervise is None else supervise
     if not supervised:
         quiet_libraries()
-    given = {key: value for key, value in context.params.items() if key not in NOT_SETTINGS}
-    settings = make_config((read_config(config) if config else {}) | options.settings(given))
-    with RichObserver(price_per_hour_usd=settings.price_per_hour_usd) as observer:
+    with (
+        RichObserver(price_per_hour_usd=settings.price_per_hour_usd) if is_first() else _silence() as observer
+    ):
         run = run_fit(
             settings, out, overwrite=overwrite, observer=observer, supervised=supervised, resume=resume
         )
+    if not is_first():
+        return
     record = read_run(run)
     if json:
         typer.echo(json_module.dumps(record, ensure_ascii=False))
@@ -156,3 +177,15 @@ def fit(
         show_run(record, run)
     if record["training"]["interrupted"]:
         raise RunInterruptedError(f"Interrupted; what was learned until then is kept in {run}.")
+
+
+def _start_on(devices: int) -> None:
+    """The same command as so many processes, of which the first one shows what comes of it."""
+    from snugtune.cli.terminal import plain
+    from snugtune.scale.launch import run_on_devices
+
+    run_on_devices(sys.argv[1:], devices, say=lambda sentence: typer.echo(plain(sentence), err=True))
+
+
+def _silence() -> AbstractContextManager[Observer]:
+    return nullcontext(Observer())

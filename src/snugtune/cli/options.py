@@ -293,6 +293,14 @@ Packing: TypeAlias = Annotated[
     str | None,
     _choice("packing", PRECISION, "Train without padding where GPU and model can: auto (default) or off."),
 ]
+Sharding: TypeAlias = Annotated[
+    str | None,
+    _choice(
+        "sharding",
+        PRECISION,
+        "With several devices: each holds all weights (none, default) or a share of them (full: FSDP2).",
+    ),
+]
 Fp16: TypeAlias = Annotated[
     bool | None, _option(PRECISION, "Hold and multiply frozen weights in float16.", "--fp16")
 ]

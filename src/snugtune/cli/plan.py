@@ -14,8 +14,8 @@ from snugtune.errors import UserInputError
 Option = typer.Option
 WHERE = "Where"
 NOT_SETTINGS = {
-    "data", "labels", "rows", "gpu", "memory", "max_hours", "max_time", "max_cost", "recipe", "picture",
-    "config", "json",
+    "data", "labels", "rows", "gpu", "memory", "devices", "link", "max_hours", "max_time", "max_cost",
+    "recipe", "picture", "config", "json",
 }  # fmt: skip
 
 
@@ -37,6 +37,16 @@ def plan(
     memory: Annotated[
         str | None, Option(help="Memory to stay within, as 15GiB (what is free now).", rich_help_panel=WHERE)
     ] = None,
+    devices: Annotated[
+        int, Option(help="How many of them train together (torchrun).", rich_help_panel=WHERE)
+    ] = 1,
+    link: Annotated[
+        float,
+        Option(
+            help="With several: what passes between two of them in GB/s, for the time they wait.",
+            rich_help_panel=WHERE,
+        ),
+    ] = 10.0,
     max_hours: Annotated[
         float | None,
         Option(help="The longest it may take; says what would keep it.", rich_help_panel=options.BUDGET),
@@ -112,6 +122,7 @@ def plan(
     gradient_accumulation_steps: options.GradientAccumulationSteps = None,
     tokens_per_micro_batch: options.TokensPerMicroBatch = None,
     packing: options.Packing = None,
+    sharding: options.Sharding = None,
     fp16: options.Fp16 = None,
     bf16: options.Bf16 = None,
     price_per_hour_usd: options.Price = None,
@@ -120,6 +131,7 @@ def plan(
     from snugtune.cli.plan_tables import show_parameters, show_plans, show_recipe
     from snugtune.config import make_config, read_config
     from snugtune.memory.devices import devices_named
+    from snugtune.memory.fleet import fleet_of
     from snugtune.memory.limits import Limits
     from snugtune.model.parameters import plan_parameters
     from snugtune.quiet import quiet_libraries
@@ -140,7 +152,10 @@ def plan(
     limits = Limits(given_limits.max_hours or in_config, given_limits.max_cost_usd or settings.max_cost_usd)
     labels, lengths = labels_and_lengths(settings, labels, rows)
     report = plan_parameters(settings, labels)
-    plans = plan_devices(settings, labels, devices_named(gpu, memory), lengths=lengths, limits=limits)
+    fleet = fleet_of(devices, settings.sharding, link)
+    plans = plan_devices(
+        settings, labels, devices_named(gpu, memory), lengths=lengths, limits=limits, fleet=fleet
+    )
     if picture is not None:
         from snugtune.report.peak_picture import draw_peaks
 

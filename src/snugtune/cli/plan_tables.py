@@ -35,7 +35,7 @@ def show_plans(plans: Sequence[Plan]) -> None:
     table = Table("device", "fits", *map(_right, names), "peak is")
     for one in plans:
         table.add_row(
-            escape(one.name), "yes" if one.fits else "no",
+            escape(_name(one)), "yes" if one.fits else "no",
             f"{one.capacity_gib:.2f}", f"{one.predicted_peak_gib:.2f}",
             str(one.micro_batch or "-"), _time(one.time_s), _usd(one.cost_usd),
             one.basis,
@@ -45,7 +45,7 @@ def show_plans(plans: Sequence[Plan]) -> None:
         _say(f"{alike} with {'; '.join(one.levers) or 'no lever'}: {one.why}")
         for other in one.alternatives:
             # Time and cost are each device's own.
-            _say(f"  or {_alternative(other, times=alike == one.name)}")
+            _say(f"  or {_alternative(other, times=alike == _name(one))}")
     for one in plans:
         if one.limits is not None:
             _show_limits(one.name, one.limits)
@@ -54,6 +54,12 @@ def show_plans(plans: Sequence[Plan]) -> None:
         _show_peak(plans[0])
     for sentence in dict.fromkeys(one.basis_why for one in plans):
         _say(sentence)
+    for one in plans:
+        if one.devices > 1 and one.exchange_s is not None:
+            _say(
+                f"{_name(one)}: {duration(one.exchange_s)} of the time they wait for each other's numbers, "
+                "estimated from --link."
+            )
     if any(one.time_s is not None for one in plans):
         _say("Times are estimated from the cards' rates, to compare them by; costs follow from them.")
 
@@ -89,13 +95,20 @@ def show_recipe(found: dict[str, Any]) -> None:
     _say("Peaks and times are estimated: no card has confirmed them yet.")
 
 
+def _name(one: Plan) -> str:
+    """Of several devices, with their number; memory and batch are each one's."""
+    if one.devices == 1:
+        return one.name
+    return f"{one.devices} x {one.name}" + (", sharded" if one.setup.shards > 1 else "")
+
+
 def _alike(plans: Sequence[Plan]) -> list[tuple[str, Plan]]:
     """Plans that say the same, told once under all their names."""
     groups: dict[tuple[Any, ...], list[Plan]] = {}
     for one in plans:
         others = tuple((o.levers, o.fits, o.micro_batch) for o in one.alternatives)
         groups.setdefault((one.levers, one.why, others), []).append(one)
-    return [(", ".join(one.name for one in group), group[0]) for group in groups.values()]
+    return [(", ".join(map(_name, group)), group[0]) for group in groups.values()]
 
 
 def _alternative(other: Alternative, *, times: bool) -> str:

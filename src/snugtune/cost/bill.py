@@ -68,7 +68,7 @@ def bill(
         "usd": rates.usd(total_s),
         "price_per_hour_usd": terms.own_price,
         "price": rates.price_as_dict(),
-        "gpu_hours": total_s / 3600 if usage.on_card else 0.0,
+        "gpu_hours": rates.devices * total_s / 3600 if usage.on_card else 0.0,
         "energy_wh": None if usage.energy is None else usage.energy.wh,
         "energy_of": None if usage.energy is None else usage.energy.of,
         "compute_units": rates.units(total_s),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from snugtune.cost.prices import Price, blog_compute_units, colab_units_per_hour, cost_usd, price_of
@@ -13,12 +13,14 @@ class Rates:
     """Prices of one hour; None where not known.
 
     ``memory_gb`` (10**9 bytes) is what the run takes of a card, which the recipe's formula counts; None on a
-    machine without one, where there are no compute units either.
+    machine without one, where there are no compute units either. Of ``devices`` that train together, price
+    and Colab's units are those of all, ``memory_gb`` is each one's.
     """
 
     price: Price | None = None
     colab_units: float | None = None
     memory_gb: float | None = None
+    devices: int = 1
 
     def usd(self, seconds: float | None) -> float | None:
         """Money for so many seconds."""
@@ -30,12 +32,14 @@ class Rates:
             return None
         hours = seconds / 3600
         colab = None if self.colab_units is None else self.colab_units * hours
-        return {"colab": colab, "blog_formula": blog_compute_units(hours, self.memory_gb)}
+        by_formula = blog_compute_units(hours, self.devices * self.memory_gb)
+        return {"colab": colab, "blog_formula": by_formula}
 
     @property
     def units_per_hour(self) -> float | None:
         """Colab's own rate where it is known, else the recipe's formula."""
-        return self.memory_gb if self.colab_units is None else self.colab_units
+        by_formula = None if self.memory_gb is None else self.devices * self.memory_gb
+        return by_formula if self.colab_units is None else self.colab_units
 
     def price_as_dict(self) -> dict[str, Any] | None:
         """The price with where it is from and when it was read; JSON-ready."""
@@ -45,6 +49,11 @@ class Rates:
         return {name: getattr(self.price, name) for name in names}
 
 
-def rates(card: str, *, own_price: float | None, memory_gb: float | None) -> Rates:
-    """The rates of a known ``card`` (empty: none); the user's ``own_price`` goes before the table's."""
-    return Rates(price_of(card, own_price), colab_units_per_hour(card), memory_gb)
+def rates(card: str, *, own_price: float | None, memory_gb: float | None, devices: int = 1) -> Rates:
+    """The rates of so many ``devices`` of a known ``card`` (empty: none); the user's ``own_price``, which is
+    that of all together, goes before the table's.
+    """
+    price, units = price_of(card, own_price), colab_units_per_hour(card)
+    if price is not None and own_price is None:
+        price = replace(price, usd_per_hour=devices * price.usd_per_hour)
+    return Rates(price, None if units is None else devices * units, memory_gb, devices)

@@ -39,9 +39,26 @@ def epoch_steps(
         yield steps[i]
 
 
-def one_length_batches(lengths: NDArray[np.int64], tokens_per_micro_batch: int) -> list[NDArray[np.int64]]:
-    """All rows as micro-batches of texts of one length each, the shortest first: nothing is padded."""
-    rows = np.argsort(lengths, kind="stable")
+def shares(indices: NDArray[np.int64], lengths: NDArray[np.int64], processes: int) -> list[NDArray[np.int64]]:
+    """Deal a step's ``indices`` out to so many ``processes``: each gets texts of like length, and about as
+    many tokens as the others. With fewer texts than processes, some get none.
+
+    It looks at lengths only, never at what a process has room for, so all of them deal alike.
+    """
+    ordered = indices[np.argsort(lengths[indices], kind="stable")]
+    ends = np.cumsum(lengths[ordered])
+    total = ends[-1] if len(ends) else 0
+    # A text belongs to the process in whose equal part of all tokens its middle lies.
+    middles = ends - lengths[ordered] / 2
+    owners = np.minimum((middles * processes / max(total, 1)).astype(np.int64), processes - 1)
+    return [ordered[owners == process] for process in range(processes)]
+
+
+def one_length_batches(
+    indices: NDArray[np.int64], lengths: NDArray[np.int64], tokens_per_micro_batch: int
+) -> list[NDArray[np.int64]]:
+    """``indices`` as micro-batches of texts of one length each, the shortest first: nothing is padded."""
+    rows = indices[np.argsort(lengths[indices], kind="stable")]
     ends = np.flatnonzero(np.diff(lengths[rows])) + 1
     alike = np.split(rows, ends) if len(rows) else []
     return [part for same in alike for part in micro_batches(same, lengths, tokens_per_micro_batch)]

@@ -131,7 +131,7 @@ def _this_gpu() -> Device:
     import torch
 
     free, total = torch.cuda.mem_get_info()
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     capability = (properties.major, properties.minor)
     like = card_like(properties.name, gib(total))
     rates = like or find_device("t4")

@@ -170,6 +170,8 @@ class Guard:
         training, evaluation: limits of their micro-batches, learned while they run.
         say: told, in one sentence, of everything that was done.
         retreats: levers for when a single example does not fit, the cheapest first.
+        alone: whether work that broke off can be done again here. It cannot where other processes compute
+            the same layers at the same time and wait for this one in the middle of them.
 
     ``events`` are JSON-ready: ``event`` (out_of_memory, retreat, leak), ``during``, ``rows``,
     ``longest_tokens``, ``message``, ``action``.
@@ -181,6 +183,7 @@ class Guard:
     say: Callable[[str], None] = lambda _sentence: None
     retreats: list[Retreat] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
+    alone: bool = True
     _told: int = 0
 
     def new_events(self) -> list[dict[str, Any]]:
@@ -267,6 +270,11 @@ class Guard:
         before = self.memory.allocated_bytes()
         failure = _failure(work)
         # The handler is left: its traceback, which holds the frames and so the tensors, is gone.
+        if failure is not None and not self.alone:
+            raise RestartNeededError(
+                f"Memory ran out while several devices computed one layer together ({failure}); start "
+                "them again, with smaller micro-batches (--tokens-per-micro-batch) if it happens again."
+            )
         if failure is not None:
             self._recover(before, failure)
         return failure

@@ -6,6 +6,7 @@ offered with their price in words, and make up the plan only where nothing else 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from snugtune.cost.prices import Price, cost_usd, price_of
 from snugtune.memory import trace as ledger
 from snugtune.memory.devices import Device, known_devices
+from snugtune.memory.fleet import ONE_DEVICE, Divided, Fleet, Units
 from snugtune.memory.limits import Limits, Verdict, Way, fewer_epochs, judge
 from snugtune.memory.residual import Residual, Subject, residual_for
 from snugtune.memory.setup import Setup
@@ -34,6 +36,8 @@ ENOUGH_TOKENS = 2048
 
 CRAMPED = 0.85
 """Share of the memory taken by frozen weights past which a plan has nothing left to give way with."""
+
+BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 MOST_WAYS = 6
 """Ways to keep to a limit that are told."""
@@ -110,6 +114,9 @@ class Plan:
     falls. ``basis`` is that of the peak: ``estimated`` until a card has confirmed it (``calibrated``, by a
     step like it; ``measured``, by this very step), ``basis_why`` says why and what is left free; ``bases``
     are those of all figures. ``modelled_bytes`` is the peak without any correction.
+
+    Of several ``devices`` peak and micro-batch are each one's, time and cost those of all together;
+    ``exchange_s`` is what of the time they wait for each other's numbers.
     """
 
     name: str
@@ -135,6 +142,8 @@ class Plan:
     modelled_bytes: int = 0
     setup: Setup = field(default_factory=Setup)
     subject: Subject = field(default_factory=lambda: Subject("", "", ""))
+    devices: int = 1
+    exchange_s: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -162,6 +171,8 @@ class Planner:
         layers: how many repeated layers the model has.
         embedding_bytes: of the frozen word embedding in half precision; 0 if it is trained.
         subject: what is trained, for what real steps have shown of it; None for no such correction.
+        fleet: how many devices train together, and how.
+        units: the model's parameters by unit of sharding; needed by a fleet that shards.
     """
 
     def __init__(
@@ -172,7 +183,10 @@ class Planner:
         layers: int,
         embedding_bytes: int,
         subject: Subject | None = None,
+        fleet: Fleet = ONE_DEVICE,
+        units: Units | None = None,
     ) -> None:
+        self.fleet, self.units = fleet, units or Units(0, 0, 0)
         self.job, self.layers, self.embedding_bytes = job, layers, embedding_bytes
         self.subject = subject
         self._rehearse = rehearse
@@ -198,6 +212,8 @@ class Planner:
         best = min(fitting, key=_speed) if fitting else min(safe, key=lambda c: c.peak_bytes)
         others = [choice for choice in (*safe, *offers) if choice is not best]
         price = price_of(device.card or device.name, price_per_hour_usd)
+        if price is not None and price_per_hour_usd is None:
+            price = replace(price, usd_per_hour=self.fleet.devices * price.usd_per_hour)
         plan = self._as_plan(best, others, device, price)
         return self._within(plan, best, device, limits) if limits else plan
 
@@ -346,7 +362,7 @@ class Planner:
 
     def _limit(self, device: Device, length: int) -> int:
         """The largest micro-batch that is of any use."""
-        most = min(self.job.step_examples, self.job.max_micro_batch)
+        most = min(self.fleet.share(self.job.step_examples), self.job.max_micro_batch)
         return min(most, max(1, self.job.cpu_tokens // length)) if device.kind == "cpu" else most
 
     def _enough(self, device: Device) -> int:
@@ -363,6 +379,7 @@ class Planner:
             attention="packed" if self._packs(device) else "fused",
             quantized=self.job.quantized,
             accumulates=True,
+            shards=self.fleet.shards,
         )
 
     def _packs(self, device: Device) -> bool:
@@ -390,8 +407,14 @@ class Planner:
     def surface(self, setup: Setup) -> Surface:
         """Peaks of a setup; with the allocator on a card, tensors alone on a CPU."""
         if setup not in self._surfaces:
-            self._surfaces[setup] = Surface(self._rehearse(setup), allocator=setup.device == "cuda")
+            self._surfaces[setup] = Surface(self._rehearsal(setup), allocator=setup.device == "cuda")
         return self._surfaces[setup]
+
+    def _rehearsal(self, setup: Setup) -> Rehearses:
+        whole = self._rehearse(replace(setup, shards=1))
+        if setup.shards == 1:
+            return whole
+        return Divided(whole, setup.shards, BYTES_OF[setup.weights] * self.units.gathered)
 
     def _peak(self, device: Device, setup: Setup, micro_batch: int, length: int) -> int:
         """The peak as far as it is known: modelled, put right by real steps, or measured in this one."""
@@ -413,7 +436,7 @@ class Planner:
         return peak + device.fixed_bytes
 
     def _residual(self, device: Device, setup: Setup) -> Residual | None:
-        if self.subject is None:
+        if self.subject is None or setup.shards > 1:
             return None
         key = device, setup
         if key not in self._residuals:
@@ -431,18 +454,41 @@ class Planner:
         return seconds / (micro_batch * length)
 
     def _time_s(self, choice: _Choice) -> float | None:
+        computing_s = self._computing_s(choice)
+        return None if computing_s is None else computing_s + self._exchange_s(choice, computing_s)
+
+    def _computing_s(self, choice: _Choice) -> float | None:
         if self.job.tokens is None or not choice.micro_batch:
             return None
         cut = choice.length < self.job.length and self.job.tokens_if_shorter is not None
         tokens = self.job.tokens_if_shorter if cut else self.job.tokens
         padding = 1.0 if choice.setup.attention == "packed" else PADDING
-        return choice.token_s * float(tokens or 0) * padding * self.job.epochs
+        return choice.token_s * float(tokens or 0) * padding * self.job.epochs / self.fleet.devices
+
+    def _exchange_s(self, choice: _Choice, computing_s: float) -> float:
+        """What devices wait for each other: layers are gathered while others run, sums are not hidden."""
+        if self.fleet.devices == 1 or self.job.rows is None:
+            return 0.0
+        steps = self.job.rows / self.job.step_examples * self.job.epochs
+        passes = steps * math.ceil(self.fleet.share(self.job.step_examples) / choice.micro_batch)
+        parameters = self.units.layers + self.units.rest
+        # Forward and back.
+        gathered = 2 * passes * BYTES_OF[choice.setup.weights] * parameters if self.fleet.sharded else 0
+        summed = (passes if self.fleet.sharded else steps) * self._trained_bytes(choice)
+        gathering_s, adding_s = self.fleet.exchange_s(gathered, summed)
+        return max(0.0, gathering_s - computing_s) + adding_s
+
+    def _trained_bytes(self, choice: _Choice) -> float:
+        """Of trained tensors in float32; AdamW's state is two of them."""
+        storages = self.surface(choice.setup).trace(max(choice.micro_batch, 1), choice.length).storages
+        return choice.setup.shards * sum(s.n_bytes for s in storages if s.category == ledger.STATE) / 2
 
     def _as_plan(self, best: _Choice, others: list[_Choice], device: Device, price: Price | None) -> Plan:
         micro_batch = max(best.micro_batch, 1)
         exact = self.surface(best.setup).trace(micro_batch, best.length)
         per_hour = price.usd_per_hour if price else None
         time_s = self._time_s(best)
+        computing_s = self._computing_s(best)
         basis, basis_why = self._basis(device, best)
         margin = self._margin(device, best.setup)
         return Plan(
@@ -455,7 +501,7 @@ class Planner:
             levers=best.levers,
             time_s=time_s,
             cost_usd=cost_usd(time_s, per_hour),
-            why=_why(best, device, self.job.step_examples, margin),
+            why=_why(best, device, self.job.step_examples, margin, self.fleet),
             basis=basis,
             basis_why=basis_why,
             bases={
@@ -471,6 +517,8 @@ class Planner:
             modelled_bytes=self._modelled(device, best.setup, micro_batch, best.length),
             setup=best.setup,
             subject=self.subject or Subject("", "", ""),
+            devices=self.fleet.devices,
+            exchange_s=None if computing_s is None else self._exchange_s(best, computing_s),
         )  # fmt: skip
 
     def _basis(self, device: Device, choice: _Choice) -> tuple[str, str]:
@@ -521,7 +569,7 @@ def _speed(choice: _Choice) -> tuple[float, int]:
     return choice.token_s, len(choice.levers)
 
 
-def _why(best: _Choice, device: Device, step_examples: int, margin: float) -> str:
+def _why(best: _Choice, device: Device, step_examples: int, margin: float, fleet: Fleet) -> str:
     at = f"{max(best.micro_batch, 1)} x {best.length} tokens"
     if not best.micro_batch:
         peak_bytes = best.peak_bytes
@@ -535,6 +583,13 @@ def _why(best: _Choice, device: Device, step_examples: int, margin: float) -> st
         return f"Even {at} needs {gib(peak_bytes):.2f} GiB, {missing:.2f} GiB more than there is{would}."
     if best.price:
         return f"Nothing else fits with room to spare, and it changes the result: {best.price}."
+    if fleet.devices > 1 and best.micro_batch == fleet.share(step_examples):
+        return f"Each of {fleet.devices} devices computes its share of a step, {at}, at once."
+    if fleet.devices > 1:
+        return (
+            f"The largest micro-batch that fits each of {fleet.devices} devices is {at}; their shares of a "
+            f"step of {step_examples} examples are cut into such."
+        )
     if best.micro_batch == step_examples:
         return f"A whole step of {at} fits at once."
     return f"The largest micro-batch that fits is {at}; a step of {step_examples} examples is cut into such."

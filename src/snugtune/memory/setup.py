@@ -16,7 +16,7 @@ class Setup:
     ``top_layers`` restricts adapters to the last so many layers. With ``first_token_only`` the last layer
     computes what the head reads, where it can (``model/first_token.py``). Without ``dropout`` that of the
     settings is left out. ``accumulates`` says that a step has several micro-batches, so gradients are there
-    while the later ones run.
+    while the later ones run. Weights are divided into ``shards``, one for each device.
     """
 
     device: str = "cuda"
@@ -32,3 +32,4 @@ class Setup:
     dropout: bool = True
     chunked_evaluation: bool = False
     accumulates: bool = True
+    shards: int = 1

@@ -25,6 +25,7 @@ from snugtune.methods import METHODS
 from snugtune.model.head import find_head
 from snugtune.model.peft_config import DECOMPOSING_INITS, peft_config
 from snugtune.model.quantization import full_matrix
+from snugtune.model.sharding import whole, write
 
 QUIET = (
     r"Invalid `.*block_size`",
@@ -279,8 +280,12 @@ def _factors(
 
 
 def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy on the host of every trained tensor, by name."""
-    return {n: p.detach().to("cpu", copy=True) for n, p in model.named_parameters() if p.requires_grad}
+    """A copy on the host of every trained tensor, by name; whole, also of weights that are divided."""
+    return {
+        name: whole(parameter.detach()).to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -288,7 +293,7 @@ def load_trainable_state(model: nn.Module, state: dict[str, torch.Tensor]) -> No
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in state:
-                parameter.copy_(state[name])
+                write(parameter, state[name])
 
 
 def on_trained(model: nn.Module, plain: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

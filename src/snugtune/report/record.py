@@ -79,6 +79,7 @@ class RunFacts:
     audit: dict[str, Any] | None
     automation: dict[str, Any]
     verdict: dict[str, Any]
+    devices: int = 1
 
 
 def write_record(facts: RunFacts, path: Path) -> dict[str, Any]:
@@ -218,6 +219,7 @@ def _training(facts: RunFacts) -> dict[str, Any]:
         "packed": result.packed,
         "dtype": str(facts.dtype).removeprefix("torch."),
         "device": facts.device.type,
+        "devices": facts.devices,
     }
 
 

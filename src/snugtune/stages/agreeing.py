@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from snugtune.cost.quote import Work
 from snugtune.data.tokens import Tokens
+from snugtune.memory.devices import Device, this_device, with_memory
+from snugtune.memory.fleet import Fleet
 from snugtune.memory.guard import Guard, Limit, device_memory
 from snugtune.memory.plan import Plan
+from snugtune.memory.setup import Setup
 from snugtune.model.offload import embedding_to_host
+from snugtune.model.sharding import shard
 from snugtune.stages.job import Job
 from snugtune.train.forward import INFERENCE_TOKENS
 from snugtune.train.planning import plan_run
@@ -19,6 +23,7 @@ from snugtune.train.prefix import time_share
 from snugtune.train.recovery import HALF_BATCHES, Recovery
 from snugtune.train.spending import Spending, agree
 from snugtune.train.trial import frozen_pass_s, stepwise_pass_s, training_passes
+from snugtune.units import GIB
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
     """How the steps are cut, and with which levers, so that training fits; none changes the result."""
     # The folder that was loaded may have a layer more than the name stands for.
     config = job.config.model_copy(update={"model": job.backbone.source})
-    plan = plan_run(config, len(job.data.labels.names), tokens.lengths)
+    plan = plan_run(config, len(job.data.labels.names), tokens.lengths, _device(job), _fleet(job))
+    plan = _of_first(job, plan)
     job.clock.say(
         f"Plan: {plan.predicted_peak_gib:.2f} GiB of {plan.capacity_gib:.1f} GiB free, "
         f"{plan.tokens_per_micro_batch:,} tokens in a micro-batch"
@@ -61,8 +67,34 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
     return plan
 
 
+def _device(job: Job) -> Device | None:
+    """What the plan is made for: in a group, the least that any of the processes has for itself."""
+    if job.group.is_alone:
+        return None
+    device = this_device()
+    if device.kind == "cpu":
+        # One memory for all processes of a machine.
+        device = with_memory(device, device.usable_gib / job.group.local_size)
+    return with_memory(device, job.group.least(int(device.usable_gib * GIB)) / GIB)
+
+
+def _fleet(job: Job) -> Fleet:
+    return Fleet(job.group.size, job.group.sharded)
+
+
+def _of_first(job: Job, plan: Plan) -> Plan:
+    """The first process's plan: what other machines have measured before may differ."""
+    setup, micro_batch, tokens = job.group.from_first(
+        [asdict(plan.setup), plan.micro_batch, plan.tokens_per_micro_batch]
+    )
+    return replace(plan, setup=Setup(**setup), micro_batch=micro_batch, tokens_per_micro_batch=tokens)
+
+
 def _place(job: Job, plan: Plan) -> None:
-    """The model on its device."""
+    """The model on its device, or a share of it on each of the group's."""
+    if job.group.sharded:
+        shard(job.backbone.model, job.group.mesh(job.device))
+        return
     if plan.setup.embedding_on_host:
         embedding_to_host(job.backbone.model)
     job.backbone.model.to(job.device)
@@ -76,6 +108,7 @@ def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
         training=Limit(plan.tokens_per_micro_batch),
         evaluation=Limit(min(chunk, INFERENCE_TOKENS)),
         say=job.clock.say,
+        alone=not job.group.sharded,
     )
     if recovery is not None and recovery.caution >= HALF_BATCHES:
         for limit in (guard.training, guard.evaluation):
@@ -102,7 +135,7 @@ def _quoted(
         train_rows=len(tokens["train"]), validation_rows=len(tokens["validation"]),
         test_rows=len(tokens["test"]), words=sum(len(text.split()) for text in job.data.parts["train"].texts),
         classes=len(job.data.labels.names), epochs=job.config.num_train_epochs,
-        train_s=passes * stepwise_s * job.config.num_train_epochs
+        train_s=passes * stepwise_s * job.config.num_train_epochs / job.group.size
         * time_share(job.config, job.backbone.model, job.device),
         load_s=job.load_s, probe=job.config.probe_start, forward_share=pass_s / stepwise_s / passes,
         measured=True, audit=job.config.audit,
@@ -110,5 +143,5 @@ def _quoted(
     clock, earlier_s = job.clock, recovery.spent_s if recovery else 0.0
     return agree(
         job.config, plan, work, tokens["train"].lengths, half_precision=job.dtype != torch.float32,
-        elapsed=lambda: clock.elapsed_s, earlier_s=earlier_s, say=clock.say,
+        elapsed=lambda: clock.elapsed_s, earlier_s=earlier_s, say=clock.say, devices=job.group.size,
     )  # fmt: skip

@@ -90,6 +90,7 @@ def held_out_logits(job: Job, model: torch.nn.Module, tokens: dict[str, Tokens],
         name: predict_logits(
             model, tokens[name], pad_token_id=job.pad_token_id, device=job.device,
             on_rows=job.clock.advance, max_examples=job.config.per_device_eval_batch_size, guard=guard,
+            group=job.group,
         )
         for name in parts
     }  # fmt: skip

@@ -125,7 +125,7 @@ def write(job: Job, done: Finished, folder: Path) -> dict[str, Any]:
         without_quantization=done.reload.without_quantization,
         seconds=_seconds(job, done.recovery), cost=done.cost,
         frozen_pass=None if trainee.frozen is None else trainee.frozen.as_dict(), audit=done.audit,
-        automation=done.judged.automation, verdict=done.judged.verdict,
+        automation=done.judged.automation, verdict=done.judged.verdict, devices=job.group.size,
     )  # fmt: skip
     write_json(folder / "reference.json", done.judged.reference)
     record = write_record(facts, folder / "run.json")

@@ -46,7 +46,7 @@ def ask_frozen_model(job: Job, head: Head, parts: list[Tokens], guard: Guard) ->
     job.clock.phase("probe", sum(tokens.rows for tokens in parts))
     found = frozen_pass(
         job.backbone.model, head, parts, pad_token_id=job.pad_token_id, device=job.device, dtype=job.dtype,
-        on_rows=job.clock.advance, guard=guard,
+        on_rows=job.clock.advance, guard=guard, group=job.group,
     )  # fmt: skip
     if found.rows_from_cache:
         job.clock.say(found.sentence())

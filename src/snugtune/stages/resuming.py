@@ -12,7 +12,8 @@ from snugtune.data.tokens import Tokens
 from snugtune.files import sha256
 from snugtune.stages.job import Job
 from snugtune.train.checkpoints import Checkpoints
-from snugtune.train.recovery import Recovery, identity_of_settings
+from snugtune.train.group import check_same
+from snugtune.train.recovery import Recovery, differences, identity_of_settings
 
 WHOLE_BYTES, ENDS_BYTES = 2**28, 2**22
 """Weight files up to the first size are read whole for their fingerprint, of larger ones the two ends."""
@@ -21,13 +22,18 @@ WHOLE_BYTES, ENDS_BYTES = 2**28, 2**22
 def open_states(
     job: Job, tokens: dict[str, Tokens], recovery: Recovery | None, energy: EnergyMeter
 ) -> tuple[Recovery | None, Checkpoints | None]:
-    """The states of this very run, if there is somewhere to keep some.
+    """The states of this very run, if there is somewhere to keep some; of a group, in its first process.
 
     The recovery that is returned knows what earlier processes took until their newest state: seconds, energy
     and the restarts of which they told.
+
+    Raises:
+        TrainingError: the processes of a group were not given the same.
     """
-    if recovery is None:
-        return None, None
+    identity = {**identity_of_settings(job.config), "data": _digest(job, tokens), "weights": _weights(job)}
+    check_same(job.group, identity, differences)
+    if recovery is None or not job.group.is_first:
+        return recovery, None
     earlier = recovery
 
     def meters() -> dict[str, Any]:
@@ -38,7 +44,6 @@ def open_states(
             "history": list(known.history),
         }
 
-    identity = {**identity_of_settings(job.config), "data": _digest(job, tokens), "weights": _weights(job)}
     checkpoints = Checkpoints(recovery.states, identity=identity, meters=meters)
     found = checkpoints.found_meters()
     known = earlier if found is None else _with_earlier(earlier, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from snugtune.model.backbone import load_for_fit
 from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.head import Head, find_head
 from snugtune.model.parameters import ParameterReport, count_parameters
+from snugtune.model.sharding import shard
 from snugtune.progress import TrainedInfo
 from snugtune.stages.agreeing import Agreed
-from snugtune.stages.job import Job, class_rows
+from snugtune.stages.job import Job, class_rows, load_again
 from snugtune.stages.reading import ask_frozen_model
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Examples, Services, TrainResult, steps_of, train
@@ -83,6 +84,10 @@ def make_trainee(job: Job, agreed: Agreed, reading: Reading, recovery: Recovery 
     judged = [reading.tokens[name] for name in ("train", "validation")]
     frozen = ask_frozen_model(job, head, judged, guard) if job.config.probe_start else None
     balanced = _balanced(job, head, judged, frozen)
+    if job.group.sharded:
+        # Adapters go onto whole weights; those that were divided have done their part.
+        model = load_again(job)
+        head = find_head(model, job.config.modules_to_save)
     begin_from = write_start(model, head, *balanced.probes) if balanced.probes else {}
     torch.manual_seed(job.config.seed)
     trained = wrap(model, job.config)
@@ -90,14 +95,15 @@ def make_trainee(job: Job, agreed: Agreed, reading: Reading, recovery: Recovery 
     checkpoint_layers(trained, plan.setup.activation_checkpointing)
     guard.retreats = retreats(trained, plan.setup.activation_checkpointing)
     parameters = count_parameters(trained)
+    begin_from = on_trained(trained, begin_from)
     job.clock.say(
         f"Training {parameters.trainable:,} of {parameters.all:,} parameters ({parameters.percent:.2f} %)."
     )
+    if job.group.sharded:
+        shard(trained, job.group.mesh(job.device))
+        guard.retreats = []
     _draw_levers(guard, recovery)
-    return Trainee(
-        trained, head.modules_to_save, parameters, on_trained(trained, begin_from), balanced,
-        _of_texts(frozen, judged),
-    )  # fmt: skip
+    return Trainee(trained, head.modules_to_save, parameters, begin_from, balanced, _of_texts(frozen, judged))
 
 
 def _start_from_data(job: Job, trained: torch.nn.Module, tokens: Tokens) -> None:
@@ -111,7 +117,16 @@ def _start_from_data(job: Job, trained: torch.nn.Module, tokens: Tokens) -> None
 
 
 def _balanced(job: Job, head: Head, judged: list[Tokens], frozen: FrozenPass | None) -> Balanced:
-    """How rare classes are favoured, with the probe the head starts from if there is a frozen pass."""
+    """How rare classes are favoured, with the probe the head starts from if there is a frozen pass.
+
+    In a group as the first process finds: the last digits of another machine's probe may speak otherwise.
+    """
+    balanced = _balanced_here(job, head, judged, frozen)
+    chosen = job.group.from_first(balanced.balance.method)
+    return replace(balanced, balance=replace(balanced.balance, method=chosen))
+
+
+def _balanced_here(job: Job, head: Head, judged: list[Tokens], frozen: FrozenPass | None) -> Balanced:
     if frozen is None:
         return balance_without_probe(job.config.imbalance, class_rows(job))
     train, validation = np.split(np.asarray(frozen.features, dtype=np.float32), [judged[0].rows])
@@ -162,12 +177,12 @@ def train_within(
                 trainee.model, [tokens["train"], tokens["validation"]], pad_token_id=job.pad_token_id,
                 device=job.device, dtype=job.dtype, guard=guard,
             )  # fmt: skip
-        services = Services(job.clock, guard, memory, checkpoints, spending.budget, prefix)
+        services = Services(job.clock, guard, memory, checkpoints, spending.budget, prefix, job.group)
         result = _run_engine(job, plan, trainee, tokens, services)
     # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
     beside = 0 if job.on_card else resident_bytes_before
     predicted, limit = (beside + round(gib * GIB) for gib in (plan.predicted_peak_gib, plan.capacity_gib))
-    peaks = Peaks(predicted, memory.peak_bytes, limit)
+    peaks = Peaks(predicted, job.group.most(memory.peak_bytes), limit)
     _remember(job, plan, guard, peaks.measured_bytes - beside, result, spending)
     job.clock.on_trained(_told(job, result, len(tokens["train"])))
     return Trained(result, peaks)
@@ -196,7 +211,12 @@ def _folder_bytes(parameters: ParameterReport) -> int:
 def _prefix(
     job: Job, trainee: Trainee, tokens: dict[str, Tokens], folder: Path
 ) -> AbstractContextManager[Prefix | None]:
-    """Layers below every adapter compute each training and validation text once; what they give waits."""
+    """Layers below every adapter compute each training and validation text once; what they give waits.
+
+    Not in a group, where each process would have to compute the texts of all.
+    """
+    if not job.group.is_alone:
+        return nullcontext()
     lengths = np.concatenate([tokens[name].lengths for name in ("train", "validation")])
     return kept_prefix(trainee.model, job.config, lengths, job.device, folder)
 
@@ -228,6 +248,8 @@ def _remember(
     job: Job, plan: Plan, guard: Guard, measured_bytes: int, result: TrainResult, spending: Spending
 ) -> None:
     """What training really took corrects the plans of later runs, unless it did not go by this plan."""
+    if not job.group.is_alone:
+        return  # plans of one device do not learn from it
     undisturbed = result.steps > 0 and not any("event" in row for row in result.memory)
     # After a restart micro-batches may be smaller than planned, or the device another.
     by_plan = guard.training.tokens == guard.training.planned and plan.setup.device == job.device.type
@@ -243,12 +265,30 @@ def on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torc
     """
     state = trainable_state(model)
     # Both at once may not fit.
-    model.to("cpu")
+    if not job.group.sharded:
+        model.to("cpu")
     guard.memory.free()
     fresh = load_for_fit(job.config, job.data.labels, device=job.device)
     final = wrap(fresh.model, job.config, like=model)
     load_trainable_state(final, state)
     settle_ranks(final)
     final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]
+    if job.group.sharded:
+        return shard(final, job.group.mesh(job.device)).eval()
     guard.retreats = evaluation_retreats(final)
     return final.to(job.device).eval()
+
+
+def in_one_piece(job: Job, model: torch.nn.Module) -> torch.nn.Module:
+    """``model``, which was divided among devices, whole on the host of the first process; others' have no
+    use for it.
+    """
+    if not job.group.sharded:
+        return model
+    state = trainable_state(model)
+    if not job.group.is_first:
+        return model
+    final = wrap(load_for_fit(job.config, job.data.labels, device=job.device).model, job.config, like=model)
+    load_trainable_state(final, state)
+    final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]
+    return final.eval()

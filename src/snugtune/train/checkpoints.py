@@ -28,6 +28,7 @@ from torch import Tensor
 
 from snugtune.errors import UserInputError
 from snugtune.files import check_free_space, file_digest, flush, flush_folder, system_errors
+from snugtune.train.group import Group
 from snugtune.train.recovery import (
     FORMAT,
     MANIFEST,
@@ -94,6 +95,15 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_copied, value))
     return value
+
+
+def shared_state(state: TrainState | None, group: Group) -> TrainState | None:
+    """The first process's ``state``, in every process of the ``group``."""
+    if group.is_alone or not group.any(state is not None)[0]:
+        return state
+    values, tensors = encode({f.name: getattr(state, f.name) for f in fields(state)}) if state else (None, {})
+    values, tensors = group.from_first(values), group.tensors_from_first(tensors)
+    return state or TrainState(**decode(values, tensors))
 
 
 class Checkpoints:

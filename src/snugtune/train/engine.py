@@ -28,6 +28,7 @@ from snugtune.data.batches import (
     micro_batches,
     packed_tokens,
     padded_tokens,
+    shares,
     steps_per_epoch,
 )
 from snugtune.data.tokens import Tokens
@@ -39,16 +40,25 @@ from snugtune.memory.guard import Guard, device_memory
 from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import load_trainable_state, trainable_state, virtual_tokens
 from snugtune.model.packing import PackedTexts, pack
+from snugtune.model.sharding import divide_state, whole, whole_state
 from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
-from snugtune.train.checkpoints import LARGEST_COPY_BYTES, Checkpoints, TrainState, on_host
+from snugtune.train.checkpoints import LARGEST_COPY_BYTES, Checkpoints, TrainState, on_host, shared_state
 from snugtune.train.forward import collate, predict_logits
+from snugtune.train.group import ALONE, GradientSum, Group
 from snugtune.train.interrupts import Interrupts
 from snugtune.train.keeper import BestKeeper
 from snugtune.train.optim import allocate_state, make_optimizer, make_scheduler, scale_rates
 from snugtune.train.prefix import Prefix
 from snugtune.train.ranks import add_penalty_gradients, ranks_of
 from snugtune.train.readback import Readback, to_device
-from snugtune.train.step import MicroBatch, add_gradients, clip_gradients, drop_gradients, summed_loss
+from snugtune.train.step import (
+    MicroBatch,
+    add_gradients,
+    clip_gradients,
+    drop_gradients,
+    summed_loss,
+    trained_parameters,
+)
 from snugtune.train.transaction import (
     UpdateSnapshot,
     all_random_states,
@@ -115,7 +125,10 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Services:
-    """What training uses beside the model and the data; every one may be left out."""
+    """What training uses beside the model and the data; every one may be left out.
+
+    ``group`` are the processes that train together; checkpoints are the first one's.
+    """
 
     observer: Observer = field(default_factory=Observer)
     guard: Guard | None = None
@@ -123,6 +136,7 @@ class Services:
     checkpoints: Checkpoints | None = None
     budget: Budget | None = None
     prefix: Prefix | None = None
+    group: Group = ALONE
 
 
 def train(
@@ -150,7 +164,8 @@ def train(
     the learning rates; after three times it ends with the best weights. With ``services.checkpoints``,
     training goes on from the newest committed state as if nothing had happened, and commits where it stands
     when it has to stop. With ``packed``, micro-batches of training are rows of texts without padding, for
-    models of which ``model/packing.py`` knows how.
+    models of which ``model/packing.py`` knows how. Each process of ``services.group`` computes its share of a
+    step's rows; the update is that of the whole step, and the same in all of them.
 
     Raises:
         TrainingError: numbers stay not finite and nothing was learned; names the step and the rows.
@@ -171,8 +186,7 @@ def train(
                             run.validate()
                         if run.keeper.exhausted or run.over_budget():
                             break
-                        run.commit_if_due()
-                        run.interrupts.check()
+                        run.commit_or_leave()
                     run.has_ended = True
                 except _NotFiniteError as fault:
                     run.roll_back(fault)
@@ -225,7 +239,10 @@ class _Run:
     def __post_init__(self) -> None:
         config, services = self.config, self.services
         self.observer, self.meter, self.checkpoints = services.observer, services.meter, services.checkpoints
-        self.guard = services.guard or Guard(device_memory(self.device))
+        self.group = services.group
+        self.guard = services.guard or Guard(device_memory(self.device), alone=not self.group.sharded)
+        # The first process has the states, and all of them take part in making one.
+        (self.has_states,) = self.group.any(self.checkpoints is not None)
         # Accelerate keeps one precision for the whole process; a fit after a fit may want another.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
@@ -240,6 +257,9 @@ class _Run:
         self.guard.again(lambda: allocate_state(self.plain_optimizer), during="making the optimiser's state")
         self.scheduler = make_scheduler(self.plain_optimizer, config, self.total)
         self.ranks = ranks_of(self.model, config, self.total)
+        self.gradient_sum: GradientSum | None = None
+        if not (self.group.is_alone or self.group.sharded):
+            self.guard.again(self._make_gradient_sum, during="making room for the sum of gradients")
         # What a row computes: virtual tokens are computed with each.
         self.row_lengths = self.train_set.tokens.lengths + virtual_tokens(self.model)
         self.optimizer = self.accelerator.prepare(self.plain_optimizer)
@@ -255,17 +275,19 @@ class _Run:
 
     def begin(self, begin_from: dict[str, Tensor]) -> None:
         """The untrained state is scored, then training begins with the tensors ``begin_from``."""
+        if not self.group.is_alone:
+            load_trainable_state(self.model, self.group.tensors_from_first(trainable_state(self.model)))
         self.try_longest()
         self.validate()
-        load_trainable_state(self.model, begin_from)
+        load_trainable_state(self.model, self.group.tensors_from_first(begin_from))
         self.keep_good()
 
     def resume(self) -> bool:
         """Go on from the newest committed state; whether there is one."""
-        if self.checkpoints is None:
+        if not self.has_states:
             return False
-        state = self.checkpoints.newest(balance=self._balance)
-        for reason in self.checkpoints.skipped:
+        state = self._newest()
+        for reason in self.checkpoints.skipped if self.checkpoints else ():
             self.observer.say(f"A saved training state was passed over: {reason}")
         if state is None:
             return False
@@ -281,13 +303,18 @@ class _Run:
             self.validate()
         return True
 
+    def _newest(self) -> TrainState | None:
+        """The newest committed state; the first process reads it for all."""
+        state = self.checkpoints.newest(balance=self._balance) if self.checkpoints else None
+        return shared_state(state, self.group)
+
     def _go_to(self, state: TrainState) -> None:
         """Everything as it was when ``state`` was made, but for the time."""
         load_trainable_state(self.model, state.weights)
         if self.ranks is not None:
             self.ranks.load(state.weights)
         # A copy: the optimiser keeps the tensors it is given and changes them.
-        self.plain_optimizer.load_state_dict(on_host(state).optimizer)
+        self.plain_optimizer.load_state_dict(divide_state(self.plain_optimizer, on_host(state).optimizer))
         self.scheduler.load_state_dict(state.scheduler)
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
@@ -307,7 +334,9 @@ class _Run:
     def keep_good(self) -> None:
         """Take where training stands as a state to go back to, if there is memory for it."""
         self.good = None
-        if _state_bytes(self.model) <= LARGEST_SHARE_OF_MEMORY * available_memory_bytes():
+        room = LARGEST_SHARE_OF_MEMORY * available_memory_bytes() / self.group.local_size
+        (does_not_fit,) = self.group.any(_state_bytes(self.model) > room)
+        if not does_not_fit:
             self.good = self._copy()
 
     def _copy(self) -> TrainState:
@@ -323,9 +352,10 @@ class _Run:
             TrainingError: nothing was learned that could be kept.
         """
         good = self.good
-        if good is None and self.checkpoints is not None:
-            self.checkpoints.finished(wait=True)
-            good = self.checkpoints.newest(balance=self._balance)
+        if good is None and self.has_states:
+            if self.checkpoints is not None:
+                self.checkpoints.finished(wait=True)
+            good = self._newest()
         rollbacks, told = list(self.result.rollbacks), {"step": fault.step, "what": fault.what}
         if good is None or len(rollbacks) == ROLLBACKS:
             nothing_learned = self.keeper.step == 0 and not self.config.probe_start
@@ -346,18 +376,31 @@ class _Run:
         self.observer.say(f"{fault}: training goes back to step {good.step} and on with "
                           f"{factor:g} of the learning rates.")  # fmt: skip
 
-    def commit_if_due(self) -> None:
-        """Save the state if it is time to; one that cannot be saved is told, and does no other harm."""
-        if self.checkpoints is None or not self.checkpoints.due():
-            return
+    def commit_or_leave(self) -> None:
+        """Save the state if it is time to, and end if a signal says so: in all processes at the same step."""
+        is_due = self.checkpoints is not None and self.checkpoints.due()
+        is_due, must_leave = self.group.any(is_due, self.interrupts.is_held)
+        if is_due:
+            self._commit()
+        if must_leave:
+            self.interrupts.leave()
+
+    def _commit(self) -> None:
+        """One that cannot be saved is told, and does no other harm."""
         self.report()
-        self._tell(self.checkpoints.finished())
+        if self.checkpoints is not None:
+            self._tell(self.checkpoints.finished())
         if _state_bytes(self.model) > LARGEST_COPY_BYTES:
-            self._tell(self.checkpoints.commit(self._state()))
+            self._save(self._state())
             return
         started = time.perf_counter()
         state = self.good = self._copy()
-        self.checkpoints.commit_behind(state, time.perf_counter() - started)
+        if self.checkpoints is not None:
+            self.checkpoints.commit_behind(state, time.perf_counter() - started)
+
+    def _save(self, state: TrainState) -> None:
+        if self.checkpoints is not None:
+            self._tell(self.checkpoints.commit(state))
 
     @contextmanager
     def saved_on_the_way_out(self) -> Iterator[None]:
@@ -370,14 +413,16 @@ class _Run:
             raise
 
     def _commit_last(self) -> None:
-        if self.checkpoints is None:
+        if not self.has_states:
             return
-        self._tell(self.checkpoints.finished(wait=True))
         state = self.good
         if self.interrupts.at_rest:
             # Gradients of the step in hand go; the step is done again from its beginning.
             self.report()
             state = replace(self._state(), rng=self.rng_at_rest)
+        if self.checkpoints is None:
+            return
+        self._tell(self.checkpoints.finished(wait=True))
         last = self.checkpoints.last_step
         if state is not None and (last is None or state.step > last):
             self._tell(self.checkpoints.commit(state))
@@ -392,7 +437,7 @@ class _Run:
         return TrainState(
             step=self.result.steps,
             weights=trainable_state(self.model) | (self.ranks.state() if self.ranks else {}),
-            optimizer=self.plain_optimizer.state_dict(),
+            optimizer=whole_state(self.plain_optimizer.state_dict()),
             scheduler=self.scheduler.state_dict(),
             scaler={} if scaler is None else scaler.state_dict(),
             rng=all_random_states(self.device),
@@ -418,7 +463,10 @@ class _Run:
     def over_budget(self) -> bool:
         """Whether training must end now for the run to stay within its budget; if so, after a last look."""
         budget = self.services.budget
-        why = None if budget is None or self.result.steps == self.total else budget.exhausted()
+        if budget is None or self.result.steps == self.total:
+            return False
+        # By the first process's clock.
+        why = self.group.from_first(budget.exhausted())
         if why is None:
             return False
         self.observer.say(why)
@@ -448,7 +496,7 @@ class _Run:
         longest = np.argsort(tokens.text_lengths, kind="stable")[-self.config.step_examples :]
         before = random_state(self.device)
         # Twice, because from the second micro-batch of a step on there are gradients beside it.
-        parts = self._cut(longest)
+        parts = self._cut(tokens.rows_of(longest))
         largest = max(reversed(parts), key=lambda part: self._size(part, self.row_lengths))
         for _ in range(2 if self.device.type == "cuda" else 1):
             self._accumulate(longest, [largest])
@@ -460,7 +508,8 @@ class _Run:
         self.model.train()
         drop_gradients(self.model)
         learning_rate = float(self.scheduler.get_last_lr()[0])
-        numbers = self._update(self._accumulate(texts, self._cut(texts)))
+        losses = self._accumulate(texts, self._cut(self._own_rows(texts)))
+        numbers = self._update(self._of_all_processes(losses))
         if self.ranks is not None:
             self.ranks.allocate(self.result.steps + 1, self.guard)
         self.scheduler.step()
@@ -472,26 +521,34 @@ class _Run:
             _Taken(self.result.steps, texts, numbers, learning_rate, self.elapsed_s, events, memory)
         )
 
-    def _cut(self, texts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """The rows of ``texts`` in micro-batches."""
-        tokens = self.train_set.tokens
+    def _own_rows(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of the step ``texts`` that this process computes."""
+        rows = self.train_set.tokens.rows_of(texts)
+        if self.group.is_alone:
+            return rows
+        return shares(rows, self.row_lengths, self.group.size)[self.group.rank]
+
+    def _cut(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """``rows`` in micro-batches."""
         budget = min(self.config.tokens_per_micro_batch, self.guard.training.tokens)
         return micro_batches(
-            tokens.rows_of(texts), self.row_lengths, budget, self.config.per_device_train_batch_size,
-            packed=self.packed,
-        )  # fmt: skip
+            rows, self.row_lengths, budget, self.config.per_device_train_batch_size, packed=self.packed
+        )
 
     def _accumulate(self, texts: NDArray[np.int64], parts: list[NDArray[np.int64]]) -> list[Tensor]:
         """The gradients of ``parts`` of the step ``texts``, added up; returns the parts of its loss."""
         losses: list[Tensor] = []
+        # Asked before the first pass: in the middle of them the others are waiting for layers.
+        passes = self.group.most(len(parts)) if self.group.sharded else len(parts)
 
-        def add(part: NDArray[np.int64]) -> None:
-            self.interrupts.check()
+        def add(part: NDArray[np.int64], counts: float = 1.0) -> None:
+            self._check_interrupts()
+            self._seed_dropout(part)
             with random_state_on_error(self.device), self._lower_layers_kept(part):
                 losses.append(
                     add_gradients(
                         self.model,
-                        self._micro_batch(part),
+                        self._micro_batch(part, counts),
                         len(texts),
                         autocast=self.accelerator.autocast,
                         backward=self.accelerator.backward,
@@ -500,18 +557,57 @@ class _Run:
                 )
 
         self.guard.each(parts, self.row_lengths, add, self.guard.training, during="training", size=self._size)
+        if self.group.sharded:
+            # Every process passes as often as the busiest, for a layer is whole only while all ask for it.
+            shortest = texts[np.argmin(self.train_set.tokens.text_lengths[texts])]
+            nothing = self.train_set.tokens.rows_of(shortest.reshape(1))[:1]
+            for _ in range(passes - len(parts)):
+                add(nothing, counts=0.0)
         return losses
+
+    def _seed_dropout(self, part: NDArray[np.int64]) -> None:
+        """In a group the masks of a micro-batch follow from seed, step and rows, not from what was drawn
+        before: processes that start again need not know what each of them had drawn.
+        """
+        if not self.group.is_alone:
+            key = [self.config.seed, self.result.steps, int(part[0])]
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+    def _check_interrupts(self) -> None:
+        # A process of a group that left in the middle of a step would leave the others waiting.
+        if self.group.is_alone:
+            self.interrupts.check()
+
+    def _make_gradient_sum(self) -> None:
+        self.gradient_sum = GradientSum(self.group, trained_parameters(self.model))
+
+    def _of_all_processes(self, losses: list[Tensor]) -> list[Tensor]:
+        """Gradients, and the parts of the loss that are returned, added up over all processes."""
+        if self.group.is_alone:
+            return losses
+        if self.gradient_sum is not None:
+            self.gradient_sum.complete()
+            self.guard.again(self.gradient_sum.fill, during="adding gradients up")
+            self.gradient_sum.add_up()
+        summed: list[Tensor] = []
+        self.guard.again(
+            lambda: summed.append(sum(losses, torch.zeros((), device=self.device))), during="adding losses up"
+        )
+        return [self.group.add_up(summed[-1])]
 
     @property
     def _size(self) -> Size:
         return packed_tokens if self.packed else padded_tokens
 
-    def _micro_batch(self, rows: NDArray[np.int64]) -> MicroBatch:
+    def _micro_batch(self, rows: NDArray[np.int64], counts: float = 1.0) -> MicroBatch:
+        """``rows`` as the model takes them; each counts its share of its text, times ``counts``."""
         tokens, device = self.train_set.tokens, self.device
         y, weight = self.train_set.y[tokens.text_of_row[rows]], tokens.share_of_text(rows)
         if self.class_weights is not None:
             of_class = self.class_weights[y].astype(np.float32)
             weight = of_class if weight is None else weight * of_class
+        if counts != 1.0:
+            weight = np.full(len(rows), counts, dtype=np.float32)
         return MicroBatch(
             self._inputs(rows),
             to_device(_target(y), device),
@@ -533,7 +629,7 @@ class _Run:
         def update() -> None:
             self.accelerator.unscale_gradients(self.optimizer)
             add_penalty_gradients(self.model)
-            norm = clip_gradients(self.model, self.config.max_grad_norm)
+            norm = whole(clip_gradients(self.model, self.config.max_grad_norm))
             numbers = Readback(torch.stack([torch.stack(losses).sum(), norm]))
             self.optimizer.step()
             made.append(numbers)
@@ -561,7 +657,7 @@ class _Run:
         logits = predict_logits(
             self.model, self.validation_set.tokens, pad_token_id=self.pad_token_id, device=self.device,
             dtype=self.dtype, max_examples=self.config.per_device_eval_batch_size, guard=self.guard,
-            around=self._around_validation,
+            around=self._around_validation, group=self.group,
         )  # fmt: skip
         steps = self.result.steps
         one_label = self.validation_set.y.ndim == 1
@@ -587,7 +683,7 @@ class _Run:
             self.keep_good()
 
     def _around_validation(self, rows: NDArray[np.int64]) -> AbstractContextManager[None]:
-        self.interrupts.check()
+        self._check_interrupts()
         return self._lower_layers_kept(self.train_set.tokens.rows + rows)
 
     def report(self, *, all_but: int = 0) -> None:
@@ -629,10 +725,11 @@ class _Run:
         if result.interrupted:
             with suppress(_NotFiniteError):
                 self.report()
-        elif self.checkpoints is not None:
+        elif self.has_states:
             # What comes after training may need a new process, too; it must not train again.
-            self._tell(self.checkpoints.finished(wait=True))
-            self._tell(self.checkpoints.commit(self._state()))
+            if self.checkpoints is not None:
+                self._tell(self.checkpoints.finished(wait=True))
+            self._save(self._state())
         self.guard.again(self.keeper.restore, during="taking the best weights back")
         result.note(self.guard.new_events())
         result.stopped_early = self.keeper.exhausted and result.steps < self.total

@@ -25,8 +25,10 @@ from transformers import PreTrainedModel
 from snugtune.data.tokens import Tokens, choose_rows
 from snugtune.memory.guard import Guard
 from snugtune.model.head import Head
+from snugtune.model.sharding import whole
 from snugtune.train.feature_store import LEAST_TOKENS, Keys, open_store
 from snugtune.train.forward import layer_inputs
+from snugtune.train.group import ALONE, Group
 
 FORMAT = 2
 """Raised when the same model and ids would give other features."""
@@ -73,10 +75,12 @@ def frozen_pass(
     dtype: torch.dtype = torch.float32,
     on_rows: Callable[[int], None] | None = None,
     guard: Guard | None = None,
+    group: Group = ALONE,
 ) -> FrozenPass:
     """What ``head.feature_layer`` of the frozen model is given for each text of ``parts``, one after another.
 
-    Rows that any run on this machine has read before come from its cache; the others are read, and kept.
+    Rows that any run on this machine has read before come from its cache; the others are read, and kept. A
+    ``group`` takes from caches what is in all of its machines', and deals the others out.
 
     Raises:
         UserInputError: the environment gives the cache a size that is none.
@@ -86,6 +90,7 @@ def frozen_pass(
     store = open_store(digest)
     keys = np.concatenate([row_keys(digest, part) for part in parts])
     known, features = store.read(keys) if store else (np.zeros(len(keys), dtype=np.bool_), None)
+    known = group.known_everywhere(known)
     if on_rows and known.any():
         on_rows(int(known.sum()))
     missing = np.flatnonzero(~known)
@@ -95,7 +100,7 @@ def frozen_pass(
         started = time.perf_counter()
         read = layer_inputs(
             model, head.feature_layer, unread, pad_token_id=pad_token_id, device=device, dtype=dtype,
-            on_rows=on_rows, guard=guard,
+            on_rows=on_rows, guard=guard, group=group,
         )  # fmt: skip
         seconds, tokens = time.perf_counter() - started, int(unread.lengths.sum())
         rate = tokens / seconds if tokens >= LEAST_TOKENS else rate
@@ -103,7 +108,7 @@ def frozen_pass(
             features = read
         else:
             features[missing] = read
-        if store:
+        if store and group.local_rank == 0:
             store.add(keys[missing], read, tokens=tokens, seconds=seconds)
     assert features is not None
     return FrozenPass(features, len(keys) - len(missing), rate)
@@ -162,4 +167,4 @@ def _conditions(
 
 def _bytes(tensor: Tensor) -> Any:
     """A view of the values that ``hashlib`` reads."""
-    return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    return whole(tensor.detach()).to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -16,6 +16,8 @@ from snugtune.data.tokens import Tokens
 from snugtune.memory.guard import Guard, device_memory
 from snugtune.model.adapter import virtual_tokens
 from snugtune.model.head import pooled_positions
+from snugtune.model.sharding import is_sharded
+from snugtune.train.group import ALONE, Group
 from snugtune.train.readback import to_device
 
 INFERENCE_TOKENS = 8192
@@ -61,11 +63,12 @@ def predict_logits(
     max_examples: int | None = None,
     guard: Guard | None = None,
     around: Around | None = None,
+    group: Group = ALONE,
 ) -> NDArray[np.float32]:
     """Logits (N, K) of the texts of ``tokens`` in their order, at most ``max_examples`` rows at a time.
 
     A text read in windows has the mean of theirs: the logarithmic pool of what each window says, with equal
-    weights.
+    weights. Each process of the ``group`` computes a share of the rows, and all get the logits of all.
 
     Each micro-batch passes inside the context that ``around`` makes of its row numbers.
 
@@ -79,13 +82,14 @@ def predict_logits(
 
     max_padding = MAX_PADDING if device.type == "cpu" else None
 
-    def cut(budget: int) -> list[NDArray[np.int64]]:
+    def cut(rows: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
         lengths = tokens.lengths + virtual_tokens(model)
-        return micro_batches(np.arange(tokens.rows), lengths, budget, max_examples, max_padding)
+        return micro_batches(rows, lengths, budget, max_examples, max_padding)
 
     found = _map_rows(
-        model, logits, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard, around=around
-    )
+        model, logits, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard, around=around,
+        group=group,
+    )  # fmt: skip
     return tokens.pooled(found)
 
 
@@ -99,12 +103,14 @@ def layer_inputs(
     dtype: torch.dtype = torch.float32,
     on_rows: Callable[[int], None] | None = None,
     guard: Guard | None = None,
+    group: Group = ALONE,
 ) -> NDArray[np.float32]:
     """What ``layer`` of the frozen model is given for each row: (R, H), in the order of ``tokens``.
 
     A layer that sees every position (a decoder's ``score``) is read where the model's own head reads it.
     On a CPU only texts of one length share a micro-batch: what a text gives does not depend on the others.
     A GPU chooses its kernels by the size of a batch, so small ones would cost time and bring nothing.
+    Each process of the ``group`` reads a share of the rows, and all get what all have read.
     """
     seen: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
@@ -122,15 +128,15 @@ def layer_inputs(
         read = pooled_positions(batch["input_ids"], pad_token_id)
         return hidden[torch.arange(len(hidden), device=device), read]
 
-    def cut(budget: int) -> list[NDArray[np.int64]]:
+    def cut(rows: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
         if device.type == "cpu":
-            return one_length_batches(tokens.lengths, budget)
-        return micro_batches(np.arange(len(tokens)), tokens.lengths, budget)
+            return one_length_batches(rows, tokens.lengths, budget)
+        return micro_batches(rows, tokens.lengths, budget)
 
     try:
         return _map_rows(
-            model, features, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard,
-        )  # fmt: skip
+            model, features, tokens, cut, pad_token_id, device, dtype, on_rows, guard=guard, group=group
+        )
     finally:
         hook.remove()
 
@@ -159,8 +165,8 @@ def pass_rows(
                 model(**batch)
         return torch.zeros(len(batch["input_ids"]), 1)
 
-    def cut(budget: int) -> list[NDArray[np.int64]]:
-        return one_length_batches(tokens.lengths, budget)
+    def cut(rows: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+        return one_length_batches(rows, tokens.lengths, budget)
 
     _map_rows(
         model, watched, tokens, cut, pad_token_id, device, dtype, None, guard=guard, around=around
@@ -171,7 +177,7 @@ def _map_rows(
     model: nn.Module,
     function: Callable[[dict[str, Tensor]], Tensor],
     tokens: Tokens,
-    cut: Callable[[int], list[NDArray[np.int64]]],
+    cut: Callable[[NDArray[np.int64], int], list[NDArray[np.int64]]],
     pad_token_id: int,
     device: torch.device,
     dtype: torch.dtype,
@@ -179,16 +185,31 @@ def _map_rows(
     *,
     guard: Guard | None,
     around: Around | None = None,
+    group: Group = ALONE,
 ) -> NDArray[np.float32]:
     guard = guard or Guard(device_memory(device))
-    parts = cut(min(INFERENCE_TOKENS, guard.evaluation.tokens))
+    lengths = tokens.lengths + virtual_tokens(model)
+    # By length in turn, so that all processes have as much to do.
+    own = np.argsort(lengths, kind="stable")[group.rank :: group.size] if group.size > 1 else None
+    parts = cut(
+        np.arange(tokens.rows) if own is None else own, min(INFERENCE_TOKENS, guard.evaluation.tokens)
+    )
+    # Asked before the first pass: in the middle of them the others are waiting for layers.
+    passes = group.most(len(parts)) if group.sharded else len(parts)
     found: list[NDArray[np.float32]] = []
 
-    def run(indices: NDArray[np.int64]) -> None:
+    def compute(indices: NDArray[np.int64]) -> NDArray[np.float32]:
         with around(indices) if around else nullcontext():
-            values = function(collate(tokens, indices, pad_token_id, device)).float().cpu().numpy()
+            values: NDArray[np.float32] = (
+                function(collate(tokens, indices, pad_token_id, device)).float().cpu().numpy()
+            )
+        return values
+
+    def run(indices: NDArray[np.int64]) -> None:
+        values = compute(indices)
         if not found:
-            found.append(np.empty((tokens.rows, values.shape[1]), dtype=np.float32))
+            # Zeros, for the other processes' rows are added to them.
+            found.append(np.zeros((tokens.rows, values.shape[1]), dtype=np.float32))
         found[0][indices] = values
         if on_rows:
             on_rows(len(indices))
@@ -196,10 +217,30 @@ def _map_rows(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), autocast(device, dtype):
+        with _without_gradients(model), autocast(device, dtype):
             # The longest first: what can fail fails in the first seconds.
-            lengths = tokens.lengths + virtual_tokens(model)
             guard.each(parts[::-1], lengths, run, guard.evaluation, during="evaluation")
+            # A layer is whole only while all processes ask for it.
+            for _ in range(passes - len(parts)):
+                compute(np.argmin(lengths).reshape(1))
     finally:
         model.train(was_training)
-    return found[0] if found else np.empty((0, 0), dtype=np.float32)
+    return _of_all(found, tokens.rows, group, on_rows)
+
+
+def _without_gradients(model: nn.Module) -> AbstractContextManager[Any]:
+    # Weights that are gathered in inference mode could not be trained with afterwards.
+    return torch.no_grad() if is_sharded(model) else torch.inference_mode()
+
+
+def _of_all(
+    found: list[NDArray[np.float32]], rows: int, group: Group, on_rows: Callable[[int], None] | None
+) -> NDArray[np.float32]:
+    """The rows (R, H) that the processes found, each its own."""
+    width = group.most(found[0].shape[1] if found else 0)
+    values = found[0] if found else np.zeros((rows if width else 0, width), dtype=np.float32)
+    if not group.is_alone:
+        group.add_up(torch.from_numpy(values))
+        if on_rows:
+            on_rows(rows - len(range(group.rank, rows, group.size)))
+    return values

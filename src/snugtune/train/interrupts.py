@@ -45,6 +45,17 @@ class Interrupts:
         if error is None:
             self.check()
 
+    @property
+    def is_held(self) -> bool:
+        """Whether something was held back."""
+        return self._held is not None
+
+    def leave(self) -> None:
+        """Raise what was held back, here or in another process of the group."""
+        self.check()
+        self.at_rest = True
+        raise KeyboardInterrupt
+
     def check(self) -> None:
         """Raise what was held back, if anything was."""
         if self._held is not None:

@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.memory.devices import Device, this_device
+from snugtune.memory.fleet import ONE_DEVICE, Fleet, Units
 from snugtune.memory.limits import Limits, Way
 from snugtune.memory.plan import OFFERS, SMALLER, Alternative, Job, Plan, Planner
 from snugtune.memory.residual import Subject, record_residual
@@ -32,13 +33,15 @@ def plan_run(
     num_labels: int,
     lengths: NDArray[np.int64] | Sequence[int],
     device: Device | None = None,
+    fleet: Fleet = ONE_DEVICE,
 ) -> Plan:
     """How to train on this machine (or ``device``), with levers that keep the result; no side effects.
 
     ``lengths`` are the training texts' in tokens, as they will be cut. On a CPU the predicted peak is what
-    training adds to the process: what it held before the model was loaded comes on top.
+    training adds to the process: what it held before the model was loaded comes on top. Of several devices,
+    the ``fleet``, ``device`` is each.
     """
-    planner = make_planner(config, num_labels, lengths)
+    planner = make_planner(config, num_labels, lengths, fleet)
     return planner.plan(
         device or this_device(), price_per_hour_usd=config.price_per_hour_usd, may_change_result=False
     )
@@ -66,18 +69,20 @@ def plan_devices(
     *,
     lengths: NDArray[np.int64] | None = None,
     limits: Limits | None = None,
+    fleet: Fleet = ONE_DEVICE,
 ) -> list[Plan]:
     """One plan for each device, with levers that change the result where nothing else fits.
 
+    With a ``fleet``, for several of each together.
     Where the model does not fit, or not within the ``limits``, a smaller one of its kind is looked at, too.
     """
-    planner = make_planner(config, num_labels, lengths)
+    planner = make_planner(config, num_labels, lengths, fleet)
     plans = [
         planner.plan(device, price_per_hour_usd=config.price_per_hour_usd, limits=limits)
         for device in devices
     ]
     smaller = [
-        make_planner(config.model_copy(update={"model": name}), num_labels, lengths)
+        make_planner(config.model_copy(update={"model": name}), num_labels, lengths, fleet)
         for name in (smaller_models(config.model) if any(map(_wants, plans)) else [])
     ]
     return [
@@ -139,7 +144,10 @@ def _with_smaller(
 
 
 def make_planner(
-    config: FitConfig, num_labels: int, lengths: NDArray[np.int64] | Sequence[int] | None = None
+    config: FitConfig,
+    num_labels: int,
+    lengths: NDArray[np.int64] | Sequence[int] | None = None,
+    fleet: Fleet = ONE_DEVICE,
 ) -> Planner:
     """The planner of a fit; without ``lengths``, every text is taken to be as long as the model reads."""
     if num_labels < 2:
@@ -148,14 +156,25 @@ def make_planner(
     model = meta_model(shape)
     embedding = word_embedding(model).weight
     full = config.method == "full"
+    packable = _may_pack(config, model.config) and not fleet.sharded
+    job = make_job(config, length_limit(config, model), lengths, packable=packable)
+    # Virtual tokens of some methods are read from it once more; what is divided stays on the devices.
+    stays = full or config.virtual_tokens or fleet.sharded
     return Planner(
-        make_job(config, length_limit(config, model), lengths, packable=_may_pack(config, model.config)),
+        replace(job, may_quantize=job.may_quantize and not fleet.sharded),
         lambda setup: Rehearsal(config, num_labels, setup),
         layers=len(encoder_layers(model)),
-        # Virtual tokens of some methods are read from it once more.
-        embedding_bytes=0 if full or config.virtual_tokens else 2 * embedding.numel(),
+        embedding_bytes=0 if stays else 2 * embedding.numel(),
         subject=Subject(config.model, shape.model_type, config.method),
+        fleet=fleet,
+        units=_units(model),
     )
+
+
+def _units(model: PreTrainedModel) -> Units:
+    """The parts in which FSDP2 gathers the model (``model/sharding.py``)."""
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in encoder_layers(model)]
+    return Units(max(layers), sum(layers), model.num_parameters() - sum(layers))
 
 
 def labels_and_lengths(

@@ -119,6 +119,7 @@ def agree(
     elapsed: Callable[[], float],
     earlier_s: float,
     say: Callable[[str], None],
+    devices: int = 1,
 ) -> Spending:
     """Tell the quote, and make the budget where a limit is set.
 
@@ -131,6 +132,7 @@ def agree(
         elapsed: seconds of this process so far.
         earlier_s: seconds of processes that died before it.
         say: takes a sentence.
+        devices: that train together; each has its list price, while the user's own price is that of all.
 
     Raises:
         UserInputError: a limit is in a currency of which no rate is known on this machine.
@@ -145,6 +147,7 @@ def agree(
         device.card or device.name,
         own_price=config.price_per_hour_usd,
         memory_gb=plan.predicted_peak_gib * GIB / BYTES_PER_GB if on_card else None,
+        devices=devices,
     )
     limits = {name: getattr(config, name) for name in ("max_time_s", "max_cost_usd", "max_units")}
     allowed = allowance(known, **limits)
