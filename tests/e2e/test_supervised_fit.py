@@ -48,7 +48,10 @@ class Killer(Observer):
     def phase(self, name, total=None):
         if name == "save" and not self.has_killed:
             self.has_killed = True
-            psutil.Process(os.getpid()).children()[0].kill()
+            # Not simply the first child: libraries start some of their own, such as resource trackers.
+            children = psutil.Process(os.getpid()).children()
+            (worker,) = (child for child in children if "snugtune.worker" in " ".join(child.cmdline()))
+            worker.kill()
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ PURPOSE = {
     "sql": "DuckDB and PostgreSQL",
     "track": "TensorBoard",
     "search": "snugtune search",
+    "bulk": "predict --engine ray, and buckets",
     "serve": "snugtune serve",
     "app": "snugtune app",
 }
