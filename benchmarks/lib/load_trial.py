@@ -372,6 +372,7 @@ class Trial:
                 reply = await asyncio.wait_for(client.ask("/predict", body), HUNG_S)
                 first = first if first is not None else self.now_s - since_s
                 if reply.status == 200:
+                    client.close()
                     return first, self.now_s - since_s
             client.close()
             if self.now_s - since_s > 2 * HUNG_S:

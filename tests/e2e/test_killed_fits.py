@@ -43,10 +43,14 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(server, config, tmp_path_factory):
-    """What the undisturbed run is, how many moments it has, and what it took."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    answer = server.run(config=config, out=str(out), kill_at=0)
-    assert answer["code"] == 0, answer
+    """What the undisturbed run is, how many moments it has, and what it took.
+
+    The second of two: the first one also writes what the frozen model says, which later ones find.
+    """
+    for name in ("first", "second"):
+        out = tmp_path_factory.mktemp(name) / "run"
+        answer = server.run(config=config, out=str(out), kill_at=0)
+        assert answer["code"] == 0, answer
     return essence(out), answer["moments"], seconds(out)
 
 
@@ -69,10 +73,13 @@ def seconds(out):
 
 
 def disturbed(server, config, out, deaths):
-    """The run after ``deaths``, each a job's part, and the same command again until it is there."""
+    """The run after ``deaths``, each a job's part, and the same command again until it has ended well.
+
+    Who dies when the run is there and the states are not yet gone leaves that to the same command, too.
+    """
     said, codes = [], []
     for death in [*deaths, {}]:
-        if (out / "run.json").exists() and not interrupted(out):
+        if codes and codes[-1] == 0 and (out / "run.json").exists() and not interrupted(out):
             break
         answer = server.run(config=config, out=str(out), **death)
         said += answer["said"]
@@ -92,7 +99,7 @@ def check(out, undisturbed):
 
 # The first moments are those of starting, the last those of saving; most of them are states being written.
 @pytest.mark.parametrize(
-    "share", [0.65, pytest.param(0.3, marks=pytest.mark.long), pytest.param(0.97, marks=pytest.mark.long)]
+    "share", [0.65, pytest.param(0.3, marks=pytest.mark.long), pytest.param(0.95, marks=pytest.mark.long)]
 )
 def test_killed_it_goes_on_to_the_same_bits(server, config, undisturbed, tmp_path, share):
     expected, moments, _ = undisturbed
