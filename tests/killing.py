@@ -162,8 +162,9 @@ class Moments:
         from snugtune.stages import keeping
         from snugtune.train import checkpoints, engine
 
-        # A state after each step, and no new process to look at the saved model, which others test.
-        checkpoints.Checkpoints.due = lambda states: states._writer is None or not states._writer.is_alive()
+        # A state after each step, written while the next one is computed: as many moments in every run,
+        # however fast the disk. And no new process to look at the saved model, which others test.
+        checkpoints.Checkpoints.due = lambda states: states._wait() is None
         keeping.check_reloads = lambda saved: [0.0] * len(saved)
         self._around(engine._Run, "optimizer_step", after=False)
         self._around(engine._Run, "_snapshot", after=True)

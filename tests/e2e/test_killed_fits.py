@@ -79,13 +79,19 @@ def disturbed(server, config, out, deaths):
     """
     said, codes = [], []
     for death in [*deaths, {}]:
-        if codes and codes[-1] == 0 and (out / "run.json").exists() and not interrupted(out):
+        if is_done(out):
             break
         answer = server.run(config=config, out=str(out), **death)
         said += answer["said"]
         codes.append(answer["code"])
-    assert codes[-1] == 0, said
+    assert is_done(out), (codes, said)
     return said, codes
+
+
+def is_done(out):
+    """Whether the run is there and nothing beside it."""
+    beside = [path.name for path in out.parent.iterdir() if path.name.startswith(".")]
+    return (out / "run.json").exists() and not interrupted(out) and not beside
 
 
 def interrupted(out):
