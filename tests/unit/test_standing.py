@@ -71,6 +71,16 @@ def test_a_complete_run_is_left_as_it_is(tmp_path):
         ask(out, resume=True, config=make_config({"train": "a.csv", "r": 4}))
 
 
+def test_who_died_in_the_last_moments_had_completed_the_run(tmp_path):
+    out = tmp_path / "run"
+    write_record(out, interrupted=False)
+    assert ask(out) == ((False, False), [])  # refused later, as any run that is there
+    states_folder(out).mkdir()  # its states were being removed
+    assert ask(out) == ((True, False), [f"The run {out} is complete already."])
+    assert ask(out, overwrite=True) == ((False, True), [])
+    assert ask(out, config=make_config({"train": "a.csv", "r": 4})) == ((False, False), [])
+
+
 def test_no_resume_forgets(tmp_path):
     out = tmp_path / "run"
     commit(out)

@@ -39,7 +39,8 @@ def prepare(
 ) -> tuple[bool, bool]:
     """Look at what lies at ``out`` and beside it: (whether the run is complete, whether it may be replaced).
 
-    A run that Ctrl-C ended early is replaced by its own continuation. ``resume`` set insists on going on from
+    A run that Ctrl-C ended early is replaced by its own continuation; one that died when it was complete is
+    complete. ``resume`` set insists on going on from
     a saved state; unset (False) removes what there is; left open (None) goes on if that is possible.
 
     Raises:
@@ -52,7 +53,9 @@ def prepare(
         shutil.rmtree(states, ignore_errors=True)
         return False, overwrite
     record = _record(out)
-    if record is not None and resume and not record["training"]["interrupted"] and _is_of(record, config):
+    # States beside a run that is complete: the process before died in its last moments.
+    asked = resume or (states.exists() and not overwrite)
+    if record is not None and asked and not record["training"]["interrupted"] and _is_of(record, config):
         say(f"The run {out} is complete already.")
         return True, overwrite
     found = newest_committed(states)
