@@ -11,13 +11,14 @@ AUDIT := $(AUDIT_VENV)/bin
 FUZZ_SECONDS ?= 60
 BENCHMARKS := $(wildcard benchmarks/*.py)
 
-.PHONY: help setup demo test test-long stores fuzz audit sbom lint bench docs clean
+.PHONY: help setup demo test test-documents test-long stores fuzz audit sbom lint bench docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup   create $(VENV) with the exact versions of constraints.txt"
 	@echo "make demo    run snugtune demo"
 	@echo "make test    lint, then the tests (about ten minutes)"
+	@echo "make test-documents  execute the documents' commands and the notebook (also part of test-long)"
 	@echo "make test-long  what takes longer: the documents' commands, the notebook, kills and mutated files by the hundred"
 	@echo "make stores  install the object stores that tests talk to: S3's protocol, Google Cloud Storage"
 	@echo "make fuzz    FUZZ_SECONDS (60) of coverage-guided fuzzing of each reader, with Atheris"
@@ -51,6 +52,11 @@ lint: $(READY)
 # In the order of folders, end-to-end first: sorted by number of tests, the few that take longest would come last.
 test: lint
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Every command and snippet of the documents, and the notebook: a part of the long tests.
+test-documents: $(READY)
+	$(BIN)/pytest -m long -n auto --maxprocesses 2 --dist loadfile \
+		tests/e2e/test_document_pages.py tests/e2e/test_document_pages_how_to.py tests/e2e/test_notebook_runs.py
 
 test-long: $(READY) $(STORES_VENV)/.ready
 	$(BIN)/pytest -m long -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder
