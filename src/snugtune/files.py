@@ -333,6 +333,23 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_new_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse, before any work, an --output at ``path`` that could not be written at its end.
+
+    Raises:
+        UserInputError: no such folder, a folder of that name, or a file that is already there and
+            ``overwrite`` is not set.
+    """
+    if not path.parent.is_dir():
+        raise UserInputError(
+            f"Cannot write {path}: the folder {path.parent} does not exist; create it first."
+        )
+    if path.is_dir():
+        raise UserInputError(f"Cannot write {path}: it is a folder; name a file.")
+    if path.exists() and not overwrite:
+        raise UserInputError(f"{path} already exists; choose another --output or add --overwrite.")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from snugtune.config import make_config
-from snugtune.data.corrections import EXCEL_CHARACTERS, cell_text
 from snugtune.data.dataset import load_data, load_usable
+from snugtune.data.form import EXCEL_CHARACTERS, cell_text
 from snugtune.errors import UserInputError
 from snugtune.progress import Observer
 

@@ -83,7 +83,7 @@ class FakeEngine:
 
     def __init__(self, *, bad=(), budget=64, gate=None):
         self.bad, self.batch_tokens, self.padding_worth = set(bad), budget, None
-        self.gate, self.asked, self.fills_batches = gate, [], True
+        self.gate, self.asked = gate, []
 
     def text(self, number, length=4):
         return Prepared(self, (np.full(length, number, dtype=np.int32),), None, 0.0)
@@ -291,18 +291,18 @@ def test_what_others_compute_in_between_counts_for_the_pace(device):
 
 
 @pytest.mark.parametrize(
-    ("fills_batches", "timeout_s", "expected"),
+    ("padding_worth", "timeout_s", "expected"),
     [
-        (True, 5.0, [[0], [1, 3], [2]]),  # within a fifth of five seconds
-        (True, 0.5, [[0], [1], [2], [3]]),
-        (False, 5.0, [[0], [1], [2], [3]]),  # far more than a fifth of what 1 has waited
+        (None, 5.0, [[0], [1, 3], [2]]),  # within a fifth of five seconds
+        (None, 0.5, [[0], [1], [2], [3]]),
+        (16, 5.0, [[0], [1], [2], [3]]),  # far more than a fifth of what 1 has waited
     ],
 )
-def test_what_came_much_later_overtakes_nobody(device, fills_batches, timeout_s, expected):
+def test_what_came_much_later_overtakes_nobody(device, padding_worth, timeout_s, expected):
     """While the first batch is computed texts of 4, 8 and 4 tokens come, the last one .3 s later."""
     gate = threading.Event()
     engine = FakeEngine(budget=8, gate=gate)
-    engine.fills_batches = fills_batches
+    engine.padding_worth = padding_worth
 
     async def run():
         batcher = Batcher(Recorder(), device, timeout_s=timeout_s)
@@ -321,7 +321,7 @@ def test_what_came_much_later_overtakes_nobody(device, fills_batches, timeout_s,
 
 def test_texts_of_one_request_came_together(device):
     engine = FakeEngine(budget=64)
-    engine.fills_batches = False
+    engine.padding_worth = 16
 
     async def run():
         batcher = Batcher(Recorder(), device)

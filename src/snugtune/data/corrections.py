@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from snugtune.data.form import Form, cell_text
 from snugtune.data.table import Table, read_table
 from snugtune.errors import UserInputError
 from snugtune.files import replacing
@@ -18,10 +19,6 @@ ROW, TEXT, GIVEN, SUGGESTED, QUALITY, CORRECTED = ISSUE_COLUMNS = (
     "row", "text", "given_label", "suggested_label", "label_quality", "corrected_label",
 )  # fmt: skip
 """Columns of ``label_issues.xlsx``; ``row`` is the row of the user's file as a spreadsheet numbers it."""
-
-EXCEL_CHARACTERS = 32_767
-"""What a cell of a workbook holds, in UTF-16 code units; longer texts are cut there."""
-
 
 _WIDTHS = (8, 90, 32, 32, 12, 32)
 
@@ -94,26 +91,11 @@ def write_issues(issues: Sequence[Issue], labels: Sequence[str], path: Path) -> 
     from xlsxwriter import Workbook
 
     with replacing(path) as temporary, Workbook(temporary) as book:
-        sheet, choices = book.add_worksheet("label issues"), book.add_worksheet("labels")
-        heading = book.add_format({"bold": True})
-        wrapped = book.add_format({"text_wrap": True, "valign": "top"})
-        rounded = book.add_format({"num_format": "0.000", "valign": "top"})
-        for column, (name, width) in enumerate(zip(ISSUE_COLUMNS, _WIDTHS, strict=True)):
-            sheet.set_column(column, column, width)
-            sheet.write_string(0, column, name, heading)
-        for line, issue in enumerate(issues, start=1):
-            sheet.write_number(line, 0, issue.row, wrapped)
-            sheet.write_number(line, 4, round(issue.quality, 6), rounded)
-            for column, text in ((1, issue.text), (2, issue.given), (3, issue.suggested)):
-                sheet.write_string(line, column, cell_text(text), wrapped)
-            sheet.write_blank(line, 5, None, wrapped)
-        for line, label in enumerate(labels):
-            choices.write_string(line, 0, cell_text(label))
-        if issues:
-            allowed = {"validate": "list", "source": f"=labels!$A$1:$A${len(labels)}"}
-            sheet.data_validation(1, 5, len(issues), 5, allowed)
-        sheet.freeze_panes(1, 0)
-        sheet.autofilter(0, 0, max(1, len(issues)), len(ISSUE_COLUMNS) - 1)
+        form = Form(book, "label issues", list(zip(ISSUE_COLUMNS, _WIDTHS, strict=True)))
+        for issue in issues:
+            form.add((issue.row, issue.text, issue.given, issue.suggested, float(issue.quality), None))
+        form.offer(labels, ISSUE_COLUMNS.index(CORRECTED))
+        form.finish()
 
 
 def _read(path: str) -> tuple[pl.DataFrame, int]:
@@ -135,13 +117,6 @@ def _twins(by_row: dict[int, str], texts: Sequence[str], given: Sequence[str]) -
     pairs = zip(texts, given, strict=True)
     found = ((i, labels.get((text.strip(), label))) for i, (text, label) in enumerate(pairs))
     return {i: label for i, label in found if label is not None}
-
-
-def cell_text(text: str) -> str:
-    """What a workbook's cell keeps of ``text``."""
-    if len(text) <= EXCEL_CHARACTERS // 2:
-        return text
-    return text.encode("utf-16-le")[: 2 * EXCEL_CHARACTERS].decode("utf-16-le", errors="ignore")
 
 
 def _cells(frame: pl.DataFrame, name: str) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import polars as pl
 
-from snugtune.data.corrections import cell_text
+from snugtune.data.form import Form
 from snugtune.errors import UserInputError
-from snugtune.files import replacing
+from snugtune.files import check_new_file, replacing
 
 ROW, TEXT, LABEL, PREDICTED, PROBABILITY, REASON = COLUMNS = (
     "row", "text", "label", "predicted_label", "probability", "reason",
@@ -43,14 +43,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserInputError(f"Cannot write {path}: name it with one of {', '.join(SUFFIXES)}.")
-    if not path.parent.is_dir():
-        raise UserInputError(
-            f"Cannot write {path}: the folder {path.parent} does not exist; create it first."
-        )
-    if path.is_dir():
-        raise UserInputError(f"Cannot write {path}: it is a folder; name a file.")
-    if path.exists() and not overwrite:
-        raise UserInputError(f"{path} already exists; choose another --output or add --overwrite.")
+    check_new_file(path, overwrite=overwrite)
 
 
 def write_to_label(rows: Sequence[ToLabel], labels: Sequence[str], path: Path) -> None:
@@ -69,30 +62,14 @@ def _write_workbook(rows: Sequence[ToLabel], labels: Sequence[str], path: Path) 
     from xlsxwriter import Workbook
 
     with replacing(path) as temporary, Workbook(temporary) as book:
-        sheet = book.add_worksheet("to label")
-        heading = book.add_format({"bold": True})
-        wrapped = book.add_format({"text_wrap": True, "valign": "top"})
-        rounded = book.add_format({"num_format": "0.000", "valign": "top"})
-        for column, (name, width) in enumerate(zip(COLUMNS, _WIDTHS, strict=True)):
-            sheet.set_column(column, column, width)
-            sheet.write_string(0, column, name, heading)
-        for line, one in enumerate(rows, start=1):
-            sheet.write_number(line, 0, one.row, wrapped)
-            for column, text in ((1, one.text), (3, one.predicted or ""), (5, one.reason)):
-                sheet.write_string(line, column, cell_text(text), wrapped)
-            sheet.write_blank(line, 2, None, wrapped)
-            if one.probability is not None:
-                sheet.write_number(line, 4, round(one.probability, 6), rounded)
+        form = Form(book, "to label", list(zip(COLUMNS, _WIDTHS, strict=True)))
+        for one in rows:
+            probability = None if one.probability is None else float(one.probability)
+            form.add((one.row, one.text, None, one.predicted or "", probability, one.reason))
         if labels and rows:
-            choices = book.add_worksheet("labels")
-            for line, label in enumerate(labels):
-                choices.write_string(line, 0, cell_text(label))
             # A warning, not a refusal: a text may turn out to be of a category that nobody had thought of.
-            allowed = {
-                "validate": "list", "source": f"=labels!$A$1:$A${len(labels)}", "error_type": "warning",
-                "error_title": "A new label?",
-                "error_message": "This label is not one of those known so far. Keep it?",
-            }  # fmt: skip
-            sheet.data_validation(1, 2, len(rows), 2, allowed)
-        sheet.freeze_panes(1, 0)
-        sheet.autofilter(0, 0, max(1, len(rows)), len(COLUMNS) - 1)
+            form.offer(
+                labels, COLUMNS.index(LABEL), error_type="warning", error_title="A new label?",
+                error_message="This label is not one of those known so far. Keep it?",
+            )  # fmt: skip
+        form.finish()

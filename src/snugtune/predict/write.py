@@ -17,7 +17,7 @@ import polars as pl
 
 from snugtune.data.sql import check_sql_output, create_sql
 from snugtune.errors import UserInputError
-from snugtune.files import replacing
+from snugtune.files import check_new_file, replacing
 from snugtune.predict.summary import TITLE, Summary
 from snugtune.table_url import is_table_url, parse_table_url
 
@@ -103,14 +103,7 @@ def check_output(output: str | Path, *, overwrite: bool = False) -> None:
         return
     output = Path(output)
     _writer(output)
-    if not output.parent.is_dir():
-        raise UserInputError(
-            f"Cannot write {output}: the folder {output.parent} does not exist; create it first."
-        )
-    if output.is_dir():
-        raise UserInputError(f"Cannot write {output}: it is a folder; name a file.")
-    if output.exists() and not overwrite:
-        raise UserInputError(f"{output} already exists; choose another --output or add --overwrite.")
+    check_new_file(output, overwrite=overwrite)
 
 
 def check_fits(

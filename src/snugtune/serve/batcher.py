@@ -213,7 +213,7 @@ class Batcher:
         oldest = waiting[0]
         engine = oldest.text.engine  # after a reload the queue may hold texts of two versions
         waited_s = time.monotonic() - oldest.arrived
-        latest = oldest.arrived + OVERTAKE * (self._timeout_s if engine.fills_batches else waited_s)
+        latest = oldest.arrived + OVERTAKE * (self._timeout_s if engine.padding_worth is None else waited_s)
         same = [item for item in waiting if item.text.engine is engine and item.arrived <= latest]
         chosen = companions(
             [item.text.longest for item in same],

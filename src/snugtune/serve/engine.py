@@ -134,13 +134,11 @@ class Engine:
 
     @property
     def padding_worth(self) -> int | None:
-        """Tokens of padding that a text may add to a batch rather than being computed by itself."""
-        return CPU_PADDING_WORTH if self._on_cpu else None
+        """Tokens of padding that a text may add to a batch rather than being computed by itself.
 
-    @property
-    def fills_batches(self) -> bool:
-        """Whether a full batch takes hardly longer than a small one."""
-        return not self._on_cpu
+        None: any number, for a full batch takes hardly longer than a small one.
+        """
+        return CPU_PADDING_WORTH if self._on_cpu else None
 
     @property
     def _on_cpu(self) -> bool:

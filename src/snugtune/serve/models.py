@@ -134,12 +134,9 @@ class ServedModel:
         if tokens > most:
             raise too_large(f"A request must have at most {most} tokens. Given: {tokens}")
         waiting = self._batcher.tokens
-        if waiting and (waiting + tokens > most or self._pace.seconds(waiting) > self._longest_wait_s):
+        too_long = self._pace.seconds(waiting) > MAY_WAIT * self.limits.timeout_s
+        if waiting and (waiting + tokens > most or too_long):
             raise overloaded("Model is overloaded", self.retry_after_s)
-
-    @property
-    def _longest_wait_s(self) -> float:
-        return MAY_WAIT * self.limits.timeout_s
 
     @property
     def retry_after_s(self) -> int:
