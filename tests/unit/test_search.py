@@ -354,6 +354,20 @@ def run(place, tmp_path):
     return run
 
 
+def test_a_mistake_in_the_command_leaves_nothing_and_takes_nothing(tmp_path):
+    table, out = tmp_path / "t.csv", tmp_path / "s"
+    table.write_text("text,label\na b,X\nc d,Y\n", encoding="utf-8")
+    plan = make_plan({"train": str(table), "label": "nope"}, out, trials=1)
+    with pytest.raises(UserInputError, match="no column 'nope'"):
+        search(plan)
+    assert not out.exists()
+    out.mkdir()
+    (out / shared.JOURNAL).write_text("what was searched before", encoding="utf-8")
+    with pytest.raises(UserInputError, match="no column 'nope'"):
+        search(plan, overwrite=True)
+    assert (out / shared.JOURNAL).read_text(encoding="utf-8") == "what was searched before"
+
+
 def test_a_search_begins_with_the_defaults_and_ends_with_one_finished_run(run, tmp_path):
     fit = FakeFit()
     record, notes = run(fit)

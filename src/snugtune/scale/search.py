@@ -162,12 +162,14 @@ def open_search(plan: Plan, *, overwrite: bool, observer: Observer, fit: Fit) ->
     Raises:
         UserInputError: the data or the folder cannot be used.
     """
-    folder = _open_folder(Path(plan.out), overwrite=overwrite)
+    folder = Path(plan.out)
+    _check_folder(folder, overwrite=overwrite)
     data = load_data(plan.base, observer)
     space = make_space(
         {key: value for key, value in plan.given.items() if key not in NOT_OF_TRIALS}, plan.methods,
         _facts(plan, len(data.labels.names)),
     )  # fmt: skip
+    _make_folder(folder, overwrite=overwrite)
     return Searching(plan, folder, data, space, open_study(folder, seed=plan.base.seed), observer, fit)
 
 
@@ -476,8 +478,8 @@ def _allowance(config: FitConfig, quoted: dict[str, Any]) -> Allowance | None:
     return allowance(Rates(price, None, quoted["units_per_hour"]), **limits)
 
 
-def _open_folder(folder: Path, *, overwrite: bool) -> Path:
-    """The folder of a search, which is made, gone on with, or begun anew.
+def _check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Refuse, before anything is read, a folder that is not for a search.
 
     Raises:
         UserInputError: something else is there, or another process is at work in it.
@@ -489,6 +491,16 @@ def _open_folder(folder: Path, *, overwrite: bool) -> Path:
             f"The folder {folder} already holds something that is no search (no {JOURNAL}); choose another "
             "output."
         )
+    if overwrite and folder.is_dir():
+        _refuse_if_at_work(folder)
+
+
+def _make_folder(folder: Path, *, overwrite: bool) -> None:
+    """The folder of a search, which is made, gone on with, or begun anew: when nothing else can be wrong.
+
+    Raises:
+        UserInputError: another process is at work in it, or it cannot be made.
+    """
     try:
         if overwrite and folder.is_dir():
             _refuse_if_at_work(folder)
@@ -500,7 +512,6 @@ def _open_folder(folder: Path, *, overwrite: bool) -> Path:
         raise UserInputError(
             f"Cannot create the folder {folder}: {error.strerror}; choose another output."
         ) from None
-    return folder
 
 
 def _refuse_if_at_work(folder: Path) -> None:
