@@ -304,7 +304,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
             raise ConfigError(f"{path} has more than 1 MiB: it is no configuration file; check the path.")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the configuration file {path}: {error}.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"Cannot read the configuration file {path}: {reason}.") from None
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # it is a SafeLoader
     except _TwiceError as error:
