@@ -28,7 +28,12 @@ class TrainingError(SnugtuneError):
 
 
 class RestartNeededError(TrainingError):
-    """Memory ran out for good in this process; a new one can go on from the last committed step."""
+    """Memory ran out for good in this process; a new one can go on from the last committed step.
+
+    Its exit code is ``EX_TEMPFAIL`` of BSD's sysexits: the same command may succeed.
+    """
+
+    exit_code = 75
 
 
 class ArtifactError(SnugtuneError):

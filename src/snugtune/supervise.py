@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -66,6 +66,7 @@ def fit(
     resume: bool | None = None,
     trained_as: str | None = None,
     group: Group | None = None,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Path:
     """Train a classifier as ``config`` says and write the run folder ``out``; returns its path.
 
@@ -83,6 +84,7 @@ def fit(
             False begins anew.
         trained_as: what made the states that lie there, if not an earlier call of this kind; for the record.
         group: the processes that train together, of which this is the first (``scale/distributed.py``).
+        around: is entered for the training alone, where no worker is started.
 
     Raises:
         UserInputError: the data, a setting or the folder cannot be used, or there is nothing to resume.
@@ -103,7 +105,10 @@ def fit(
                 history=(trained_as,) if trained_as else (),
             ).run()
         else:
-            _fit_here(config, out, overwrite=overwrite, observer=observer, trained_as=trained_as, group=group)
+            _fit_here(
+                config, out, overwrite=overwrite, observer=observer, trained_as=trained_as, group=group,
+                around=around,
+            )  # fmt: skip
     if was_interrupted(out):
         tell_what_is_kept(states_folder(out), observer.say)
     else:
@@ -120,6 +125,7 @@ def _fit_here(
     observer: Observer,
     trained_as: str | None = None,
     group: Group | None = None,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     """Train in this process, which commits states but starts no other should it die."""
     from snugtune.fit import fit as fit_here
@@ -127,7 +133,7 @@ def _fit_here(
 
     group = group or ALONE
     try:
-        with told_to_stop(), attempted(out, observer.say, trained_as=trained_as) as recovery:
+        with told_to_stop(), attempted(out, observer.say, trained_as=trained_as) as recovery, around():
             group.from_first(recovery.to_json())
             fit_here(config, out, overwrite=overwrite, observer=observer, recovery=recovery, group=group)
     except ToldToStop as stopped:

@@ -25,7 +25,7 @@ from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneErr
 from snugtune.relay import RelayObserver
 from snugtune.train.recovery import Recovery
 
-RESTART = 75
+RESTART = RestartNeededError.exit_code
 """Exit code of a worker that a new one should follow: "temporary failure" in ``sysexits.h``."""
 
 TOLD_TO_STOP = 128 + signal.SIGTERM

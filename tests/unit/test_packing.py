@@ -23,10 +23,11 @@ from snugtune.model.adapter import trainable_state
 from snugtune.model.backbone import set_dropout, without_cache
 from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.first_token import FIRST_TOKEN_TYPES, read_first_token_only
-from snugtune.model.packing import FAMILIES, is_packable, pack, packed_logits
+from snugtune.model.packing import FAMILIES, is_packable, pack, packed_logits, packs_on_cpu, row_size
 from snugtune.model.varlen import by_text, kernel, packed_attention, window
+from snugtune.train import forward
 from snugtune.train.engine import Services
-from snugtune.train.forward import collate
+from snugtune.train.forward import collate, predict_logits
 from snugtune.train.planning import make_planner
 from snugtune.train.rehearsal import Rehearsal
 from tiny_training import CPU, train_tiny
@@ -310,3 +311,61 @@ def test_a_setup_of_packed_texts_is_rehearsed_with_checkpointing(tmp_path):
         for k in (2, 0)
     )
     assert recomputed < kept
+
+
+# On a CPU, without gradients
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_of_nobody_behind_the_texts_change_nothing(case):
+    model = model_of(case).eval()
+    rows = texts(SOME_LENGTHS)
+    with torch.no_grad():
+        expected, found = (packed_logits(model, pack(rows, model, size)) for size in (0, 96))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9000))
+def test_a_row_has_room_for_its_tokens_and_one_of_few_lengths(tokens):
+    size = row_size(tokens)
+    assert tokens <= size <= max(32, 1.25 * tokens + 32)
+    assert row_size(size) == size
+
+
+def test_there_are_few_lengths_of_rows():
+    assert len({row_size(tokens) for tokens in range(1, 4097)}) == 24
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_predictor_packs_and_gives_each_text_what_it_gets_alone(dtype, monkeypatch):
+    config = shape_of("bert")
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval().to(dtype)
+    rows = [*texts((3, 9, 9, 1, 30)), np.array([], dtype=np.int32)]
+    options = {"pad_token_id": PAD, "device": CPU}
+    sizes = []
+    monkeypatch.setattr(
+        forward, "pack", lambda rows, model, size: sizes.append(size) or pack(rows, model, size)
+    )
+    found = predict_logits(model, as_tokens(rows), **options)
+    assert sizes == [0 if dtype == torch.float32 else 64]
+    alone = np.concatenate([predict_logits(model, as_tokens([row]), **options) for row in rows])
+    padded = model(**collate(as_tokens(rows[:5]), np.arange(5), PAD, CPU)).logits.detach().float().numpy()
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    np.testing.assert_allclose(found, alone, **close)
+    np.testing.assert_allclose(found[:5], padded, **close)
+
+
+def test_what_is_not_packed_on_a_cpu():
+    config = shape_of("bert")
+    model = AutoModelForSequenceClassification.from_config(config)
+    assert packs_on_cpu(model)
+    model.config._attn_implementation = "sdpa"  # stock attention lets texts in one row see each other
+    assert not packs_on_cpu(model)
+    assert not packs_on_cpu(torch.nn.Linear(2, 2))
+
+
+def as_tokens(rows):
+    lengths = np.array([len(row) for row in rows])
+    return Tokens(rows, lengths, Truncation(64, len(rows), 0, int(lengths.sum()), 0))

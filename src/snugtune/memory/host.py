@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-PRIMITIVES_KEPT = "64"
-"""Compiled primitives that may be kept: those of the few shapes at hand."""
+PRIMITIVES_KEPT = "128"
+"""Compiled primitives that may be kept: those of the few lengths of packed rows (``packing.row_size``)."""
 
 CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 """Environment variables of PyTorch's own cache of oneDNN primitives and of oneDNN's; both hold them alive."""

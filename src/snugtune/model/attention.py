@@ -1,10 +1,10 @@
 """Our registered attention: the kernel that is fastest where it runs, and the same one every time.
 
-On a CPU, bfloat16 goes block by block through ``blocked_attention``; what that does not take (a causal mask,
-fewer heads of keys) goes through torch's fused kernel, in float32 while gradients are needed, as its bfloat16
-backward pass is many times slower for short texts (``decisions/0002-attention-on-cpu.md``). On a GPU the
-memory-efficient kernel is pinned and the mask is always made: a step allocates what was predicted, and
-nothing is read back to look at the mask.
+On a CPU, bfloat16 goes block by block through ``blocked_attention`` where that is faster; what it does not
+take (a causal mask, fewer heads of keys) goes through torch's fused kernel, in float32 while gradients are
+needed, as its bfloat16 backward pass is many times slower for short texts
+(``decisions/0002-attention-on-cpu.md``). On a GPU the memory-efficient kernel is pinned and the mask is
+always made: a step allocates what was predicted, and nothing is read back to look at the mask.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def attention(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
             )
     usual = not getattr(module, "is_causal", False) and options.get("position_bias") is None
-    if usual and blocked_attention.can_run(query, key, attention_mask, dropout):
+    in_blocks = blocked_attention.can_run(query, key, attention_mask, dropout)
+    if usual and in_blocks and blocked_attention.pays(query.shape[2]):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return blocked_attention.attend(query, key, value, attention_mask, scale).transpose(1, 2), None
     plain = query.device.type != "cpu" or query.dtype == torch.float32 or not torch.is_grad_enabled()

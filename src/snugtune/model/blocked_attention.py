@@ -43,7 +43,18 @@ PADDING = -1e4
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**60
 """Between these, no weight of note has left bfloat16's normal numbers, which end at 2^-126 and 2^128."""
 
+SHORTEST_ON_TILES = 65
+"""Tokens of a text below which torch's kernel in float32, with its backward pass, is faster than blocks on a
+processor that multiplies tiles (AMX). Without gradients its kernel in bfloat16 is, at any length."""
+
 _Part = tuple[slice, slice]
+
+
+def pays(length: int) -> bool:
+    """Whether it is faster here than torch's own kernels at so many tokens (``decisions/0002``)."""
+    if not torch.cpu._is_amx_tile_supported():
+        return True
+    return torch.is_grad_enabled() and length >= SHORTEST_ON_TILES
 
 
 def can_run(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float) -> bool:

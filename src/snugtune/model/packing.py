@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from transformers import PretrainedConfig, PreTrainedModel
 
+from snugtune.model.adapter import virtual_tokens
+from snugtune.model.attention import NAME
+from snugtune.model.sharding import is_sharded
 from snugtune.model.varlen import LARGEST_HEAD_DIM, kernel
 
 
@@ -30,6 +33,7 @@ class PackedTexts:
 
     ``input_ids`` and ``position_ids`` are (1, T), ``boundaries`` (N + 1,) of int32 says where texts begin and
     end, ``read_at`` (N,) which token of the row speaks for each. ``longest`` is the longest one's length.
+    Behind the last text there may be tokens of none.
     """
 
     input_ids: Tensor
@@ -128,8 +132,38 @@ def plain(model: nn.Module) -> PreTrainedModel:
     return found
 
 
-def pack(rows: Sequence[NDArray[np.int32]], model: nn.Module) -> PackedTexts:
-    """Token ids of texts, each with its special tokens, for ``packed_logits`` of this model; on the host."""
+def packs_on_cpu(model: nn.Module) -> bool:
+    """Whether texts can be packed for ``model`` where there is no variable-length kernel and none is needed.
+
+    That is without gradients: the attention that stands in for the kernel takes texts of one length at once.
+    """
+    inner = plain(model)
+    return (
+        isinstance(inner, PreTrainedModel)
+        and inner.config._attn_implementation == NAME
+        and is_packable(inner.config)
+        and not virtual_tokens(model)
+        # Layers that are gathered for one pass at a time hang on the whole model's own forward.
+        and not is_sharded(model)
+    )
+
+
+def row_size(tokens: int) -> int:
+    """The length of a row that has room for so many tokens, of few lengths that there are.
+
+    Multiples of 32 up to 256, then four lengths to each doubling. oneDNN compiles a product of bfloat16 anew
+    for each number of rows: on a processor that multiplies tiles (AMX), one of MiniLM's feed-forward layer
+    takes 20 to 40 ms and some MiB, longer than six layers need to compute 2,048 tokens.
+    """
+    step = max(32, (1 << (max(tokens, 1) - 1).bit_length()) // 8)
+    return -(-tokens // step) * step
+
+
+def pack(rows: Sequence[NDArray[np.int32]], model: nn.Module, size: int = 0) -> PackedTexts:
+    """Token ids of texts, each with its special tokens, for ``packed_logits`` of this model; on the host.
+
+    A row that is shorter than ``size`` is filled up with tokens that belong to no text.
+    """
     inner = plain(model)
     reading = FAMILIES[inner.config.model_type]
     lengths = np.array([len(row) for row in rows])
@@ -146,9 +180,11 @@ def pack(rows: Sequence[NDArray[np.int32]], model: nn.Module) -> PackedTexts:
         read = [int((np.arange(len(row)) * (row != pad)).argmax()) for row in rows]
     else:
         read = [0] * len(rows)
+    # Any token that there is, at any place: nobody looks at what becomes of it.
+    rest = np.zeros(max(0, size - boundaries[-1]), dtype=np.int64)
     return PackedTexts(
-        torch.from_numpy(np.concatenate(rows).astype(np.int64))[None],
-        torch.from_numpy(np.concatenate(positions).astype(np.int64))[None],
+        torch.from_numpy(np.concatenate([*rows, rest]).astype(np.int64))[None],
+        torch.from_numpy(np.concatenate([*positions, rest]).astype(np.int64))[None],
         torch.from_numpy(boundaries.astype(np.int32)),
         torch.from_numpy(boundaries[:-1] + np.array(read)),
         int(lengths.max()),

@@ -8,9 +8,9 @@ attention is exact and serves the tests.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import pairwise, starmap
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -114,20 +114,33 @@ def by_text(
 ) -> Tensor:
     """The same as ``kernel()`` text by text, on any device and in any number format.
 
-    Takes and returns (T, heads, head_dim); ``boundaries`` are read on the host.
+    Takes and returns (T, heads, head_dim); ``boundaries`` are read on the host. Texts of one length that lie
+    side by side are computed at once. What lies behind the last text is nobody's and comes back as zeros.
     """
-    queries, keys = (pairwise(some.tolist()) for some in (boundaries, boundaries_of_keys))
-    query, key, value = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-    parts = []
-    for at, text in zip(starmap(slice, queries), starmap(slice, keys), strict=True):
-        seen = _within(window_size, text.stop - text.start, query.device)
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, at], key[:, :, text], value[:, :, text],
-                attn_mask=seen, scale=scale, enable_gqa=enable_gqa,
-            )
+    out = query.new_zeros(query.shape) if int(boundaries[-1]) < len(query) else torch.empty_like(query)
+    for at, text, count in _alike(boundaries.tolist(), boundaries_of_keys.tolist()):
+        seen = _within(window_size, (text.stop - text.start) // count, query.device)
+        mixed = scaled_dot_product_attention(
+            _texts(query[at], count), _texts(key[text], count), _texts(value[text], count),
+            attn_mask=seen, scale=scale, enable_gqa=enable_gqa,
         )  # fmt: skip
-    return torch.cat(parts, dim=2)[0].transpose(0, 1)
+        out[at].view(count, -1, *out.shape[1:]).copy_(mixed.transpose(1, 2))
+    return out
+
+
+def _alike(queries: Sequence[int], keys: Sequence[int]) -> Iterator[tuple[slice, slice, int]]:
+    """Runs of texts with as many tokens each: where queries and keys lie, and how many texts they are."""
+    first = 0
+    lengths = [(q[1] - q[0], k[1] - k[0]) for q, k in zip(pairwise(queries), pairwise(keys), strict=True)]
+    for i, length in enumerate(lengths):
+        if i + 1 == len(lengths) or lengths[i + 1] != length:
+            yield slice(queries[first], queries[i + 1]), slice(keys[first], keys[i + 1]), i + 1 - first
+            first = i + 1
+
+
+def _texts(rows: Tensor, count: int) -> Tensor:
+    """(T, heads, head_dim) of ``count`` texts of one length as (count, heads, length, head_dim)."""
+    return rows.reshape(count, -1, *rows.shape[1:]).transpose(1, 2)
 
 
 def _within(window_size: tuple[int, int], length: int, device: torch.device) -> Tensor | None:

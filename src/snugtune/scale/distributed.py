@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,13 @@ from snugtune import supervise
 from snugtune.config import FitConfig
 from snugtune.errors import (
     EndedElsewhereError,
-    RestartNeededError,
     RunInterruptedError,
     SnugtuneError,
     UserInputError,
     one_line,
 )
 from snugtune.progress import Observer
-from snugtune.scale.launch import RESTART, number, size_of_group
+from snugtune.scale.launch import number, size_of_group
 from snugtune.scale.meeting import meet
 from snugtune.train.group import ALONE, Group
 from snugtune.train.recovery import Recovery
@@ -81,6 +81,8 @@ def fit(
                 supervised=False,
                 resume=resume,
                 group=group,
+                # What ends the training here may be what ended another process.
+                around=partial(_ending_together, group),
             )
         return follow(config, out, group)
 
@@ -155,9 +157,6 @@ def _ending_together(group: Group) -> Iterator[None]:
     except EndedElsewhereError:
         raise
     except SnugtuneError as error:
-        if isinstance(error, RestartNeededError):
-            # Whoever started the group may start it again.
-            error.exit_code = RESTART
         if _told_first(group, error.exit_code):
             raise _of_process(error, group) from None
         raise EndedElsewhereError(error.exit_code) from None

@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from snugtune.errors import EndedElsewhereError, UserInputError
+from snugtune.errors import EndedElsewhereError, RestartNeededError, UserInputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells each process it starts (torchrun's names, which all others use)."""
 
-RESTART = 75
+RESTART = RestartNeededError.exit_code
 """Exit code of a process of a group whose memory ran out where it could not be made good."""
 
 MOST_RESTARTS = 3

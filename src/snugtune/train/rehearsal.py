@@ -33,10 +33,10 @@ from snugtune.model.offload import embedding_to_host, word_embedding
 from snugtune.model.packing import PackedTexts
 from snugtune.model.parameters import meta_model
 from snugtune.model.pooling import planned_config
-from snugtune.train.forward import INFERENCE_TOKENS
+from snugtune.train.forward import INFERENCE_TOKENS, classify
 from snugtune.train.optim import allocate_state, make_optimizer
 from snugtune.train.ranks import add_penalty_gradients, forget_importance, watch_importance
-from snugtune.train.step import MicroBatch, accumulate_gradients, classify, clip_gradients
+from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
 from snugtune.train.transaction import UpdateSnapshot, is_copied_before_update
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from snugtune.config import FitConfig
-from snugtune.errors import UserInputError
+from snugtune.errors import RestartNeededError, SnugtuneError, UserInputError
 from snugtune.files import refuse_if_being_written, was_left_unfinished
 from snugtune.train.recovery import (
     ALL_LEVERS,
@@ -97,13 +97,16 @@ def was_interrupted(run: Path) -> bool:
 
 
 def clear_states(out: str | Path) -> None:
-    """Remove the states of ``out`` if none is committed, unless another process is at work there."""
+    """Remove the states of ``out`` if none is committed, unless another process is at work there.
+
+    A note that memory ran out stays: it is what the next process knows.
+    """
     states = states_folder(out)
     try:
         refuse_if_being_written(out)
     except UserInputError:
         return
-    if newest_committed(states) is None:
+    if newest_committed(states) is None and not (states / ATTEMPT).exists():
         shutil.rmtree(states, ignore_errors=True)
 
 
@@ -113,8 +116,9 @@ def attempted(
 ) -> Iterator[Recovery]:
     """How a process that nobody watches goes on after one that was killed; it notes that it is at work.
 
-    If the system has ended processes for want of memory since that one started, this one was likely among
-    them: micro-batches have half the size then, and if no step was gained, every lever is drawn.
+    If that one ran out of memory, or the system has ended processes for want of memory since it started, so
+    that it was likely among them, micro-batches have half the size, and if no step was gained, every lever is
+    drawn.
     """
     states = states_folder(out)
     before, newest = _read(states / ATTEMPT), newest_committed(states)
@@ -123,32 +127,49 @@ def attempted(
     start = "the beginning" if step is None else f"step {step}"
     if before is not None or was_left_unfinished(out):
         why = "The process before was killed, or the power went."
-        if before is not None and _ended_for_want_of_memory(before):
+        for_want_of_memory = None if before is None else _why_short_of_memory(before)
+        if before is not None and for_want_of_memory is not None:
             caution = int(before.get("caution", 0))
             if caution == 0 or before.get("step") == step:
                 caution = min(caution + 1, ALL_LEVERS)
-            why = "The process before was ended by the system, which had run out of memory."
+            why = for_want_of_memory
         say(f"{why} Going on from {start}, {CAUTION[caution]}.")
         history.append(f"From {start}, {CAUTION[caution]}: {why}")
     elif step is not None and trained_as is not None:
         history.append(trained_as)
     elif step is not None:
         history.append(f"From {start}, {CAUTION[caution]}: the command of an interrupted run, given again.")
-    with suppress(OSError):
-        states.mkdir(parents=True, exist_ok=True)
-        note = {"oom_kills": _oom_kills(), "boot": _boot(), "step": step, "caution": caution}
-        (states / ATTEMPT).write_text(json.dumps(note), encoding="ascii")
+    note = {"oom_kills": _oom_kills(), "boot": _boot(), "step": step, "caution": caution}
+    _leave(states, note)
     try:
         yield Recovery(states, caution=caution, history=tuple(history))
+    except SnugtuneError as error:
+        if error.exit_code == RestartNeededError.exit_code:
+            # Another process may do with less memory; the note stays for it.
+            _leave(states, note | {"short_of_memory": True})
+            note = {}
+        raise
     finally:
         # Every end but a kill passes here.
-        with suppress(OSError):
-            (states / ATTEMPT).unlink(missing_ok=True)
+        if note:
+            with suppress(OSError):
+                (states / ATTEMPT).unlink(missing_ok=True)
 
 
-def _ended_for_want_of_memory(before: dict[str, Any]) -> bool:
+def _leave(states: Path, note: dict[str, Any]) -> None:
+    with suppress(OSError):
+        states.mkdir(parents=True, exist_ok=True)
+        (states / ATTEMPT).write_text(json.dumps(note), encoding="ascii")
+
+
+def _why_short_of_memory(before: dict[str, Any]) -> str | None:
+    """What ended the attempt of that note, if it was want of memory."""
+    if before.get("short_of_memory"):
+        return "The process before ran out of memory."
     known, now = before.get("oom_kills"), _oom_kills()
-    return before.get("boot") == _boot() and known is not None and now is not None and now > known
+    if before.get("boot") == _boot() and known is not None and now is not None and now > known:
+        return "The process before was ended by the system, which had run out of memory."
+    return None
 
 
 def _oom_kills() -> int | None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from snugtune.model.packing import PackedTexts, packed_logits
+from snugtune.model.packing import PackedTexts
+from snugtune.train.forward import classify
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -105,14 +106,6 @@ def summed_loss(
     smooth = target * (1 - label_smoothing) + label_smoothing / 2 if label_smoothing else target
     lost = binary_cross_entropy_with_logits(logits, smooth, reduction=reduction) / logits.shape[1]
     return lost if weight is None else (lost * weight[:, None]).sum()
-
-
-def classify(model: nn.Module, inputs: dict[str, Tensor] | PackedTexts) -> Tensor:
-    """Logits (B, K) of a micro-batch."""
-    if isinstance(inputs, PackedTexts):
-        return packed_logits(model, inputs)
-    logits: Tensor = model(**inputs).logits
-    return logits
 
 
 @contextmanager
