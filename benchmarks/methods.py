@@ -49,8 +49,10 @@ ENTRANTS = {
 
 def main() -> None:
     options = _arguments()
+    common.quiet_libraries()
     began = time.perf_counter()
     found: dict[str, dict[str, Any]] = {}
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
     with tempfile.TemporaryDirectory() as temporary:
         task = task_of(options.data, Path(temporary))
         if task is None:
@@ -69,9 +71,9 @@ def main() -> None:
                 run = Path(temporary) / name
                 found[name] |= whole_fit(ENTRANTS[name], float(best), task, run, options)
                 print(f"{name}: {_said(found[name])}")
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    record = {"benchmark": "methods", "settings": settings, "methods": found}
-    common.save_result(f"methods-{options.data}", record, options.out, machine=common.hardware())
+            # After each, for the next one may take hours.
+            record = {"benchmark": "methods", "settings": settings, "methods": found}
+            common.save_result(f"methods-{options.data}", record, options.out, machine=common.hardware())
     page.refresh(options.out)
 
 

@@ -65,6 +65,7 @@ def hardware() -> dict[str, Any]:
         "cores": available_cores(),
         "ram_gib": round(gib(psutil.virtual_memory().total), 1),
         "cpu_bf16": bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()),
+        "cpu_amx": bool(torch.cpu._is_amx_tile_supported()),
         "gpu": None,
     }
     if torch.cuda.is_available():

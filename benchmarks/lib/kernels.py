@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +41,7 @@ def forward_shares(data: TokenData) -> dict[str, float]:
 
     ``bound_s`` has nothing but the encoder's linear layers, on tensors of the very rows they were given: no
     norm, no activation, no attention. ``attention_bound_s`` has attention's two batched products besides,
-    over padded texts and without softmax. ``share`` and ``share_with_attention`` are those / ``forward_s``.
+    over whole texts and without softmax. ``share`` and ``share_with_attention`` are those / ``forward_s``.
     """
     model, device = data.backbone.model.eval(), data.device
 
@@ -78,7 +79,12 @@ def observe(model: nn.Module, forward: Callable[[], None]) -> Products:
 
     def noted(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
         texts, heads, queries, size = query.shape
-        found.attention.append((texts * heads, queries, key.shape[2], size))
+        if "cu_seq_lens_k" in options:  # texts in one row
+            lengths = (options[f"cu_seq_lens_{side}"].diff().tolist() for side in "qk")
+            alike = Counter(zip(*lengths, strict=True))
+            found.attention.extend((count * heads, q, k, size) for (q, k), count in alike.items())
+        else:
+            found.attention.append((texts * heads, queries, key.shape[2], size))
         return plain(module, query, key, *args, **options)
 
     hooks = [

@@ -292,8 +292,12 @@ def make_config(settings: Mapping[str, Any]) -> FitConfig:
         raise ConfigError(f"The settings cannot be used: {faults}.") from None
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(
+    path: str | Path, what: str = "configuration file", example: str = "'r: 16'"
+) -> dict[str, Any]:
     """Settings from a YAML file, not yet validated, so that command-line options can go on top.
+
+    Errors call the file ``what``, and show a line of it by ``example``.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or is not a mapping of settings.
@@ -301,21 +305,21 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if path.stat().st_size > _LARGEST_BYTES:
-            raise ConfigError(f"{path} has more than 1 MiB: it is no configuration file; check the path.")
+            raise ConfigError(f"{path} has more than 1 MiB: it is no {what}; check the path.")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"Cannot read the configuration file {path}: {reason}.") from None
+        raise ConfigError(f"Cannot read the {what} {path}: {reason}.") from None
     try:
         value = yaml.load(text, Loader=_StrictLoader)  # it is a SafeLoader
     except _TwiceError as error:
-        raise ConfigError(f"The configuration file {path} {error}; keep one of them.") from None
+        raise ConfigError(f"The {what} {path} {error}; keep one of them.") from None
     except Exception as error:  # beside its own, PyYAML raises what int(), dates and deep nesting raise
         place = getattr(error, "problem_mark", None)
         where = f" near line {place.line + 1}" if place else ""
-        raise ConfigError(f"The configuration file {path} is not valid YAML{where}; correct it.") from None
+        raise ConfigError(f"The {what} {path} is not valid YAML{where}; correct it.") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"The configuration file {path} holds no settings; write lines such as 'r: 16'.")
+        raise ConfigError(f"The {what} {path} holds no settings; write lines such as {example}.")
     return {str(key): item for key, item in value.items()}
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_checkpoints import state_of
 
 from snugtune.config import make_config
-from snugtune.errors import UserInputError
+from snugtune.errors import EndedElsewhereError, RestartNeededError, UserInputError
 from snugtune.files import CLAIM, staged_folder
 from snugtune.train import standing
 from snugtune.train.checkpoints import Checkpoints
@@ -188,6 +188,35 @@ def test_only_want_of_memory_makes_the_next_process_careful(tmp_path, kernel):
     assert said[0].endswith("Going on from step 7, with micro-batches of half the size.")
     assert die(out, out_of_memory=lambda: kernel(7))[0].caution == ALL_LEVERS
     assert die(out)[0].caution == ALL_LEVERS
+
+
+def test_a_process_that_ran_out_of_memory_leaves_word_of_it(tmp_path, kernel):
+    out, said = tmp_path / "run", []
+    for caution in (0, 1, ALL_LEVERS, ALL_LEVERS):
+        with pytest.raises(RestartNeededError), attempted(out, said.append) as recovery:
+            raise RestartNeededError("Memory ran out in training.")
+        clear_states(out)
+        assert recovery.caution == caution
+    assert said[0] == (
+        "The process before ran out of memory. Going on from the beginning, with micro-batches of half "
+        "the size."
+    )
+    with attempted(out, said.append) as recovery:
+        pass
+    clear_states(out)
+    assert not states_folder(out).exists()
+
+
+def test_one_whose_group_ended_for_want_of_memory_does_too(tmp_path, kernel):
+    out = tmp_path / "run"
+    with suppress(EndedElsewhereError), attempted(out, print):
+        raise EndedElsewhereError(RestartNeededError.exit_code)
+    with attempted(out, print) as recovery:
+        assert recovery.caution == 1
+    with suppress(EndedElsewhereError), attempted(out, print):
+        raise EndedElsewhereError(2)
+    with attempted(out, print) as recovery:
+        assert recovery.caution == 0
 
 
 def test_an_end_that_python_sees_leaves_no_mark(tmp_path, kernel):

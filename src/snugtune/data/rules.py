@@ -101,7 +101,7 @@ def _rest(rule: Rule) -> tuple[str, str, str | None, int]:
 
 
 def _from_yaml(path: Path) -> list[Any]:
-    found = read_config(path).get("rules")
+    found = read_config(path, "file of rules", "'rules: [{label: Fees, words: [fee]}]'").get("rules")
     if not isinstance(found, list):
         raise ConfigError(f"{path} holds no list under the key rules; see the documentation of weak labels.")
     return found
