@@ -39,11 +39,11 @@ from snugtune.evaluate.multilabel.thresholds import Objective, best_common_score
 from snugtune.memory.guard import Guard, device_memory
 from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import load_trainable_state, trainable_state, virtual_tokens
-from snugtune.model.packing import PackedTexts, pack
+from snugtune.model.packing import pack
 from snugtune.model.sharding import divide_state, whole, whole_state
 from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
 from snugtune.train.checkpoints import LARGEST_COPY_BYTES, Checkpoints, TrainState, on_host, shared_state
-from snugtune.train.forward import collate, predict_logits
+from snugtune.train.forward import Inputs, collate, predict_logits
 from snugtune.train.group import ALONE, GradientSum, Group
 from snugtune.train.interrupts import Interrupts
 from snugtune.train.keeper import BestKeeper
@@ -615,7 +615,7 @@ class _Run:
             self.logit_shift,
         )
 
-    def _inputs(self, rows: NDArray[np.int64]) -> dict[str, Tensor] | PackedTexts:
+    def _inputs(self, rows: NDArray[np.int64]) -> Inputs:
         tokens = self.train_set.tokens
         if not self.packed:
             return collate(tokens, rows, self.pad_token_id, self.device)

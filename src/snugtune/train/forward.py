@@ -89,7 +89,7 @@ def predict_logits(
 
     def cut(rows: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
         if packed:
-            return micro_batches(rows, tokens.lengths, min(PACKED_TOKENS, budget), max_examples, packed=True)
+            return micro_batches(rows, tokens.lengths, budget, max_examples, packed=True)
         lengths = tokens.lengths + virtual_tokens(model)
         return micro_batches(rows, lengths, budget, max_examples, max_padding)
 
@@ -123,9 +123,10 @@ def layer_inputs(
     """What ``layer`` of the frozen model is given for each row: (R, H), in the order of ``tokens``.
 
     A layer that sees every position (a decoder's ``score``) is read where the model's own head reads it.
-    On a CPU texts are packed, or only those of one length share a micro-batch: what a text gives does not
-    depend on the others. A GPU chooses its kernels by the size of a batch, so small ones would cost time and
-    bring nothing.
+    On a CPU texts are packed, or only those of one length share a micro-batch: what a text gives depends on
+    the others by no more than rounding. A GPU chooses its kernels by the size of a batch, so small ones would
+    cost time and bring nothing.
+
     Each process of the ``group`` reads a share of the rows, and all get what all have read.
     """
     seen: list[Tensor] = []
@@ -150,7 +151,7 @@ def layer_inputs(
 
     def cut(rows: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
         if packed:
-            return micro_batches(rows, tokens.lengths, min(PACKED_TOKENS, budget), packed=True)
+            return micro_batches(rows, tokens.lengths, budget, packed=True)
         if device.type == "cpu":
             return one_length_batches(rows, tokens.lengths, budget)
         return micro_batches(rows, tokens.lengths, budget)
@@ -216,9 +217,8 @@ def _map_rows(
     lengths = tokens.lengths + virtual_tokens(model)
     # By length in turn, so that all processes have as much to do.
     own = np.argsort(lengths, kind="stable")[group.rank :: group.size] if group.size > 1 else None
-    parts = cut(
-        np.arange(tokens.rows) if own is None else own, min(INFERENCE_TOKENS, guard.evaluation.tokens)
-    )
+    most = PACKED_TOKENS if packed else INFERENCE_TOKENS
+    parts = cut(np.arange(tokens.rows) if own is None else own, min(most, guard.evaluation.tokens))
     # Asked before the first pass: in the middle of them the others are waiting for layers.
     passes = group.most(len(parts)) if group.sharded else len(parts)
     found: list[NDArray[np.float32]] = []

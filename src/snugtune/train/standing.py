@@ -141,17 +141,18 @@ def attempted(
         history.append(f"From {start}, {CAUTION[caution]}: the command of an interrupted run, given again.")
     note = {"oom_kills": _oom_kills(), "boot": _boot(), "step": step, "caution": caution}
     _leave(states, note)
+    is_short_of_memory = False
     try:
         yield Recovery(states, caution=caution, history=tuple(history))
     except SnugtuneError as error:
-        if error.exit_code == RestartNeededError.exit_code:
-            # Another process may do with less memory; the note stays for it.
-            _leave(states, note | {"short_of_memory": True})
-            note = {}
+        is_short_of_memory = error.exit_code == RestartNeededError.exit_code
         raise
     finally:
         # Every end but a kill passes here.
-        if note:
+        if is_short_of_memory:
+            # Another process may do with less memory; the note stays for it.
+            _leave(states, note | {"short_of_memory": True})
+        else:
             with suppress(OSError):
                 (states / ATTEMPT).unlink(missing_ok=True)
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from snugtune.model.packing import PackedTexts
-from snugtune.train.forward import classify
+from snugtune.train.forward import Inputs, classify
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -31,7 +30,7 @@ class MicroBatch:
     added to the logits before the loss is taken; None for nothing.
     """
 
-    inputs: dict[str, Tensor] | PackedTexts
+    inputs: Inputs
     target: Tensor
     weight: Tensor | None = None
     logit_shift: Tensor | None = None
