@@ -75,12 +75,18 @@ def hardware() -> dict[str, Any]:
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's own name where the system tells it."""
+    """The processor's own name where the system tells it, with its family and model where it tells these.
+
+    Virtual machines call generations "AMD EPYC" of which one multiplies bfloat16 twice as fast as the other.
+    """
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+        lines = cpuinfo.read_text(encoding="utf-8")
     except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+        lines = ""
+    told = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+?)\s*$", lines, re.MULTILINE))
+    name = told.get("model name") or platform.processor() or platform.machine()
+    numbers = [f"{key.removeprefix('cpu ')} {told[key]}" for key in ("cpu family", "model") if key in told]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def host_kind(machine: dict[str, Any]) -> str:

@@ -500,6 +500,9 @@ def test_cpu_name_comes_from_the_system(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text("processor\t: 0\nmodel name\t: Fast 3000\n", encoding="utf-8")
     assert common.cpu_name(path) == "Fast 3000"
+    numbers = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: Fast\n\n"
+    path.write_text(numbers * 2, encoding="utf-8")
+    assert common.cpu_name(path) == "Fast (family 25, model 17)"
     assert common.cpu_name(tmp_path / "absent")
 
 

@@ -18,13 +18,13 @@ from snugtune.memory.devices import find_device
 from snugtune.memory.guard import Guard, HostMemory
 from snugtune.memory.setup import Setup
 from snugtune.memory.workspaces import workspace_bytes
-from snugtune.model import attention
+from snugtune.model import attention, blocked_attention, varlen
 from snugtune.model.adapter import trainable_state
 from snugtune.model.backbone import set_dropout, without_cache
 from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.first_token import FIRST_TOKEN_TYPES, read_first_token_only
 from snugtune.model.packing import FAMILIES, is_packable, pack, packed_logits, packs_on_cpu, row_size
-from snugtune.model.varlen import by_text, kernel, packed_attention, window
+from snugtune.model.varlen import MAX_PADDING, by_blocks, by_text, kernel, packed_attention, window
 from snugtune.train import forward
 from snugtune.train.engine import Services
 from snugtune.train.forward import collate, predict_logits
@@ -202,6 +202,53 @@ def test_the_reference_is_attention_written_out():
     shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     expected = torch.einsum("hqk,khd->qhd", shares, value.repeat_interleave(2, dim=1))
     torch.testing.assert_close(found, expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=20),
+    behind=st.integers(0, 40),
+    sort=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_texts_of_nearly_one_length_at_once_are_what_each_is_alone(lengths, behind, sort, seed):
+    lengths = sorted(lengths) if sort else lengths
+    generator = torch.Generator().manual_seed(seed)
+    ends = np.cumsum([0, *lengths])
+    boundaries = torch.from_numpy(ends.astype(np.int32))
+    shape = (int(ends[-1]) + behind, 3, 8)
+    rows = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
+    # Nobody's tokens may be anything.
+    for row in rows:
+        row[ends[-1] :] = 1e30
+    places = (boundaries, boundaries, max(lengths), max(lengths))
+    torch.testing.assert_close(by_blocks(*rows, *places), by_text(*rows, *places))
+
+
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=50))
+def test_what_is_computed_at_once_has_little_padding(lengths):
+    ends = np.cumsum([0, *lengths]).tolist()
+    runs = list(varlen._nearly_alike(ends))
+    assert [n for _, run in runs for n in run] == lengths
+    assert [start for starts, _ in runs for start in starts] == ends[:-1]
+    assert all(max(run) * len(run) - sum(run) <= MAX_PADDING for _, run in runs)
+
+
+@pytest.mark.parametrize("pays", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bfloat16_goes_through_blocks_where_that_is_faster(monkeypatch, dtype, pays):
+    took = []
+    for name, take in (("by_blocks", by_blocks), ("by_text", by_text)):
+        monkeypatch.setattr(varlen, name, lambda *a, n=name, t=take, **o: took.append(n) or t(*a, **o))
+    monkeypatch.setattr(blocked_attention, "pays", lambda _length: pays)
+    row = torch.randn(1, 2, 5, 8).to(dtype)
+    boundaries = torch.tensor([0, 2, 5], dtype=torch.int32)
+    texts = {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries, "max_length_q": 3, "max_length_k": 3}
+    module = torch.nn.Module()
+    for causal, sliding in ((False, None), (True, None), (False, 2)):
+        packed_attention(module, row, row, row, is_causal=causal, sliding_window=sliding, **texts)
+    first = "by_blocks" if pays and dtype == torch.bfloat16 else "by_text"
+    assert took == [first, "by_text", "by_text"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"tokens_per_micro_batch": 60}, {"method": "full"}])

@@ -1,8 +1,9 @@
 """Attention over texts that lie one behind the other in one row: each sees its own tokens and no other's.
 
 A row of T tokens holds N texts; ``boundaries`` (N + 1,) are where they begin and end. On a GPU one kernel
-does all of them (FlashAttention 2 inside PyTorch); elsewhere a loop over the texts through PyTorch's fused
-attention is exact and serves the tests.
+does all of them (FlashAttention 2 inside PyTorch); elsewhere it is a loop over texts of one length through
+PyTorch's fused attention, or over texts of nearly one length through ``blocked_attention``, where that is
+faster.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from snugtune.model import blocked_attention
+
 LARGEST_HEAD_DIM = 192
 """Above it the kernel's backward pass runs on some of the cards only (PyTorch 2.13,
 ``aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp``)."""
@@ -24,6 +27,11 @@ LARGEST_HEAD_DIM = 192
 OPTIONS = {"window_size", "scale", "enable_gqa"}
 """What the kernel's first version (PyTorch 2.10) lacks."""
 
+EVERYTHING = (-1, -1)
+"""The window of a text whose tokens see all of it."""
+
+MAX_PADDING = 128
+"""Most tokens of padding in what ``by_blocks`` computes at once: 64 and 256 are as fast on two cores."""
 
 Kernel = Callable[..., Any]
 
@@ -70,16 +78,31 @@ def packed_attention(
     if dropout:
         raise ValueError("packed texts need a model without attention dropout")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    on_device: Kernel | None = kernel() if query.device.type == "cuda" else by_text
-    run = run or on_device
-    assert run is not None
+    seen = window(causal, sliding_window)
     rows = [tensor[0].transpose(0, 1) for tensor in _autocast(query, key, value)]
+    run = run or _on_device(rows, seen, options["max_length_k"])
     mixed: Tensor = run(
         *rows, options["cu_seq_lens_q"], options["cu_seq_lens_k"], options["max_length_q"],
-        options["max_length_k"], scale=scaling, window_size=window(causal, sliding_window),
-        enable_gqa=query.shape[1] != key.shape[1],
+        options["max_length_k"], scale=scaling, window_size=seen, enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     return mixed[None]
+
+
+def _on_device(rows: Sequence[Tensor], seen: tuple[int, int], longest: int) -> Kernel:
+    """What computes attention where ``rows``, of queries, keys and values, are."""
+    query, key, _value = rows
+    if query.device.type == "cuda":
+        on_card = kernel()
+        assert on_card is not None
+        return on_card
+    in_blocks = (
+        query.dtype == torch.bfloat16
+        and query.shape == key.shape
+        and seen == EVERYTHING
+        and longest <= blocked_attention.LONGEST
+        and blocked_attention.pays(longest)
+    )
+    return by_blocks if in_blocks else by_text
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
@@ -109,7 +132,7 @@ def by_text(
     _longest_of_keys: int,
     *,
     scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
+    window_size: tuple[int, int] = EVERYTHING,
     enable_gqa: bool = False,
 ) -> Tensor:
     """The same as ``kernel()`` text by text, on any device and in any number format.
@@ -126,6 +149,53 @@ def by_text(
         )  # fmt: skip
         out[at].view(count, -1, *out.shape[1:]).copy_(mixed.transpose(1, 2))
     return out
+
+
+def by_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    boundaries: Tensor,
+    *_keys_and_longest: Any,
+    scale: float | None = None,
+    **_window: Any,
+) -> Tensor:
+    """As ``by_text``, for what ``blocked_attention`` takes, where each token sees all of its text.
+
+    Texts of nearly one length that lie side by side are padded to the longest and computed at once.
+    """
+    out = query.new_zeros(query.shape) if int(boundaries[-1]) < len(query) else torch.empty_like(query)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    for starts, lengths in _nearly_alike(boundaries.tolist()):
+        at = slice(starts[0], starts[-1] + lengths[-1])
+        if min(lengths) == max(lengths):
+            q, k, v = (_texts(tensor[at], len(lengths)) for tensor in (query, key, value))
+            mixed = blocked_attention.attend(q, k, v, None, scale)
+            out[at].view(len(lengths), -1, *out.shape[1:]).copy_(mixed.transpose(1, 2))
+        else:
+            places = torch.arange(max(lengths))
+            real = places < torch.tensor(lengths)[:, None]
+            # What pads a text is the next one's beginning, or the last token of all.
+            read = (torch.tensor(starts)[:, None] + places).clamp_(max=at.stop - 1)
+            q, k, v = (tensor[read].transpose(1, 2) for tensor in (query, key, value))
+            mixed = blocked_attention.attend(q, k, v, real[:, None, None], scale)
+            out[at] = mixed.transpose(1, 2)[real]
+    return out
+
+
+def _nearly_alike(boundaries: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Starts and lengths of texts side by side, as many at a time as ``MAX_PADDING`` lets be padded."""
+    first = longest = 0
+    for i, (start, end) in enumerate(pairwise(boundaries)):
+        longest = max(longest, end - start)
+        if longest * (i + 1 - first) - (end - boundaries[first]) > MAX_PADDING:
+            yield _spans(boundaries[first : i + 1])
+            first, longest = i, end - start
+    yield _spans(boundaries[first:])
+
+
+def _spans(boundaries: Sequence[int]) -> tuple[list[int], list[int]]:
+    return list(boundaries[:-1]), [end - start for start, end in pairwise(boundaries)]
 
 
 def _alike(queries: Sequence[int], keys: Sequence[int]) -> Iterator[tuple[slice, slice, int]]:
