@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from snugtune import errors
 from snugtune.config import FitConfig
-from snugtune.errors import RunInterruptedError, SnugtuneError, TrainingError
+from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneError, TrainingError
 from snugtune.progress import Observer
 from snugtune.relay import ENDS, read_event, replay
 from snugtune.train.recovery import (
@@ -36,7 +36,7 @@ from snugtune.train.recovery import (
     states_folder,
 )
 from snugtune.train.standing import attempted, clear_states, prepare, tell_what_is_kept, was_interrupted
-from snugtune.worker import GRACE_S, RESTART, TOLD_TO_STOP
+from snugtune.worker import GRACE_S, TOLD_TO_STOP
 
 if TYPE_CHECKING:
     from snugtune.train.group import Group
@@ -444,7 +444,7 @@ def _death(returncode: int) -> str:
         RunInterruptedError: someone sent it a signal.
         WorkerError: it ended by itself.
     """
-    if returncode == RESTART:
+    if returncode == RestartNeededError.exit_code:
         return "The training process could not go on."
     if returncode == TOLD_TO_STOP or -returncode in STOPPED_BY_SOMEONE:
         raise RunInterruptedError("The training process was told to stop by a signal; it has stopped.")

@@ -25,9 +25,6 @@ from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneErr
 from snugtune.relay import RelayObserver
 from snugtune.train.recovery import Recovery
 
-RESTART = RestartNeededError.exit_code
-"""Exit code of a worker that a new one should follow: "temporary failure" in ``sysexits.h``."""
-
 TOLD_TO_STOP = 128 + signal.SIGTERM
 
 GRACE_S = 10.0
@@ -66,7 +63,7 @@ def _run(job: dict[str, Any], events: RelayObserver, fit: Fit | None) -> int:
         )
     except RestartNeededError as error:
         events.send("restart", message=str(error))
-        return RESTART
+        return RestartNeededError.exit_code
     except SnugtuneError as error:
         events.send("error", type=type(error).__name__, message=str(error))
         return error.exit_code
@@ -77,7 +74,7 @@ def _run(job: dict[str, Any], events: RelayObserver, fit: Fit | None) -> int:
         if _is_want_of_memory(error):
             first_line = str(error).partition("\n")[0]
             events.send("restart", message=f"Memory ran out ({first_line[:200]}).")
-            return RESTART
+            return RestartNeededError.exit_code
         events.send("crash", traceback=traceback.format_exc())
         return 1
     # The run is complete; Ctrl-C comes too late to change that.

@@ -204,6 +204,20 @@ def test_a_killed_process_of_divided_weights(table, alone, tmp_path):
     assert_same_run(alone, out)
 
 
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_memory_that_runs_out_on_one_device(table, alone, tmp_path, sharding):
+    """Whole weights: it cuts its micro-batches. Divided ones: all start again, with smaller ones."""
+    out = tmp_path / "run"
+    options = ["--sharding", sharding, "--tokens-per-micro-batch", "64"]
+    code, said = torchrun(*command(table, out, *options), restarts=2, SCARCE="1 4 40")
+    assert code == 0, said
+    restarted = "The process before ran out of memory. Going on from step" in " ".join(said.split())
+    assert restarted == (sharding == "full"), said
+    assert_same_run(alone, out)
+    told = json.loads((out / "run.json").read_text("utf-8"))["memory"]
+    assert bool(told["restarts"]) == (sharding == "full"), told
+
+
 def test_another_number_of_processes_goes_on(table, alone, tmp_path):
     out, mark = tmp_path / "run", tmp_path / "killed"
     code, said = torchrun(*command(table, out), KILL=f"1 7 {mark}")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -9,7 +10,9 @@ from typer.testing import CliRunner
 
 import tiny
 from snugtune.cli import app
+from snugtune.cost.prices import as_dict, price_of
 from snugtune.errors import UserInputError
+from snugtune.memory.devices import this_device
 from snugtune.predict.predictor import Predictor
 from snugtune.predict.table import predict_table
 from snugtune.progress import Observer
@@ -410,7 +413,7 @@ def test_rows_are_counted_where_footers_tell_and_estimated_elsewhere(run, predic
     job = bulk.prepare(run, f"{source}/*.csv", str(source.parent / "out"))
     assert job.amount.rows is None
     found = forecast.forecast(
-        predictor, job.source, job.standing, job.amount, Options(), workers=2, usd_per_hour=3.6
+        predictor, job.source, job.standing, job.amount, Options(), workers=2, price=price_of("", 3.6)
     )
     assert 1600 < found.rows < 2400
     assert found.usd == pytest.approx(found.seconds * 2 * 0.001)
@@ -429,7 +432,7 @@ def test_a_run_is_sent_to_where_it_is_not(run, tmp_path, monkeypatch):
     assert shipping.unpacked(elsewhere, fingerprint, lambda: b"not asked for again") == there
 
 
-def test_the_command(run, source, tmp_path):
+def test_the_command(run, source, tmp_path, monkeypatch):
     out = tmp_path / "out"
     (source / "c.csv").write_text("text\n")
     given = ["predict", str(run), f"{source}/*", "-o", str(out)]
@@ -443,7 +446,12 @@ def test_the_command(run, source, tmp_path):
     write_shard(source / "new.parquet", n=9)
     done = CliRunner().invoke(app, [*given, "--plan", "--price", "0.5"])
     assert "2 are finished and skipped; to do: 1, 9 rows" in done.stdout
-    assert "USD at 0.5 USD an hour" in done.stdout
+    assert "USD at 0.5 USD an hour of each worker's machine (your own price)" in done.stdout
+    card = replace(this_device(), card="t4")
+    monkeypatch.setattr("snugtune.memory.devices.this_device", lambda: card)
+    told = json.loads(CliRunner().invoke(app, [*given, "--plan", "--json"]).stdout)
+    assert told["price"] == as_dict(price_of("t4"))
+    assert told["usd"] == pytest.approx(told["seconds"] / 3600 * price_of("t4").usd_per_hour)
     assert not (out / "new.parquet").exists()
     for more, words in (
         (["--price", "1"], "--price is for --plan"),

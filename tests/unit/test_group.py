@@ -20,7 +20,7 @@ from snugtune.memory.guard import Guard, HostMemory
 from snugtune.model import sharding
 from snugtune.model.adapter import trainable_state, wrap
 from snugtune.model.sharding import check_sharded, shard
-from snugtune.scale.launch import RESTART, is_first, may_start_again, size_of_group
+from snugtune.scale.launch import is_first, may_start_again, size_of_group
 from snugtune.scale.meeting import meet
 from snugtune.train import engine
 from snugtune.train.group import ALONE, GradientSum, check_same
@@ -162,7 +162,7 @@ def test_a_launcher_is_known_by_what_it_sets(monkeypatch):
 
 def test_what_is_started_again():
     assert may_start_again(-signal.SIGKILL)
-    assert may_start_again(RESTART)
+    assert may_start_again(RestartNeededError.exit_code)
     assert not any(map(may_start_again, (0, 1, 2, -signal.SIGINT, -signal.SIGTERM)))
 
 

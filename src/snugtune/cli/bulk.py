@@ -67,6 +67,8 @@ def _plan(
     run: Path, source: str, output: str, options: Any, workers: int | None, price: float | None,
     overwrite: bool, json: bool, observer: Any,
 ) -> None:  # fmt: skip
+    from snugtune.cost.prices import price_of
+    from snugtune.memory.devices import this_device
     from snugtune.predict.predictor import Predictor
     from snugtune.scale.bulk import prepare
     from snugtune.scale.bulk_forecast import begin_sentence, forecast
@@ -74,8 +76,9 @@ def _plan(
     job = prepare(run, source, output, options=options, overwrite=overwrite, observer=observer)
     predictor = Predictor.load(run, dtype=options.dtype, observer=observer)
     found = forecast(
-        predictor, job.source, job.standing, job.amount, options, workers=workers or 1, usd_per_hour=price
-    )
+        predictor, job.source, job.standing, job.amount, options, workers=workers or 1,
+        price=price_of(this_device().card, price),
+    )  # fmt: skip
     if json:
         typer.echo(json_module.dumps(None if found is None else found.as_dict()))
         return
@@ -88,8 +91,9 @@ def _plan(
         f"{found.sample_rows:,} rows): {duration(found.seconds)} with {found.workers:,} "
         f"{'worker' if found.workers == 1 else 'workers'}."
     )
-    if found.usd is not None:
+    if found.price is not None:
+        source = ", ".join(filter(None, (found.price.provider, found.price.date)))
         typer.echo(
-            f"{found.usd:,.2f} USD at {found.usd_per_hour:g} USD an hour of each worker's machine, "
-            "without storage and transfer."
+            f"{found.usd:,.2f} USD at {found.price.usd_per_hour:g} USD an hour of each worker's machine "
+            f"({source}), without storage and transfer."
         )

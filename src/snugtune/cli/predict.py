@@ -108,7 +108,10 @@ def predict(
     ] = False,
     price: Annotated[
         float | None,
-        typer.Option(rich_help_panel=BULK, help="USD per hour of one worker's machine, for --plan."),
+        typer.Option(
+            rich_help_panel=BULK,
+            help="USD per hour of one worker's machine, for --plan (the GPU's list price).",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON alone.")] = False,
 ) -> None:

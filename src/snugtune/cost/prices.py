@@ -46,6 +46,12 @@ def price_of(device: str, own: float | None = None) -> Price | None:
     return next(iter(prices(device)), None)
 
 
+def as_dict(price: Price | None) -> dict[str, Any] | None:
+    """A price with where it is from and when it was read; JSON-ready."""
+    names = ("usd_per_hour", "provider", "source", "date", "confirmed")
+    return None if price is None else {name: getattr(price, name) for name in names}
+
+
 def usd_per_hour(device: str, own: float | None = None) -> float | None:
     """What an hour costs by ``price_of``."""
     price = price_of(device, own)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from snugtune.cost.prices import Price, blog_compute_units, colab_units_per_hour, cost_usd, price_of
+from snugtune.cost.prices import (
+    Price,
+    as_dict,
+    blog_compute_units,
+    colab_units_per_hour,
+    cost_usd,
+    price_of,
+)
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,7 @@ class Rates:
 
     def price_as_dict(self) -> dict[str, Any] | None:
         """The price with where it is from and when it was read; JSON-ready."""
-        if self.price is None:
-            return None
-        names = ("usd_per_hour", "provider", "source", "date", "confirmed")
-        return {name: getattr(self.price, name) for name in names}
+        return as_dict(self.price)
 
 
 def rates(card: str, *, own_price: float | None, memory_gb: float | None, devices: int = 1) -> Rates:

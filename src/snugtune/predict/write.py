@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
+from snugtune.data.form import EXCEL_CHARACTERS
 from snugtune.data.sql import check_sql_output, create_sql
 from snugtune.errors import UserInputError
 from snugtune.files import check_new_file, replacing
@@ -24,7 +25,6 @@ from snugtune.table_url import is_table_url, parse_table_url
 # What one worksheet holds: support.microsoft.com, "Excel specifications and limits".
 EXCEL_ROWS = 1_048_576  # the header is one of them
 EXCEL_COLUMNS = 16_384
-EXCEL_CHARACTERS = 32_767  # per cell, in UTF-16 code units
 EXCEL_DIGITS = 15  # numbers of more digits would be rounded, so they are written as text
 EXCEL_FIRST_DAY = dt.date(1900, 1, 1)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from snugtune.cost.prices import cost_usd
+from snugtune.cost.prices import Price, as_dict, cost_usd
 from snugtune.data.columns import choose_columns, join_texts
 from snugtune.data.table import iter_tables
 from snugtune.predict.predictor import Predictor
@@ -81,7 +81,7 @@ class Forecast:
     """What is to be done and at which rate; the rows where they are not known are an estimate.
 
     ``rows_per_s`` is that of one worker, measured on ``sample_rows`` rows of the first shard on this machine.
-    ``usd_per_hour`` is what one worker's machine costs.
+    ``price`` is that of one worker's machine, where it is known.
     """
 
     shards: int
@@ -92,7 +92,7 @@ class Forecast:
     rows_per_s: float
     sample_rows: int
     workers: int
-    usd_per_hour: float | None
+    price: Price | None
 
     @property
     def seconds(self) -> float:
@@ -102,15 +102,16 @@ class Forecast:
     @property
     def usd(self) -> float | None:
         """All workers' machines for that time."""
-        return cost_usd(self.seconds * self.workers, self.usd_per_hour)
+        per_hour = None if self.price is None else self.price.usd_per_hour
+        return cost_usd(self.seconds * self.workers, per_hour)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         names = (
             "shards", "finished", "size", "rows", "rows_are_counted", "rows_per_s", "sample_rows", "workers",
-            "usd_per_hour", "seconds", "usd",
+            "seconds", "usd",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"price": as_dict(self.price)}
 
 
 def work_seconds(rows: int, rows_per_s: float, workers: int, shards: int) -> float:
@@ -131,7 +132,7 @@ def forecast(
     options: Options,
     *,
     workers: int = 1,
-    usd_per_hour: float | None = None,
+    price: Price | None = None,
 ) -> Forecast | None:
     """Time ``SAMPLE_ROWS`` rows of the first shard to do; None if nothing is to be done.
 
@@ -156,7 +157,7 @@ def forecast(
     return Forecast(
         shards=found.shards, finished=len(state.finished), size=found.size, rows=rows,
         rows_are_counted=found.rows is not None, rows_per_s=rate, sample_rows=len(texts), workers=workers,
-        usd_per_hour=usd_per_hour,
+        price=price,
     )  # fmt: skip
 
 

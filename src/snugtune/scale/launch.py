@@ -18,9 +18,6 @@ from snugtune.errors import EndedElsewhereError, RestartNeededError, UserInputEr
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher tells each process it starts (torchrun's names, which all others use)."""
 
-RESTART = RestartNeededError.exit_code
-"""Exit code of a process of a group whose memory ran out where it could not be made good."""
-
 MOST_RESTARTS = 3
 
 
@@ -103,7 +100,7 @@ def may_start_again(exit_code: int) -> bool:
     Not after signals that people and job schedulers send.
     """
     stopped = {-signal.SIGINT, -signal.SIGTERM}
-    return exit_code == RESTART or (exit_code < 0 and exit_code not in stopped)
+    return exit_code == RestartNeededError.exit_code or (exit_code < 0 and exit_code not in stopped)
 
 
 def _start(arguments: Sequence[str], devices: int) -> None:
@@ -133,7 +130,7 @@ def _check_devices(devices: int) -> None:
 
 
 def _how(code: int) -> str:
-    if code == RESTART:
+    if code == RestartNeededError.exit_code:
         return "memory ran out"
     try:
         return signal.Signals(-code).name
