@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -250,6 +250,15 @@ def test_adalora_cuts_ranks_to_its_target():
     assert [max(1, n) for n in kept] == [sum(mask) for mask in pattern.values()]
 
 
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_adalora_goes_with_any_number_of_steps(steps):
+    result, _ = train_tiny(
+        {"method": "adalora", "init_r": 4, "target_r": 2, "num_train_epochs": 1, "effective_batch_size": 8},
+        rows=8 * steps,
+    )
+    assert result.steps == steps
+
+
 def test_adaloras_penalty_is_pefts():
     config = settings("adalora")
     ours, theirs = wrap(tiny_model(), config), wrap(tiny_model(), config)
@@ -283,6 +292,43 @@ def test_each_method_has_its_learning_rate(method):
     assert body == METHODS[method].learning_rate
     assert head == 5e-4
     assert learning_rates(settings(method, learning_rate=0.1))[0] == 0.1
+
+
+# DoRA
+
+
+@pytest.mark.parametrize("init", [True, "gaussian", "eva", "olora"])
+def test_dora_trains_weights_with_rows_of_zeros(init, tmp_path):
+    """Mean pooling as a layer has them; stock PEFT divides by their norms."""
+    config = settings("lora", r=4, use_dora=True, init_lora_weights=init)
+    plain = tiny_model()
+    for name, parameter in plain.named_parameters():
+        if name.endswith(("query.weight", "value.weight")):
+            parameter.data[[0, 3]] = 0.0
+    batch = {"input_ids": torch.tensor([[1, 11, 30], [1, 12, 40]])}
+    before = plain.eval()(**batch).logits
+    published = copy.deepcopy(plain)
+    model = wrap(plain, config)
+    if init == "eva":
+        tokens = examples(64, 1).tokens
+        start_from_data(model, config, tokens, pad_token_id=0, device=CPU, dtype=torch.float32)
+    torch.testing.assert_close(model.eval()(**batch).logits, before, rtol=0, atol=2e-4)
+    _, found = gradients(model.train(), batch, torch.tensor([1, 2]))
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    moved = [g for name, g in found.items() if "lora_B" in name]
+    assert moved
+    assert all(gradient[[0, 3]].any() for gradient in moved)
+    # Stock PEFT reads what is saved.
+    model.save_pretrained(tmp_path)
+    stock = PeftModel.from_pretrained(published, tmp_path).eval()
+    torch.testing.assert_close(stock(**batch).logits, model.eval()(**batch).logits)
+    torch.testing.assert_close(stock.merge_and_unload()(**batch).logits, before.detach(), rtol=0, atol=2e-4)
+
+
+def test_rows_that_have_weights_begin_as_ever():
+    config = settings("lora", r=4, use_dora=True)
+    model = wrap(tiny_model(), config)
+    assert not any(t.any() for name, t in trainable_state(model).items() if "lora_B" in name)
 
 
 # EVA

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.methods import METHODS
+from snugtune.model.dora import wake_dead_rows
 from snugtune.model.head import find_head
 from snugtune.model.peft_config import DECOMPOSING_INITS, peft_config
 from snugtune.model.quantization import full_matrix
@@ -68,6 +69,8 @@ def wrap(model: PreTrainedModel, config: FitConfig, *, like: nn.Module | None = 
     _norms_of_one_format(wrapped)
     if config.init_lora_weights in DECOMPOSING_INITS:
         start_from_factors(wrapped, config.r, config.init_lora_weights)
+    if config.use_dora:
+        wake_dead_rows(wrapped)
     _compute_heads_in_float32(wrapped, head.modules_to_save)
     return wrapped
 

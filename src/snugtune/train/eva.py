@@ -22,6 +22,7 @@ from snugtune.config import FitConfig
 from snugtune.data.tokens import Tokens
 from snugtune.errors import UserInputError
 from snugtune.model.checkpointing import encoder_layers
+from snugtune.model.dora import wake_dead_rows
 from snugtune.train.forward import autocast, collate
 
 BATCH_TOKENS = 2048
@@ -61,6 +62,9 @@ def start_from_data(
         if "lora_" in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    if config.use_dora:
+        # Layers of other ranks than before begin anew.
+        wake_dead_rows(model)
 
 
 def _batches(lengths: NDArray[np.int64], tokens: int, seed: int) -> Iterator[NDArray[np.int64]]:

@@ -42,7 +42,8 @@ class Ranks:
 
     def allocate(self, step: int, guard: Guard) -> None:
         """After the update of ``step`` (from 1), while its gradients are there; all of it or nothing."""
-        if self._config.tinit >= self._config.total_step - self._config.tfinal:
+        # At the last cut, PEFT looks at what it has seen in steps before.
+        if max(1, self._config.tinit) >= self._config.total_step - self._config.tfinal:
             return  # too few steps: every direction is kept
         watched = self._tuner.rankallocator
         before = {name: dict(getattr(watched, name)) for name in _WATCHED}
