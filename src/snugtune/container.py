@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +51,14 @@ def cpu_quota(root: Path = CGROUPS, own: str | None = None) -> float | None:
         if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]) > 0:
             found.append(int(words[0]) / int(words[1]))
     return min(found, default=None)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use: those that the scheduler and the container leave of all."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # on Linux
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
 def _groups(root: Path, controller: str, own: str | None) -> Iterator[Path]:

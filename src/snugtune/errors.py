@@ -19,6 +19,10 @@ class UserInputError(SnugtuneError):
     exit_code = 2
 
 
+class NoRowsError(UserInputError):
+    """A table without rows, where some are needed."""
+
+
 class ConfigError(UserInputError):
     """One or more settings are unknown or out of range; all faults are listed at once."""
 

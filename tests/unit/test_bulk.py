@@ -1,7 +1,10 @@
 """Many files in, as many out: which they are, what is skipped, what is done again, what is refused."""
 
+import errno
 import json
+import os
 import shutil
+import time
 from dataclasses import replace
 
 import polars as pl
@@ -101,6 +104,8 @@ class Notes(Observer):
         ("s3://b", ("s3://b", "*")),
         ("s3://b/in/**/*.csv?region=eu-west-1", ("s3://b/in?region=eu-west-1", "**/*.csv")),
         ("gs://b/in/a.csv", ("gs://b/in", "a.csv")),
+        ("s3://b/in/part-?.csv", ("s3://b/in", "part-?.csv")),
+        ("s3://b/in/?-*.csv?region=eu&scheme=http", ("s3://b/in?region=eu&scheme=http", "?-*.csv")),
     ],
 )
 def test_a_pattern_is_a_folder_and_the_rest(pattern, expected):
@@ -142,24 +147,24 @@ def test_names_are_kept_below_the_fixed_part_of_the_pattern(tmp_path):
     for name in ("2024-01/a.csv", "2024-02/a.csv", "2024-02/b.pq", "2024-02/notes.md", "_old/a.csv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("text\nx\n")
-    _, found, unknown = find_shards(f"{tmp_path}/*/*")
+    _, found, unknown = find_shards(f"{tmp_path}/*/*", open_folder(str(tmp_path / "out")))
     assert [shard.output for shard in found] == ["2024-01/a.csv", "2024-02/a.csv", "2024-02/b.parquet"]
     assert unknown == ["2024-02/notes.md"]
     (tmp_path / "2024-02/b.parquet").touch()
     with pytest.raises(UserInputError, match=r"would both be written as 2024-02/b\.parquet"):
-        find_shards(f"{tmp_path}/*/*")
+        find_shards(f"{tmp_path}/*/*", open_folder(str(tmp_path / "out")))
 
 
 def test_names_of_objects_do_not_lead_out_of_the_output(monkeypatch):
     entries = [places.Entry("a/../x.csv", 1, "")]
     monkeypatch.setattr(places.LocalFolder, "entries", lambda *_args, **_options: iter(entries))
     with pytest.raises(UserInputError, match="cannot be the name of a file everywhere"):
-        find_shards("in/*/../x.csv")
+        find_shards("in/*/../x.csv", open_folder("out"))
 
 
 def test_nothing_found_is_a_sentence(tmp_path):
     with pytest.raises(UserInputError, match=r"No file matches .*nowhere/\*\.csv; check"):
-        find_shards(f"{tmp_path}/nowhere/*.csv")
+        find_shards(f"{tmp_path}/nowhere/*.csv", open_folder(str(tmp_path / "out")))
 
 
 @pytest.mark.parametrize(
@@ -278,10 +283,14 @@ def test_another_run_or_other_options_do_all_again(run, source, tmp_path):
 def test_a_faulty_shard_lets_the_others_go_on(run, source, tmp_path):
     write_shard(source / "a.csv", column="words")
     (source / "b.parquet").write_bytes(b"PAR1 and nothing more")
-    (source / "c.csv").write_text("text\n")
+    (source / "c.csv").write_text("text,text\nx,y\n")
     result = predict_bulk(run, f"{source}/*", str(tmp_path / "out"))
     assert (result.done, list(result.failed)) == (2, ["a.csv", "b.parquet", "c.csv"])
-    for name, words in (("a.csv", "no column"), ("b.parquet", "not a whole Parquet"), ("c.csv", "no rows")):
+    for name, words in (
+        ("a.csv", "no column"),
+        ("b.parquet", "not a whole Parquet"),
+        ("c.csv", "more than one"),
+    ):
         assert words in result.failed[name]
         assert str(source / name) in result.failed[name]
     with pytest.raises(
@@ -305,6 +314,132 @@ def test_a_part_without_rows_becomes_one_with_the_columns(run, tmp_path):
         "text": pl.String, "n": pl.Int32, "predicted_label": pl.String, "confidence": pl.Float64,
         "needs_review": pl.Boolean, "second_label": pl.String, "third_label": pl.String,
     }  # fmt: skip
+
+
+def test_text_parts_without_rows_are_finished_too(run, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name, content in (
+        ("a.csv", ""), ("b.csv", "id;text\n"), ("c.tsv", "id\ttext\n"), ("d.jsonl", ""), ("e.CSV", "text\n"),
+    ):  # fmt: skip
+        source.mkdir(exist_ok=True)
+        (source / name).write_text(content)
+    write_shard(source / "f.csv", n=5)
+    result = predict_bulk(run, f"{source}/*", str(out))
+    assert (result.done, result.failed, result.rows) == (6, {}, 5)
+    added = ADDED
+    assert (out / "a.csv").read_bytes() == (out / "d.jsonl").read_bytes() == b""
+    assert (out / "b.csv").read_text() == ";".join(["id", "text", *added]) + "\n"
+    assert (out / "c.tsv").read_text() == "\t".join(["id", "text", *added]) + "\n"
+    assert (out / "e.CSV").read_text() == ",".join(["text", *added]) + "\n"
+    assert predict_bulk(run, f"{source}/*", str(out)).skipped == 6
+
+
+def test_a_plan_looks_at_a_part_that_has_rows(run, predictor, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.csv").write_text("text\n")
+    job = bulk.prepare(run, f"{tmp_path}/in/*", str(tmp_path / "out"))
+    found = forecast.forecast(predictor, job.source, job.standing, job.amount, Options())
+    assert (found.rows, found.seconds) == (0, 0.0)
+    write_shard(tmp_path / "in/b.csv", n=50)
+    job = bulk.prepare(run, f"{tmp_path}/in/*", str(tmp_path / "out"))
+    found = forecast.forecast(predictor, job.source, job.standing, job.amount, Options())
+    assert found.sample_rows == 50
+    assert 45 <= found.rows <= 55
+
+
+# Whose files they are
+
+
+def test_what_was_written_is_not_read_the_next_time(run, source, tmp_path):
+    write_shard(source / "deep/c.csv", n=4)
+    for out in (source / "classified", source / "deep/classified"):
+        for done, skipped in ((3, 0), (0, 3)):
+            result = predict_bulk(run, f"{source}/**/*", str(out))
+            assert (result.done, result.skipped, result.rows) == (done, skipped, 45)
+        shutil.rmtree(out)
+
+
+def test_another_folder_of_files_with_the_same_names_is_refused(run, source, tmp_path):
+    out = tmp_path / "out"
+    predict_bulk(run, f"{source}/*", str(out))
+    before = (out / "part-1.csv").read_bytes()
+    other = tmp_path / "other"
+    write_shard(other / "part-1.csv", n=3)
+    with pytest.raises(UserInputError, match=r"holds what was made from .*in, not from .*other"):
+        predict_bulk(run, f"{other}/*", str(out))
+    assert (out / "part-1.csv").read_bytes() == before
+    assert predict_bulk(run, f"{other}/*", str(out), overwrite=True).rows == 3
+    assert json.loads((out / MANIFEST).read_text())["rows"] == 3
+
+
+def test_files_of_others_are_not_replaced_after_the_first_time_either(run, source, tmp_path):
+    out = tmp_path / "out"
+    predict_bulk(run, f"{source}/*.csv", str(out))
+    (out / "part-0.parquet").write_bytes(b"mine")
+    with pytest.raises(UserInputError, match=r"part-0\.parquet already exists and was not written by"):
+        predict_bulk(run, f"{source}/*", str(out))
+    assert (out / "part-0.parquet").read_bytes() == b"mine"
+
+
+def test_the_manifest_has_what_all_patterns_have_finished(run, source, tmp_path):
+    out = tmp_path / "out"
+    for pattern, rows in (("*.csv", 21), ("*.parquet", 41)):
+        result = predict_bulk(run, f"{source}/{pattern}", str(out))
+        assert result.shards == 1
+        assert json.loads((out / MANIFEST).read_text())["rows"] == rows
+
+
+def test_folders_behind_links_are_read_and_lead_nowhere_twice(run, source, tmp_path):
+    elsewhere = tmp_path / "disk"
+    write_shard(elsewhere / "c.csv", n=4)
+    (source / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "back").symlink_to(source, target_is_directory=True)
+    _, found, _ = find_shards(f"{source}/**/*", open_folder(str(tmp_path / "out")))
+    assert [shard.name for shard in found] == ["linked/c.csv", "part-0.parquet", "part-1.csv"]
+
+
+def test_a_disk_without_locks_is_no_other_process(run, source, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert predict_bulk(run, f"{source}/*", str(tmp_path / "out")).done == 2
+
+
+def test_a_worker_of_another_disk_says_so(predictor, source, tmp_path):
+    worker = work.Worker(predictor, work.Task(str(source), str(tmp_path / "out"), "x"))
+    with pytest.raises(UserInputError, match="need a disk that all of them share"):
+        worker.check_place()
+
+
+def test_what_many_files_have_in_common_is_told_three_times(run, tmp_path):
+    for i in range(5):
+        frame = pl.DataFrame({"text": ["my card", "a fee"], "confidence": [1, 2]})
+        (tmp_path / "in").mkdir(exist_ok=True)
+        frame.write_csv(tmp_path / f"in/{i}.csv")
+    notes = Notes()
+    predict_bulk(run, f"{tmp_path}/in/*", str(tmp_path / "out"), observer=notes)
+    told = [sentence for sentence in notes.said if "confidence" in sentence]
+    assert [sum(f"{i}.csv" in sentence for sentence in told) for i in range(5)] == [1, 1, 2, 0, 0]
+    assert told[-1].startswith("The same of 2 more files: ")
+
+
+def test_runs_that_nobody_asks_for_any_more_are_removed(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(shipping.tempfile, "tempdir", str(tmp_path))
+    fingerprint = run_fingerprint(run)
+    there = shipping.unpacked(tmp_path / "no", fingerprint, lambda: shipping.pack(run))
+    old = there.with_name("old")
+    old.mkdir()
+    new = there.with_name("new")
+    new.mkdir()
+    long_ago = time.time() - shipping.KEPT_S - 10
+    for folder in (old, there):
+        os.utime(folder, (long_ago, long_ago))
+    assert shipping.unpacked(tmp_path / "no", fingerprint, lambda: b"") == there
+    assert sorted(path.name for path in there.parent.iterdir()) == sorted(["new", fingerprint])
+    assert time.time() - there.stat().st_mtime < 60
 
 
 def test_rows_that_were_lost_or_moved_on_the_way_are_noticed(run, source, tmp_path, monkeypatch):
@@ -434,7 +569,7 @@ def test_a_run_is_sent_to_where_it_is_not(run, tmp_path, monkeypatch):
 
 def test_the_command(run, source, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    (source / "c.csv").write_text("text\n")
+    (source / "c.csv").write_text("words\nx\n")
     given = ["predict", str(run), f"{source}/*", "-o", str(out)]
     done = CliRunner().invoke(app, [*given, "--json"])
     assert isinstance(done.exception, UserInputError)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -13,10 +14,12 @@ from snugtune.cost.prices import (
 from snugtune.errors import UserInputError
 from snugtune.memory.devices import (
     card_like,
+    devices_named,
     find_device,
     known_devices,
     parse_memory,
     this_device,
+    with_measured_gain,
     with_memory,
 )
 from snugtune.memory.workspaces import cublas_bytes
@@ -69,6 +72,16 @@ def test_what_is_no_amount_of_memory(text):
 
 def test_a_budget_on_a_card():
     assert with_memory(find_device("l4"), 5.0).usable_gib == 5.0
+
+
+def test_a_plan_for_this_processor_asks_how_fast_it_is():
+    assert devices_named("l4,t4", None) == [find_device("l4"), find_device("t4")]
+    assert with_measured_gain(find_device("l4")) == find_device("l4")
+    processor = replace(find_device("l4"), kind="cpu", has_bfloat16=False)
+    rates = [replace(processor, half_tflops=tflops) for tflops in (1e-3, 1e3)]
+    slower, faster = (with_measured_gain(device).gain for device in rates)
+    # A million times what is assumed; clocks and neighbours do less.
+    assert 0 < 100 * faster < slower
 
 
 def test_this_machine_has_memory():

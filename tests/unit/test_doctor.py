@@ -326,6 +326,13 @@ def test_limits_of_version_1(tmp_path):
     assert container.cpu_quota(tmp_path, "") == 4.0
 
 
+def test_cores_are_those_that_scheduler_and_container_leave(monkeypatch):
+    monkeypatch.setattr(container.os, "sched_getaffinity", lambda _process: set(range(6)), raising=False)
+    for quota, cores in ((None, 6), (2.5, 3), (0.5, 1), (64.0, 6)):
+        monkeypatch.setattr(container, "cpu_quota", lambda quota=quota: quota)
+        assert container.usable_cores() == cores
+
+
 def test_cards_come_from_the_driver(monkeypatch):
     """As NVML tells of a busy T4, beside which nothing of another container is known."""
     import pynvml

@@ -294,6 +294,36 @@ def test_each_method_has_its_learning_rate(method):
     assert learning_rates(settings(method, learning_rate=0.1))[0] == 0.1
 
 
+# On the model that is trained by default, with its layer that makes a mean
+
+VARIANTS = {
+    **{method: {"method": method} for method in METHODS},
+    "dora": {"use_dora": True}, "rslora": {"use_rslora": True}, "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"}, "orthogonal": {"init_lora_weights": "orthogonal"},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_method_trains_the_default_model(name, dtype):
+    config = make_config({"train": "x", **VARIANTS[name]})
+    torch.manual_seed(0)
+    backbone = load_for_fit(config, LABEL_SET, dtype=dtype)
+    batch = dict(backbone.tokenizer(["my card", "a fee for it"], padding=True, return_tensors="pt"))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        before = backbone.model.eval()(**batch).logits.float()
+    model = wrap(backbone.model, config).train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        logits, found = gradients(model, batch, torch.tensor([0, 1]))
+    assert found
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    if not virtual_tokens(model):
+        torch.testing.assert_close(
+            logits.float(), before, rtol=0, atol=1e-3 if dtype == torch.float32 else 2e-2
+        )
+
+
 # DoRA
 
 

@@ -173,6 +173,13 @@ def test_a_run_s_plan_is_for_this_machine_and_keeps_the_result(bert):
     assert not plan.changes_result
 
 
+def test_a_faster_processor_is_planned_alike_and_done_sooner(bert):
+    config = make_config({"train": "", "model": bert})
+    plans = [plan_run(config, 5, LENGTHS, replace(T4, gain=gain)) for gain in (1.0, 4.0)]
+    assert plans[0].time_s == pytest.approx(4 * plans[1].time_s)
+    assert plans[0].micro_batch == plans[1].micro_batch
+
+
 def test_a_run_s_plan_never_changes_the_result(bert):
     plan = plan_run(make_config({"train": "", "model": bert}), 5, LENGTHS, with_memory(T4, 0.05))
     assert not plan.fits

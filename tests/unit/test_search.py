@@ -3,6 +3,8 @@
 import inspect
 import json
 import math
+import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -561,3 +563,31 @@ def test_times_are_those_of_the_clock(tmp_path):
     assert completed(study.trials())[0].values == [0.5]
     assert isinstance(replace(space).digest(), str)
     assert Path(trial.lock.lock_file).parent == tmp_path / "trials"
+
+
+CHILD = """
+import time
+from snugtune.scale import processes
+processes._run = lambda plan: time.sleep(0.2) or plan["code"]
+processes.main()
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_child_that_is_done_ends_in_silence_while_its_parent_waits(code):
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        child.stdin.write(f'{{"code": {code}}}\n'.encode())
+        child.stdin.flush()
+        assert child.wait(30) == code
+        assert child.stdout.read() + child.stderr.read() == b""
+
+
+def test_a_child_without_a_parent_is_told_to_stop():
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD.replace("0.2", "60")], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        child.stdin.write(b'{"code": 0}\n')
+        child.stdin.close()
+        assert child.wait(30) == -signal.SIGTERM

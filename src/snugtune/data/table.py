@@ -20,7 +20,7 @@ from snugtune.data.readers.json_lines import open_json_lines
 from snugtune.data.readers.parquet import open_parquet
 from snugtune.data.readers.request import Opened, Reader, Request
 from snugtune.data.readers.workbook import open_workbook
-from snugtune.errors import UserInputError
+from snugtune.errors import NoRowsError, UserInputError
 from snugtune.table_url import hide_password, is_table_url, parse_table_url
 
 _WHOLE_BATCH = 100_000  # rows per piece when the whole table is wanted
@@ -95,7 +95,7 @@ def _open(request: Request) -> Opened:
     opened = reader(request)
     first = next(opened.batches, None)
     if first is None or first.is_empty():
-        raise UserInputError(f"{source} has a header but no rows; check that it is the right file.")
+        raise NoRowsError(f"{source} has a header but no rows; check that it is the right file.")
     return Opened(chain([first], opened.batches), opened.first_row, opened.sheet)
 
 
@@ -134,7 +134,7 @@ def _check_content(path: Path, reader: Reader) -> None:
     except OSError as error:
         raise UserInputError(f"{path} cannot be read: {error.strerror}.") from None
     if not head:
-        raise UserInputError(f"{path} is empty.")
+        raise NoRowsError(f"{path} is empty.")
     if head.startswith(_OLE):
         raise UserInputError(_about_ole(path))
     if reader is open_workbook and not head.startswith(_ZIP):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -20,6 +22,9 @@ CPU_BFLOAT16_GAIN = 2.3
 CPU_BANDWIDTH_GB_S = 20
 """Rough rates of a server core, for estimates only."""
 
+PROBE, PROBES = (1024, 384, 1536), 12
+"""Rows, inputs and outputs of the product that is timed, and how often: some 40 ms."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -28,7 +33,7 @@ class Device:
     ``usable_gib`` is what the driver reports as total (for this machine: what is free now); ``context_gib``
     is taken by the driver before the first tensor. Rates are peaks: dense tensor-core TFLOP/s and GB/s.
     ``card`` is the table's name of it (for a machine's own card: of the one like it), ``title`` the maker's.
-    ``driver`` is known of this machine alone.
+    ``driver`` is known of this machine alone, and so is ``gain``: how many times as fast as its rates say.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Device:
     title: str = ""
     card: str = ""
     driver: str = ""
+    gain: float = 1.0
 
     @property
     def is_here(self) -> bool:
@@ -91,7 +97,7 @@ def find_device(name: str) -> Device:
 
 def with_memory(device: Device, memory_gib: float) -> Device:
     """The same device with only so much memory."""
-    return Device(**{**vars(device), "usable_gib": memory_gib})
+    return replace(device, usable_gib=memory_gib)
 
 
 def parse_memory(text: str) -> float:
@@ -113,7 +119,10 @@ def devices_named(names: str | None, memory: str | None) -> list[Device]:
     Raises:
         UserInputError: a card is not known, or ``memory`` is no amount.
     """
-    devices = [find_device(name) for name in names.split(",") if name.strip()] if names else [this_device()]
+    if names:
+        devices = [find_device(name) for name in names.split(",") if name.strip()]
+    else:
+        devices = [with_measured_gain(this_device())]
     if memory is None:
         return devices
     budget = parse_memory(memory)
@@ -182,6 +191,28 @@ def _this_cpu() -> Device:
         "free memory, within a container's limit", "CPU", f"cpu with {os.cpu_count()} cores",
         platform.machine() or "cpu",
     )  # fmt: skip
+
+
+def with_measured_gain(device: Device) -> Device:
+    """The processor of this machine as fast as it multiplies matrices now; a card as it is.
+
+    For plans that tell times. What a fit chooses must not hang on a clock, so it does not ask.
+    """
+    if device.kind != "cpu":
+        return device
+    import torch
+
+    dtype = torch.bfloat16 if device.has_bfloat16 else torch.float32
+    rows, inputs, outputs = PROBE
+    x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+    fastest_s = min(_seconds(lambda: torch.nn.functional.linear(x, weight)) for _ in range(PROBES))
+    return replace(device, gain=2 * rows * inputs * outputs / fastest_s / 1e12 / device.half_tflops)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def cpu_has_bfloat16() -> bool:

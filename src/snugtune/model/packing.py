@@ -171,9 +171,9 @@ def pack(rows: Sequence[NDArray[np.int32]], model: nn.Module, size: int = 0) -> 
     if reading.counts_padding:
         # Transformers' create_position_ids_from_input_ids: padding, even inside a text, is not counted.
         padding: int = inner.base_model.embeddings.padding_idx
-        positions = [np.cumsum(row != padding) * (row != padding) + padding for row in rows]
+        positions = np.concatenate([np.cumsum(row != padding) * (row != padding) + padding for row in rows])
     else:
-        positions = [np.arange(n) for n in lengths]
+        positions = np.arange(boundaries[-1]) - np.repeat(boundaries[:-1], lengths)
     if reading.last:
         # Transformers' rule: the last token that is not the pad token; see ``head.pooled_positions``.
         pad = inner.config.get_text_config().pad_token_id
@@ -184,7 +184,7 @@ def pack(rows: Sequence[NDArray[np.int32]], model: nn.Module, size: int = 0) -> 
     rest = np.zeros(max(0, size - boundaries[-1]), dtype=np.int64)
     return PackedTexts(
         torch.from_numpy(np.concatenate([*rows, rest]).astype(np.int64))[None],
-        torch.from_numpy(np.concatenate([*positions, rest]).astype(np.int64))[None],
+        torch.from_numpy(np.concatenate([positions, rest]).astype(np.int64))[None],
         torch.from_numpy(boundaries.astype(np.int32)),
         torch.from_numpy(boundaries[:-1] + np.array(read)),
         int(lengths.max()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ from snugtune.scale.markers import (
     write_manifest,
 )
 from snugtune.scale.places import Folder, open_folder
-from snugtune.scale.shards import Shard, check_folders, find_shards
+from snugtune.scale.shards import Shard, find_shards
 from snugtune.scale.work import Options, Outcome, Task, Worker
 
 ENGINES = ("local", "ray")
@@ -89,14 +90,13 @@ def prepare(
     """
     run, options, observer = Path(run), options or Options(), observer or Observer()
     read_record(run)
-    inputs, shards, unknown = find_shards(source)
     outputs = open_folder(output)
-    check_folders(inputs, outputs)
+    inputs, shards, unknown = find_shards(source, outputs)
     _check_csv_safe(options, shards)
     if unknown:
         observer.say(f"Left out, being of no known format: {_listed(unknown)}.")
     fingerprint = run_fingerprint(run)
-    found = standing(outputs, shards, run=fingerprint, options=options.as_dict(), overwrite=overwrite)
+    found = standing(inputs, outputs, shards, run=fingerprint, options=options.as_dict(), overwrite=overwrite)
     for reason, names in found.again.items():
         observer.say(f"Done again, as {reason}: {_listed(names)}.")
     task = Task(inputs.address, outputs.address, fingerprint, options)
@@ -139,7 +139,7 @@ def predict_bulk(
     observer.say(begin_sentence(job.source.shown(""), job.standing, job.amount))
     began = time.perf_counter()
     with _alone_in(job.output):
-        begin_job(job.output, source, job.run)
+        begin_job(job.output, source, job.run, job.source, job.standing)
         ledger = _Ledger(job, observer)
         if job.standing.todo:
             for outcome in _outcomes(job, engine, workers, address, ledger, observer):
@@ -188,7 +188,7 @@ class _Ledger:
         self._rows: dict[str, int] = {}
         self._began: float | None = None
         self._told = False
-        self._notes, self._ended = set[str](), set[str]()
+        self._notes, self._last, self._ended = Counter[str](), dict[str, str](), set[str]()
         self._lock = threading.Lock()
         observer.phase("predict", job.amount.rows)
 
@@ -204,9 +204,7 @@ class _Ledger:
         """A shard has ended."""
         name = outcome.shard.name
         for note in outcome.notes:
-            if note not in self._notes:
-                self._notes.add(note)
-                self._observer.say(note)
+            self._pass_on(note, self._job.source.shown(name))
         if outcome.marker is None:
             self._failed[name] = outcome.reason or "It has ended without a reason."
             self._observer.say(f"Not done: {self._failed[name]}")
@@ -216,6 +214,14 @@ class _Ledger:
         self.on_rows(name, outcome.marker.rows)
         self._ended.add(name)
         self._look_ahead()
+
+    def _pass_on(self, note: str, shown: str) -> None:
+        """The same of many files is told of some, and counted."""
+        kind = note.replace(shown, "")
+        self._notes[kind] += 1
+        if self._notes[kind] <= (1 if kind == note else _MOST_NAMED):
+            self._observer.say(note)
+            self._last[kind] = note
 
     def _look_ahead(self) -> None:
         """With each finished shard it is known better how many rows there are, and how long they take."""
@@ -231,8 +237,11 @@ class _Ledger:
 
     def close(self, seconds: float) -> BulkResult:
         """Write the manifest; the counts."""
+        for kind, count in self._notes.items():
+            if self._last[kind] != kind and count > _MOST_NAMED:
+                self._observer.say(f"The same of {count - _MOST_NAMED:,} more files: {self._last[kind]}")
         finished = [*self._job.standing.finished, *self._markers]
-        write_manifest(self._job.output, finished, self._failed)
+        write_manifest(self._job.output, [*finished, *self._job.standing.others], self._failed)
         return BulkResult(
             shards=len(finished) + len(self._failed),
             done=len(self._markers),
@@ -269,7 +278,7 @@ def _check_engine(engine: str, workers: int | None, address: str | None) -> None
 
 
 def _check_csv_safe(options: Options, shards: Sequence[Shard]) -> None:
-    others = [shard.output for shard in shards if not shard.output.endswith((".csv", ".tsv"))]
+    others = [shard.output for shard in shards if not shard.output.lower().endswith((".csv", ".tsv"))]
     if options.csv_safe and others:
         raise UserInputError(f"--csv-safe is for CSV and TSV, not for {others[0]}; leave it out.")
 
@@ -300,12 +309,12 @@ def _alone_in(output: Folder) -> Iterator[None]:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except OSError:
+        except BlockingIOError:
             raise UserInputError(
                 f"Another process is writing {output.local} right now; wait for it or choose another output."
             ) from None
+        except (ImportError, OSError):  # Windows, and disks of a network that know no locks
+            pass
         shutil.rmtree(output.local / PARTIAL, ignore_errors=True)
         try:
             yield

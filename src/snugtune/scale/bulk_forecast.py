@@ -20,7 +20,7 @@ from snugtune.predict.predictor import Predictor
 from snugtune.scale.markers import Marker, Standing
 from snugtune.scale.places import Folder
 from snugtune.scale.shards import Shard
-from snugtune.scale.work import Options
+from snugtune.scale.work import Options, is_empty
 from snugtune.units import duration
 
 SAMPLE_ROWS = 4096
@@ -119,7 +119,7 @@ def work_seconds(rows: int, rows_per_s: float, workers: int, shards: int) -> flo
 
     In every round each worker does one shard, so rounds = ceil(shards / workers).
     """
-    if not rows or not shards:
+    if not rows or not shards or not rows_per_s:
         return 0.0
     return math.ceil(shards / workers) * (rows / shards) / rows_per_s
 
@@ -141,24 +141,35 @@ def forecast(
     """
     if not state.todo:
         return None
-    first = state.todo[0]
-    with TemporaryDirectory(prefix="snugtune-") as folder:
-        path = Path(folder, Path(first.name).name)
-        if source.local is not None:
-            path = source.local / first.name
-        else:
-            source.fetch(first.name, path)
-        texts, share = _sample(predictor, path, options)
+    first, texts, share = _first_texts(predictor, source, state.todo, options)
     predictor.columns(texts[:64])  # the first batch is slower
     began = time.perf_counter()
     predictor.columns(texts)
     rate = len(texts) / (time.perf_counter() - began)
-    rows = found.rows if found.rows is not None else round(len(texts) / share * found.size / first.size)
+    rows = found.rows
+    if rows is None:
+        rows = round(len(texts) / share * found.size / max(1, first.size))
     return Forecast(
         shards=found.shards, finished=len(state.finished), size=found.size, rows=rows,
         rows_are_counted=found.rows is not None, rows_per_s=rate, sample_rows=len(texts), workers=workers,
         price=price,
     )  # fmt: skip
+
+
+def _first_texts(
+    predictor: Predictor, source: Folder, todo: Sequence[Shard], options: Options
+) -> tuple[Shard, list[str], float]:
+    """The first of the files that has rows, some texts of it, and which share of it they are."""
+    for shard in todo:
+        with TemporaryDirectory(prefix="snugtune-") as folder:
+            path = Path(folder, Path(shard.name).name)
+            if source.local is not None:
+                path = source.local / shard.name
+            else:
+                source.fetch(shard.name, path)
+            if not is_empty(path):
+                return shard, *_sample(predictor, path, options)
+    return todo[0], [], 1.0
 
 
 def _sample(predictor: Predictor, path: Path, options: Options) -> tuple[list[str], float]:

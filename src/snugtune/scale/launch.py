@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from snugtune.container import usable_cores
 from snugtune.errors import EndedElsewhereError, RestartNeededError, UserInputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -79,7 +80,7 @@ def run_on_devices(arguments: Sequence[str], devices: int, *, say: Callable[[str
     if devices < 1:
         raise UserInputError(f"--devices must be at least 1, not {devices}.")
     _check_devices(devices)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // devices)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     for restarts in range(MOST_RESTARTS + 1):
         try:
@@ -122,7 +123,7 @@ def _check_devices(devices: int) -> None:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus and devices > gpus:
         raise UserInputError(f"There are {gpus} GPUs here, not {devices}; give --devices {gpus} at most.")
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if not gpus and devices > cores:
         raise UserInputError(
             f"There is no GPU and there are {cores} processor cores here, not {devices}; leave --devices out."

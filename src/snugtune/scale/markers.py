@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from snugtune.errors import UserInputError
 from snugtune.files import file_digest
-from snugtune.scale.places import Entry, Folder, open_folder
+from snugtune.scale.places import Entry, Folder
 from snugtune.scale.shards import Shard
 
 OWN = "_snugtune"
@@ -60,11 +60,17 @@ _MARKER = TypeAdapter(Marker)
 
 @dataclass(frozen=True)
 class Standing:
-    """How shards stand before a run: those to do, those finished, and why some are done again."""
+    """How shards stand before a run: those to do, those finished, and why some are done again.
+
+    ``others`` were finished by other patterns and are not asked for now. ``outputs`` are the names of all
+    files in the output that are ours, or were begun.
+    """
 
     todo: list[Shard]
     finished: list[Marker]
     again: dict[str, list[str]]
+    others: list[Marker]
+    outputs: set[str]
 
 
 def run_fingerprint(run: Path) -> str:
@@ -93,6 +99,7 @@ def write_marker(output: Folder, marker: Marker) -> None:
 
 
 def standing(
+    source: Folder,
     output: Folder,
     shards: Sequence[Shard],
     *,
@@ -103,6 +110,7 @@ def standing(
     """Which of ``shards`` are finished as they are now: input, run, options and output unchanged.
 
     Args:
+        source: the folder of the input.
         output: where outputs and markers are.
         shards: the input as it is now.
         run: the fingerprint of the run.
@@ -110,14 +118,21 @@ def standing(
         overwrite: do all of them again, and replace files that are not ours.
 
     Raises:
-        UserInputError: an output exists that this command has not written.
+        UserInputError: an output exists that this command has not written, or was made from other files.
     """
-    there = {entry.name: entry for entry in output.entries(recursive=True)}
+    job = _job(output)
+    known = _markers(output)
+    if not overwrite:
+        _refuse_other_source(source, output, job)
+    elif job.get("folder") != _place(source):
+        known = {}  # of files that only have the same names
+    wanted = {shard.name for shard in shards}
+    others = [marker for name, marker in known.items() if name not in wanted]
+    ours = {marker.output for marker in known.values()} | set(job.get("outputs", ()))
     if overwrite:
-        return Standing(list(shards), [], {})
-    if output.entry(JOB) is None:
-        _refuse_foreign(output, [shard for shard in shards if shard.output in there])
-    known = _markers(output, shards)
+        return Standing(list(shards), [], {}, others, ours)
+    there = _entries_of(output, [shard.output for shard in shards])
+    _refuse_foreign(output, [shard for shard in shards if shard.output in there.keys() - ours])
     todo, finished, again = [], [], dict[str, list[str]]()
     for shard in shards:
         marker = known.get(shard.name)
@@ -129,7 +144,47 @@ def standing(
         todo.append(shard)
         if reason is not None:
             again.setdefault(reason, []).append(shard.name)
-    return Standing(todo, finished, again)
+    return Standing(todo, finished, again, others, ours)
+
+
+def _entries_of(output: Folder, names: Sequence[str]) -> dict[str, Entry]:
+    """What there is of ``names``: only the folders that they are in are listed."""
+    folders = sorted({name.rpartition("/")[0] for name in names})
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(lambda name: list(_inside(output, name).entries(recursive=False)), folders)
+        listed = zip(folders, found, strict=True)
+        return {
+            f"{folder}/{entry.name}" if folder else entry.name: entry
+            for folder, entries in listed
+            for entry in entries
+        }
+
+
+def _inside(output: Folder, name: str) -> Folder:
+    return output.below(name) if name else output
+
+
+def _place(source: Folder) -> str:
+    """The folder of the input, as it is told and kept."""
+    return source.shown("") if source.local is None else str(source.local.resolve())
+
+
+def _job(output: Folder) -> dict[str, Any]:
+    """What ``begin_job`` has written, empty if nothing."""
+    try:
+        found = json.loads(output.read(JOB) or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_other_source(source: Folder, output: Folder, job: Mapping[str, Any]) -> None:
+    before = job.get("folder")
+    if before not in (None, _place(source)):
+        raise UserInputError(
+            f"{output.shown('')} holds what was made from {before}, not from {_place(source)}, whose files "
+            "may have the same names; choose another --output or add --overwrite."
+        )
 
 
 def _stale(
@@ -155,17 +210,13 @@ def _refuse_foreign(output: Folder, shards: Sequence[Shard]) -> None:
         )
 
 
-def _markers(output: Folder, shards: Sequence[Shard]) -> dict[str, Marker]:
-    there = {entry.name for entry in _below(output, DONE)}
-    wanted = [shard.name for shard in shards if f"{shard.name}.json" in there]
+def _markers(output: Folder) -> dict[str, Marker]:
+    """By the names of their shards."""
+    done = output.below(DONE)
+    names = [entry.name for entry in done.entries(recursive=True) if entry.name.endswith(".json")]
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda name: _marker(output.read(f"{DONE}/{name}.json")), wanted)
-        return {name: marker for name, marker in zip(wanted, found, strict=True) if marker is not None}
-
-
-def _below(output: Folder, name: str) -> Iterable[Entry]:
-    address, mark, options = output.address.partition("?")
-    return open_folder(f"{address}/{name}{mark}{options}").entries(recursive=True)
+        found = [marker for marker in pool.map(lambda name: _marker(done.read(name)), names) if marker]
+    return {marker.name: marker for marker in found}
 
 
 def _marker(content: bytes | None) -> Marker | None:
@@ -176,13 +227,15 @@ def _marker(content: bytes | None) -> Marker | None:
         return None
 
 
-def begin_job(output: Folder, source: str, run: Path) -> None:
-    """Say whose folder this is, before the first output is in it."""
+def begin_job(output: Folder, source: str, run: Path, folder: Folder, begun: Standing) -> None:
+    """Say whose folder this is, before the first output is in it, and which files in it will be ours."""
     about = {
         "made_by": f"snugtune {version('snugtune')}",
         "source": source,
+        "folder": _place(folder),
         "run": str(run),
         "format": FORMAT,
+        "outputs": sorted(begun.outputs | {shard.output for shard in begun.todo}),
     }
     output.write(JOB, json.dumps(about, indent=2, ensure_ascii=False).encode())
 

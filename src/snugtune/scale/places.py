@@ -14,7 +14,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -59,6 +59,12 @@ class Folder(Protocol):
 
     def shown(self, name: str) -> str:
         """The file ``name`` as the user would write it."""
+
+    def below(self, name: str) -> Folder:
+        """The folder ``name`` in it."""
+
+    def name_of(self, inner: Folder) -> str | None:
+        """The name of the folder ``inner`` in this one, ``.`` if it is the same; None if it is elsewhere."""
 
     def entries(self, *, recursive: bool) -> Iterator[Entry]:
         """Its files; a folder that is not there has none."""
@@ -107,8 +113,7 @@ def split_pattern(source: str) -> tuple[str, str]:
     """
     path, options = source, ""
     if is_store_address(source):
-        path, mark, options = source.partition("?")
-        options = mark + options
+        path, options = _split_options(source)
         if path.count("/") == 2:  # the bucket alone
             path += "/"
     parts = path.split("/")
@@ -117,6 +122,13 @@ def split_pattern(source: str) -> tuple[str, str]:
     if not folder:
         folder = "/" if path.startswith("/") else "."
     return folder + options, "/".join(parts[magic:]) or "*"
+
+
+def _split_options(source: str) -> tuple[str, str]:
+    """An address without its options, and these with their ``?``, which in a name is a wildcard."""
+    path, mark, options = source.rpartition("?")
+    names = {part.partition("=")[0] for part in options.split("&") if "=" in part}
+    return (path, mark + options) if names & (_S3_OPTIONS | _GS_OPTIONS) else (source, "")
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -166,19 +178,38 @@ class LocalFolder:
         """Its path."""
         return str(self.root / name)
 
+    def below(self, name: str) -> LocalFolder:
+        """By its path."""
+        return LocalFolder(self.root / name)
+
+    def name_of(self, inner: Folder) -> str | None:
+        """By their paths without links."""
+        if inner.local is None:
+            return None
+        this, other = self.root.resolve(), inner.local.resolve()
+        return other.relative_to(this).as_posix() if other.is_relative_to(this) else None
+
     def entries(self, *, recursive: bool) -> Iterator[Entry]:
         """Regular files, in the order of their names."""
+        yield from self._entries(recursive, above=frozenset())
+
+    def _entries(self, recursive: bool, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+        """``above`` are device and number of the folders that lead here: a link may lead back to them."""
         try:
+            about = self.root.stat()
             with os.scandir(self.root) as found:
                 children = sorted(found, key=lambda child: child.name)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise UserInputError(f"{self.root} cannot be read: {error.strerror}.") from None
+        this = about.st_dev, about.st_ino
+        if this in above:
+            return
         for child in children:
-            if child.is_dir(follow_symlinks=False):  # a link may lead back to where it is
+            if child.is_dir():
                 if recursive and not _is_hidden(child.name):
-                    below = LocalFolder(self.root / child.name).entries(recursive=True)
+                    below = LocalFolder(self.root / child.name)._entries(True, above | {this})
                     yield from (Entry(f"{child.name}/{e.name}", e.size, e.modified) for e in below)
             elif found_entry := self.entry(child.name):
                 yield found_entry
@@ -259,6 +290,17 @@ class StoreFolder:
     def shown(self, name: str) -> str:
         """Without the options."""
         return f"{self.scheme}://{self._at(name)}"
+
+    def below(self, name: str) -> StoreFolder:
+        """A longer prefix."""
+        return replace(self, path=self._at(name))
+
+    def name_of(self, inner: Folder) -> str | None:
+        """By their prefixes, in one store."""
+        if not isinstance(inner, StoreFolder) or (inner.scheme, inner.options) != (self.scheme, self.options):
+            return None
+        this, other = PurePosixPath(self.path), PurePosixPath(inner.path)
+        return other.relative_to(this).as_posix() if other.is_relative_to(this) else None
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path

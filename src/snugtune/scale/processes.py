@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import IO, Any, NoReturn
+from io import FileIO
+from typing import Any, NoReturn
 
+from snugtune.container import usable_cores
 from snugtune.supervise import environment
 
 GRACE_S = 10.0
@@ -32,7 +33,7 @@ class Processes:
 
     def __enter__(self) -> Processes:
         gpus = _gpus()
-        threads = max(1, (os.cpu_count() or 1) // self._count)
+        threads = max(1, usable_cores() // self._count)
         for i in range(self._count):
             own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
             if len(gpus) > 1:
@@ -80,10 +81,12 @@ def _gpus() -> list[str]:
 
 def main() -> NoReturn:
     """Do what the plan in the first line of standard input says; the end of it ends this process."""
-    plan = json.loads(sys.stdin.buffer.readline() or b"null")
+    # Not Python's own stream: it cannot be closed at the end while a thread waits for it.
+    control = FileIO(os.dup(0))
+    plan = json.loads(control.readline() or b"null")
     if plan is None:
         sys.exit(INTERRUPTED)
-    threading.Thread(target=_watch, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=_watch, args=(control,), daemon=True).start()
     sys.exit(_run(plan))
 
 
@@ -108,16 +111,12 @@ def _run(plan: dict[str, Any]) -> int:
     return 0
 
 
-def _watch(stream: IO[bytes]) -> None:
+def _watch(control: FileIO) -> None:
     """An orphan ends as if it were told to."""
-    for _ in _lines(stream):
-        pass
+    with suppress(OSError):
+        while control.read(1):
+            pass
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _lines(stream: IO[bytes]) -> Iterator[bytes]:
-    with suppress(ValueError, OSError):
-        yield from stream
 
 
 if __name__ == "__main__":

@@ -340,6 +340,10 @@ class _Actor:
     """A worker of the pool: loads the run once, then does the shards it is given."""
 
     def __init__(self, task: dict[str, Any], run: str, packed: Any, tally: Any, threads: int) -> None:
+        from snugtune.container import usable_cores
+
+        # They were counted over the whole cluster.
+        threads = min(threads, usable_cores())
         # Before those libraries are imported.
         for name in ("RAYON_NUM_THREADS", "POLARS_MAX_THREADS"):
             os.environ[name] = str(threads)
@@ -373,7 +377,9 @@ class _Actor:
         whole = Task(**task | {"options": Options(**options | {"text": text})})
         fetch = None if packed is None else partial(ray.get, packed)
         folder = unpacked(run, whole.run_fingerprint, fetch)
-        return Worker(Predictor.load(folder, dtype=whole.options.dtype), whole)  # type: ignore[arg-type]
+        worker = Worker(Predictor.load(folder, dtype=whole.options.dtype), whole)  # type: ignore[arg-type]
+        worker.check_place()
+        return worker
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Outcomes of the shards of a batch."""

@@ -38,29 +38,34 @@ def is_bulk(source: str) -> bool:
     return is_store_address(source) or (MAGIC.search(source) is not None and not Path(source).exists())
 
 
-def find_shards(source: str) -> tuple[Folder, list[Shard], list[str]]:
+def find_shards(source: str, output: Folder) -> tuple[Folder, list[Shard], list[str]]:
     """The folder of ``source``, its shards in the order of their names, and files of unknown formats.
 
     Args:
         source: a path or address with wildcards, one file's, or a folder's with a slash at its end.
+        output: what lies in it is no shard, also where the pattern reaches it.
 
     Raises:
-        UserInputError: there are none, two would have the same output, or the store cannot be reached.
+        UserInputError: there are none, two would have the same output, the output is the folder that is read,
+            or the store cannot be reached.
     """
     if "://" not in source and Path(source).is_dir():
         source = source.rstrip("/") + "/"
     address, pattern = split_pattern(source)
     folder = open_folder(address)
+    _check_output(folder, output)
     if MAGIC.search(pattern):
         entries = folder.entries(recursive="/" in pattern or "**" in pattern)
         found = [entry for entry in entries if matches(entry.name, pattern)]
     else:
         found = [entry for entry in [folder.entry(pattern)] if entry is not None]
+    inside = folder.name_of(output)
+    found = [entry for entry in found if inside is None or not entry.name.startswith(f"{inside}/")]
     _refuse_strange([entry.name for entry in found])
     shards = [
-        Shard(entry.name, entry.size, entry.modified, output)
+        Shard(entry.name, entry.size, entry.modified, written_as)
         for entry in found
-        if (output := output_name(entry.name)) is not None
+        if (written_as := output_name(entry.name)) is not None
     ]
     if not shards:
         known = ", ".join(sorted(OUTPUT_SUFFIXES))
@@ -95,16 +100,8 @@ def _refuse_twins(shards: Sequence[Shard]) -> None:
         )
 
 
-def check_folders(source: Folder, output: Folder) -> None:
-    """Refuse an output that would replace what is read.
-
-    Raises:
-        UserInputError: both are the same folder.
-    """
-    same = source.address == output.address
-    if source.local is not None and output.local is not None:
-        same = source.local.resolve() == output.local.resolve()
-    if same:
+def _check_output(source: Folder, output: Folder) -> None:
+    if source.name_of(output) == ".":
         raise UserInputError(f"The output {output.shown('')} is the folder of the input; name another one.")
     if output.local is not None and output.local.exists() and not output.local.is_dir():
         raise UserInputError(f"The output {output.local} is a file; name a folder, as many files come out.")

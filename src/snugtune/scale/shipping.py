@@ -7,7 +7,9 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from snugtune.errors import UserInputError
@@ -15,6 +17,9 @@ from snugtune.scale.markers import run_fingerprint
 
 PARTS = ("run.json", "adapter", "model", "baseline")
 """Of a run's folder; states to resume from, predictions and the report stay."""
+
+KEPT_S = 7 * 24 * 3600
+"""How long a run that was sent stays on a machine after its last use."""
 
 
 def pack(run: Path) -> bytes:
@@ -41,6 +46,7 @@ def unpacked(run: Path, fingerprint: str, fetch: Callable[[], bytes] | None) -> 
     root = Path(tempfile.gettempdir(), f"snugtune-runs-{user}")
     root.mkdir(mode=0o700, exist_ok=True)
     target = root / fingerprint
+    _remove_old(root, target)
     if not target.is_dir():
         staging = Path(tempfile.mkdtemp(dir=root))
         try:
@@ -55,4 +61,13 @@ def unpacked(run: Path, fingerprint: str, fetch: Callable[[], bytes] | None) -> 
             raise
     if run_fingerprint(target) != fingerprint:
         raise UserInputError(f"{target} is not the run that was sent; delete it and run this again.")
+    os.utime(target)
     return target
+
+
+def _remove_old(root: Path, wanted: Path) -> None:
+    """Runs that no worker has asked for in ``KEPT_S``, and what died workers were unpacking."""
+    for folder in root.iterdir():
+        with suppress(OSError):
+            if folder != wanted and time.time() - folder.stat().st_mtime > KEPT_S:
+                shutil.rmtree(folder, ignore_errors=True)

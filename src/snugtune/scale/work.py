@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,20 +18,29 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from snugtune.data.columns import choose_columns, join_texts
-from snugtune.data.readers.delimited import csv_style
+from snugtune.data.readers.delimited import csv_style, header_of
 from snugtune.data.readers.parquet import parquet_frames
 from snugtune.data.table import iter_tables
-from snugtune.errors import SnugtuneError, UserInputError, is_of_library, one_line
+from snugtune.errors import NoRowsError, SnugtuneError, UserInputError, is_of_library, one_line
 from snugtune.files import check_free_space, file_digest
 from snugtune.predict.predictor import ROWS_PER_BATCH, Batch, Predictor, replace_columns
 from snugtune.predict.table import predict_table
 from snugtune.progress import Observer
-from snugtune.scale.markers import PARTIAL, Marker, write_marker
+from snugtune.scale.markers import JOB, PARTIAL, Marker, write_marker
 from snugtune.scale.places import open_folder
 from snugtune.scale.shards import Shard
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_JSON = (".jsonl", ".ndjson", ".json")
+_TEXT = (".csv", ".tsv", ".txt", ".tab", *_JSON)
+
+_HEADER_BYTES = 1 << 20
+"""A text file that is larger has rows."""
 
 _ROOM = 4
 """Disk that a shard takes on the worker, in times its size: input, columns, output."""
@@ -87,6 +97,18 @@ class Worker:
         self.predictor, self.task = predictor, task
         self.source, self.output = open_folder(task.source), open_folder(task.output)
 
+    def check_place(self) -> None:
+        """See that the output is where the command has begun it.
+
+        Raises:
+            UserInputError: it is not: this machine does not share that disk.
+        """
+        if self.output.entry(JOB) is None:
+            raise UserInputError(
+                f"{self.output.shown('')} on {socket.gethostname()} is not the folder that the command "
+                "writes to; machines of a cluster need a disk that all of them share, or a bucket."
+            )
+
     def do(self, shard: Shard, on_rows: Callable[[int], None] | None = None) -> Outcome:
         """Predict ``shard``; a fault in it is an outcome, so that the others go on."""
         listener = _Listener(on_rows)
@@ -110,7 +132,7 @@ class Worker:
         with self._desk(shard) as desk:
             path, made = self._input(shard, desk), desk / "out" / Path(shard.output).name
             made.parent.mkdir()
-            with _naming(path, self.source.shown(shard.name)):
+            with _naming(path, self.source.shown(shard.name), listener):
                 rows, needs_review, read = self._predict(path, made, listener)
             self._check_unchanged(shard)
             written = self._read_again(path, made)
@@ -163,8 +185,9 @@ class Worker:
     def _predict(self, path: Path, made: Path, listener: _Listener) -> tuple[int, int, str]:
         """Rows, those that need review, and the checksum of the texts that were predicted."""
         options, texts = self.task.options, TextsChecksum()
-        if is_empty_parquet(path):
-            return self._write_empty(path, made)
+        if is_empty(path):
+            self._write_empty(path, made)
+            return 0, 0, texts.hexdigest()
 
         def on_batch(batch: Batch) -> None:
             texts.add(batch.texts)
@@ -175,15 +198,19 @@ class Worker:
         )  # fmt: skip
         return counts["rows"], counts["needs_review"], texts.hexdigest()
 
-    def _write_empty(self, path: Path, made: Path) -> tuple[int, int, str]:
-        """Engines that write many parts leave some without rows; theirs have the same columns."""
-        import polars as pl
-
-        frame = pl.read_parquet(path, glob=False)
+    def _write_empty(self, path: Path, made: Path) -> None:
+        """Engines that write many parts leave some without rows; the outputs have the same columns."""
+        frame = _without_rows(path, self.task.options)
+        if frame is None:  # nor columns
+            made.touch()
+            return
         columns = self.task.options.text or self.predictor.text_columns
         choose_columns(frame, source=str(path), text=columns, label=None, need_label=False)
-        replace_columns(frame, self.predictor.columns([])).write_parquet(made)
-        return 0, 0, TextsChecksum().hexdigest()
+        whole = replace_columns(frame, self.predictor.columns([]))
+        if made.suffix.lower() == ".parquet":
+            whole.write_parquet(made)
+        else:
+            whole.write_csv(made, separator=_delimiter(path, made, self.task.options) or "\t")
 
     def _read_again(self, path: Path, made: Path) -> tuple[int, str]:
         """Rows of the output and the checksum of its texts."""
@@ -193,7 +220,7 @@ class Worker:
                 f"The text column {', '.join(columns)} would be replaced by the predictions; rename it."
             )
         texts, rows = TextsChecksum(), 0
-        for frame in _frames(path, made, self.task.options):
+        for frame in [] if is_empty(path) else _frames(path, made, self.task.options):
             texts.add(join_texts(frame, columns))
             rows += frame.height
         return rows, texts.hexdigest()
@@ -234,37 +261,66 @@ class _Listener(Observer):
 
 def _frames(path: Path, made: Path, options: Options) -> Iterator[Any]:
     """An output batch by batch; a Parquet file of our own needs no trial in another process."""
-    if made.suffix == ".parquet":
+    if made.suffix.lower() == ".parquet":
         return parquet_frames(str(made), ROWS_PER_BATCH)
-    delimiter = None
-    if made.suffix == ".csv":  # one column may have become several, so it is not guessed at
-        text = path.suffix.lower() in (".csv", ".txt")
-        delimiter = (
-            csv_style(path, encoding=options.encoding, delimiter=options.delimiter)[0] if text else ","
-        )
     # The encoding is that of the input; what is written is UTF-8.
-    return iter_tables(made, rows_per_batch=ROWS_PER_BATCH, sheet=options.sheet, delimiter=delimiter)
+    return iter_tables(
+        made, rows_per_batch=ROWS_PER_BATCH, sheet=options.sheet, delimiter=_delimiter(path, made, options)
+    )
 
 
-def is_empty_parquet(path: Path) -> bool:
-    """Whether ``path`` is a Parquet file without rows, by its footer; False where pyarrow cannot tell."""
-    if path.suffix.lower() not in (".parquet", ".pq"):
+def _delimiter(path: Path, made: Path, options: Options) -> str | None:
+    """What separates the cells of an output; None where that is known by its name."""
+    if made.suffix.lower() != ".csv":
+        return None
+    # One column may have become several, so it is not guessed at.
+    if path.suffix.lower() in (".csv", ".txt"):
+        return csv_style(path, encoding=options.encoding, delimiter=options.delimiter)[0]
+    return ","
+
+
+def is_empty(path: Path) -> bool:
+    """Whether ``path`` is a Parquet or text file without rows; False where that cannot be told."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        try:
+            from pyarrow import parquet
+
+            return bool(parquet.read_metadata(path).num_rows == 0)
+        except Exception:
+            return False
+    if path.suffix.lower() not in _TEXT or path.stat().st_size > _HEADER_BYTES:
         return False
     try:
-        from pyarrow import parquet
-
-        return bool(parquet.read_metadata(path).num_rows == 0)
-    except Exception:
+        next(iter_tables(path, rows_per_batch=1))
+    except NoRowsError:
+        return True
+    except UserInputError:
         return False
+    return False
+
+
+def _without_rows(path: Path, options: Options) -> pl.DataFrame | None:
+    """The columns of a file that ``is_empty``; None where it names none."""
+    import polars as pl
+
+    suffix = path.suffix.lower()
+    if suffix in (".parquet", ".pq"):
+        return pl.read_parquet(path, glob=False)
+    if suffix in _JSON:
+        return None
+    names = header_of(path, encoding=options.encoding, delimiter=options.delimiter)
+    return pl.DataFrame(schema=dict.fromkeys(names, pl.String)) if names else None
 
 
 @contextmanager
-def _naming(path: Path, shown: str) -> Iterator[None]:
+def _naming(path: Path, shown: str, listener: _Listener) -> Iterator[None]:
     """Sentences name what the user named, not the copy that was read."""
     try:
         yield
     except UserInputError as error:
         raise UserInputError(str(error).replace(str(path), shown)) from None
+    finally:
+        listener.notes = [note.replace(str(path), shown) for note in listener.notes]
 
 
 def _scratch() -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from snugtune.data.readers.request import Opened, Request, Row, column_names, string_frames
 from snugtune.data.readers.text import codec_of, text_lines
-from snugtune.errors import UserInputError
+from snugtune.errors import NoRowsError, UserInputError
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NO_DELIMITER = "\x1f"  # ASCII "unit separator": a single column has nothing to split at
@@ -34,10 +34,18 @@ def open_delimited(request: Request) -> Opened:
     records = _records(path, codec, _delimiter(path, codec, request.delimiter))
     _, header = next(records, ("", []))
     if not header:
-        raise UserInputError(f"{source} is empty.")
+        raise NoRowsError(f"{source} is empty.")
     names = column_names(header, source)
     cells = (_same_width(record, len(names), where, source) for where, record in records)
     return Opened(string_frames(names, cells, request.rows), first_row=2)
+
+
+def header_of(source: str | Path, *, encoding: str | None = None, delimiter: str | None = None) -> list[str]:
+    """The names of the columns, as ``read_table`` has them; none of an empty file."""
+    path = Path(source)
+    codec = codec_of(path, encoding)
+    _, header = next(_records(path, codec, _delimiter(path, codec, delimiter)), ("", []))
+    return column_names(header, str(source)) if header else []
 
 
 def csv_style(

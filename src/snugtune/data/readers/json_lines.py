@@ -12,7 +12,7 @@ import polars as pl
 
 from snugtune.data.readers.request import Opened, Request, first_line
 from snugtune.data.readers.text import codec_of, text_lines
-from snugtune.errors import UserInputError
+from snugtune.errors import NoRowsError, UserInputError
 
 
 def open_json_lines(request: Request) -> Opened:
@@ -25,7 +25,7 @@ def open_json_lines(request: Request) -> Opened:
     codec = codec_of(path, request.encoding)
     schema = _json_schema(_json_objects(path, codec))
     if not schema:
-        raise UserInputError(f"{path} is empty.")
+        raise NoRowsError(f"{path} is empty.")
     return Opened(_json_frames(_json_objects(path, codec), schema, request.rows), first_row=1)
 
 
