@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from snugtune.config import FitConfig
-from snugtune.data.columns import choose_columns, join_texts
+from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.duplicates import near_duplicate_groups
+from snugtune.data.labelled import read_additions
 from snugtune.data.labels import LabelSet, merge_variants_of
 from snugtune.data.table import Table, read_table
-from snugtune.data.to_label import ToLabel, check_output, write_to_label
+from snugtune.data.to_label import LABEL, ToLabel, check_output, write_to_label
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import UserInputError
 from snugtune.evaluate.selection import STRATEGIES, Chosen, Strategy, by_labels_spent, choose, learn
+from snugtune.model.adapter import virtual_tokens
 from snugtune.model.backbone import load_for_fit
 from snugtune.model.head import Head, find_head
 from snugtune.model.packing import plain
@@ -77,6 +78,15 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Known:
+    """Where labels are beside the pool: a ``table``, how it is read, and files that were ``added`` to it."""
+
+    table: str | None
+    reading: dict[str, Any]
+    added: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a model makes of the pool: ``features`` (N, H) for clusters, and of the labelled texts (L, H).
 
@@ -106,8 +116,9 @@ def select(
     """Write the ``count`` texts of the table ``pool`` that are most worth a label to the spreadsheet ``out``.
 
     Labels are learned from the table ``labelled``, from the rows of ``pool`` that have one where ``config``
-    names the label column, or stand in a finished ``run``, whose model then reads the texts; else the model
-    of ``config`` does. Without any, typical texts are chosen. ``config.train`` is not looked at.
+    names the label column, and from the spreadsheets of ``config.add``; or stand in a finished ``run``, whose
+    model then reads the texts, and whose own table and spreadsheets are looked at. Else the model of
+    ``config`` reads them. Without any labels, typical texts are chosen. ``config.train`` is not looked at.
 
     Returns what was done, JSON-ready.
 
@@ -123,9 +134,8 @@ def select(
         raise UserInputError(f"The count must be 1 or more, not {count}.")
     observer.phase("data")
     predictor = None if run is None else _load_run(run, observer)
-    if run is not None and labelled is None:
-        labelled = _table_of(run, observer)
-    found = _read_pool(pool, labelled, config, predictor)
+    known = _known(run, labelled, config, observer)
+    found = _read_pool(pool, known, config, predictor)
     observer.say(found.sentence())
     reading = (
         _read_by_model(found, config, observer)
@@ -142,7 +152,8 @@ def select(
     return {
         "pool": {"file": pool, "texts": found.in_table, "repeated": found.repeated,
                  "like_labelled": found.like_labelled},
-        "labelled": len(found.labelled), "labelled_file": labelled or (pool if found.labelled else None),
+        "labelled": len(found.labelled), "labelled_file": known.table or (pool if found.labelled else None),
+        "added_files": list(known.added),
         "labels": list(names), "run": None if run is None else str(run),
         "asked": strategy, "strategy": how, "chosen": len(chosen.rows), "file": str(out),
     }  # fmt: skip
@@ -155,7 +166,7 @@ def _load_run(run: str | Path, observer: Observer) -> Predictor:
             f"{run} gives texts several labels each, for which nothing can be selected; queue them in the "
             "review page of snugtune app instead."
         )
-    if not isinstance(plain(predictor.model), PreTrainedModel):
+    if virtual_tokens(predictor.model):
         raise UserInputError(
             f"The model of {run} puts virtual tokens before each text, so its features cannot be kept; leave "
             "--run out and give the labelled table with --labelled."
@@ -163,14 +174,33 @@ def _load_run(run: str | Path, observer: Observer) -> Predictor:
     return predictor
 
 
-def _table_of(run: str | Path, observer: Observer) -> str | None:
-    """The table that ``run`` was trained on, if it still is where it was."""
-    source = (read_record(Path(run)).get("config") or {}).get("train")
+def _known(run: str | Path | None, labelled: str | None, config: FitConfig, observer: Observer) -> Known:
+    """What is given, and what ``run`` was trained on as far as it still is where it was."""
+    added = _files(config.add)
+    reading = {"encoding": config.encoding, "delimiter": config.delimiter}
+    if run is None:
+        return Known(labelled, reading, added)
+    of_run = read_record(Path(run)).get("config") or {}
+    if labelled is None:
+        labelled = _there(of_run.get("train"), f"The table that {run} was trained on", "--labelled", observer)
+        reading = {name: of_run.get(name) for name in ("sheet", "encoding", "delimiter")}
+    more = [
+        _there(path, f"{path}, which {run} was trained on", "--add", observer)
+        for path in _files(of_run.get("add"))
+    ]
+    return Known(labelled, reading, tuple(dict.fromkeys([*filter(None, more), *added])))
+
+
+def _files(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+def _there(source: str | None, called: str, option: str, observer: Observer) -> str | None:
     if source is not None and Path(source).is_file():
-        return str(source)
+        return source
     observer.say(
-        f"The table that {run} was trained on is not where it was; its texts may be chosen again if they are "
-        "in the pool. Name it with --labelled."
+        f"{called} is not where it was; its texts may be chosen again if they are in the pool. Name it with "
+        f"{option}."
     )
     return None
 
@@ -178,19 +208,25 @@ def _table_of(run: str | Path, observer: Observer) -> str | None:
 # --- texts -----------------------------------------------------------------------------------------------
 
 
-def _read_pool(pool: str, labelled: str | None, config: FitConfig, predictor: Predictor | None) -> Pool:
-    """The texts of both tables; near-duplicates of a labelled or an earlier one are left out."""
-    known_texts, given, columns = _read_labelled(labelled, config, predictor)
+def _read_pool(pool: str, known: Known, config: FitConfig, predictor: Predictor | None) -> Pool:
+    """The texts of all tables; near-duplicates of a labelled or an earlier one are left out."""
+    known_texts, given, columns = _read_labelled(known, config, predictor)
     read = _read(pool, config)
     named = _named(read, config.text, columns) or config.text
     chosen = choose_columns(read.frame, source=read.source, text=named, label=None, need_label=False)
     texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
-    own = _own_labels(read, config, needed=labelled is None and predictor is None)
+    own = _own_labels(read, config, needed=known.table is None and predictor is None)
     is_open = [bool(text) and not label for text, label in zip(texts, own, strict=True)]
     for text, label in zip(texts, own, strict=True):
         if text and label:
             known_texts.append(text)
             given.append(label)
+    label_column = config.label if isinstance(config.label, str) else predictor and predictor.label_column
+    for path in known.added:
+        labels = LabelSet(tuple(sorted(set(given))))
+        for one in read_additions(path, Columns(chosen.text, label_column or LABEL), labels):
+            known_texts.append(one.text)
+            given.append(one.labels[0])
     rows = np.flatnonzero(is_open)
     if not len(rows):
         raise UserInputError(f"Every text of {read.source} has a label, or there is none; nothing to select.")
@@ -217,13 +253,13 @@ def _read(source: str, config: FitConfig) -> Table:
 
 
 def _read_labelled(
-    labelled: str | None, config: FitConfig, predictor: Predictor | None
+    known: Known, config: FitConfig, predictor: Predictor | None
 ) -> tuple[list[str], list[str], tuple[str, ...] | None]:
     """Texts and labels of the labelled table, and the text columns to look for in the pool."""
     columns = None if predictor is None else predictor.text_columns
-    if labelled is None:
+    if known.table is None:
         return [], [], columns
-    read = read_table(labelled, encoding=config.encoding, delimiter=config.delimiter)
+    read = read_table(known.table, **known.reading)
     label = config.label or (None if predictor is None else predictor.label_column)
     named = _named(read, config.text, columns) or columns
     chosen = choose_columns(read.frame, source=read.source, text=named, label=label)

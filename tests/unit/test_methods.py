@@ -16,6 +16,7 @@ from families import LABELS, write_family
 from snugtune.config import make_config
 from snugtune.data.labels import LabelSet
 from snugtune.errors import ConfigError, UserInputError
+from snugtune.memory.guard import Guard, HostMemory
 from snugtune.methods import METHOD_SETTINGS, METHODS
 from snugtune.model.adapter import quiet_attaching, trainable_state, virtual_tokens, wrap
 from snugtune.model.backbone import load_for_fit
@@ -23,9 +24,11 @@ from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.head import find_head
 from snugtune.model.parameters import count_parameters, plan_parameters
 from snugtune.model.peft_config import peft_config
+from snugtune.train import eva
 from snugtune.train.eva import start_from_data
+from snugtune.train.forward import INFERENCE_TOKENS, collate
 from snugtune.train.optim import learning_rates, make_optimizer
-from snugtune.train.ranks import add_penalty_gradients, settle_ranks
+from snugtune.train.ranks import add_penalty_gradients, ranks_of, settle_ranks
 from tiny_training import examples, tiny_model, train_tiny
 
 CPU = torch.device("cpu")
@@ -259,6 +262,26 @@ def test_adalora_goes_with_any_number_of_steps(steps):
     assert result.steps == steps
 
 
+def test_a_step_that_overflows_says_nothing_of_adaloras_ranks():
+    """In float16 the scaler skips it; PEFT's running means would stay no numbers for ever."""
+    config = settings("adalora")
+    model = wrap(tiny_model(), config)
+    ranks = ranks_of(model, config, steps=100)
+    batch = {"input_ids": torch.tensor([[1, 11, 30], [1, 12, 40]]), "labels": torch.tensor([1, 2])}
+    for step in range(1, 6):
+        model.zero_grad()
+        model(**batch).loss.backward()
+        if step == 2:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(torch.inf if step % 2 else torch.nan)
+        ranks.allocate(step, Guard(HostMemory()))
+    importance = [tensor for name, tensor in ranks.state().items() if ".exp_avg_" in name]
+    assert importance
+    assert all(tensor.isfinite().all() for tensor in importance)
+    assert any(tensor.any() for tensor in importance)
+
+
 def test_adaloras_penalty_is_pefts():
     config = settings("adalora")
     ours, theirs = wrap(tiny_model(), config), wrap(tiny_model(), config)
@@ -300,6 +323,8 @@ VARIANTS = {
     **{method: {"method": method} for method in METHODS},
     "dora": {"use_dora": True}, "rslora": {"use_rslora": True}, "pissa": {"init_lora_weights": "pissa"},
     "olora": {"init_lora_weights": "olora"}, "orthogonal": {"init_lora_weights": "orthogonal"},
+    "dora, pissa": {"use_dora": True, "init_lora_weights": "pissa"},
+    "dora, olora": {"use_dora": True, "init_lora_weights": "olora"},
 }  # fmt: skip
 
 
@@ -396,6 +421,38 @@ def test_eva_needs_enough_tokens():
         start_from_data(
             wrap(tiny_model(), config), config, few, pad_token_id=0, device=CPU, dtype=torch.float32
         )
+
+
+def test_eva_reads_texts_of_any_length_and_makes_few_batches(monkeypatch):
+    lengths = np.random.default_rng(0).integers(3, 60, 400)
+    lengths[[5, 50]] = 3000
+    batches = eva._batches(lengths, 64, seed=0)
+    assert all(len(rows) for rows in batches)
+    assert len(np.unique(np.concatenate(batches))) == sum(len(rows) for rows in batches)
+    assert all(lengths[rows].sum() >= 64 for rows in batches)
+    # One long text goes with no more short ones than its batch had before it.
+    assert all(len(rows) * lengths[rows].max() <= 2 * INFERENCE_TOKENS for rows in batches[:-1])
+    made = []
+    monkeypatch.setattr(eva, "collate", lambda *given: made.append(given[1]) or collate(*given))
+    monkeypatch.setattr(eva, "BATCH_TOKENS", 50)
+    config = settings("lora", r=2, init_lora_weights="eva")
+    tokens = examples(600, 1).tokens
+    start_from_data(
+        wrap(tiny_model(), config), config, tokens, pad_token_id=0, device=CPU, dtype=torch.float32
+    )
+    assert 0 < len(made) < len(eva._batches(tokens.lengths, 8, 0))
+
+
+def test_layers_that_eva_left_out_are_no_mistake_afterwards():
+    config = settings("lora", r=4, init_lora_weights="eva", layers_to_transform=(0, 1))
+    model = wrap(tiny_model(), config)
+    start_from_data(model, config, examples(64, 1).tokens, pad_token_id=0, device=CPU, dtype=torch.float32)
+    # As PEFT leaves a model in which a layer got no rank.
+    kept = {name for name in model.peft_config["default"].target_modules if ".1." not in name}
+    model.peft_config["default"].target_modules = kept
+    model.peft_config["default"].layers_to_transform = None
+    again = wrap(tiny_model(), config, like=model)
+    assert all(".layer.0." in name for name in trainable_state(again) if "lora_" in name)
 
 
 def test_virtual_tokens_of_a_model():

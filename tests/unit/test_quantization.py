@@ -240,6 +240,24 @@ def test_what_is_saved_reloads_with_stock_classes(published, tmp_path):
     assert compare_full_precision(saved[-1], n_weights=10_000) is None
 
 
+@needs_bitsandbytes
+def test_a_saved_4_bit_model_is_unpacked_for_exports(published, tmp_path):
+    """A whole model in 4 bits (a head alone was trained) has no published weights to go back to."""
+    saved = finished(published["bert"], tmp_path / "saved", method="head")
+    options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    packed, tokenizer = load_model(saved.folder, **options)
+    plain, _ = load_model(saved.folder, as_quantized=False, **options)
+    assert in_4_bits(packed)
+    assert not in_4_bits(plain)
+    save_model(plain.to(torch.float32), tokenizer, tmp_path / "export", 32)
+    exported, _ = load_model(tmp_path / "export", **options)
+    inputs = batch(published["bert"])
+    with torch.inference_mode():
+        expected = packed(**inputs).logits
+        for model in (plain, exported):
+            torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def refusal(call):
     with pytest.raises(UserInputError) as caught:
         call()

@@ -74,6 +74,9 @@ def test_names_are_told_apart(tmp_path):
         ("rules:\n- {label: A, words: ['']}\n", "matches every text"),
         ("rules:\n- {label: A, words: x, priority: high}\n", "priority"),
         ("rules:\n- {label: A, regex: '(\\w{1000}){1000}'}\n", "cannot be used"),
+        ("rules:\n- {label: A, words: x, unless: [no, not]}\n", "unless has a word that YAML reads as False"),
+        ("rules:\n- {label: A, words: 007}\n", "YAML reads as 7; write it in quotes"),
+        ("rules:\n- {label: A, words: [x, null]}\n", "YAML reads as None"),
     ],
 )
 def test_what_cannot_be_used_is_told_in_a_sentence(tmp_path, text, message):

@@ -1,6 +1,7 @@
 """``snugtune select`` and ``weak-label`` with a model of one layer: files that go round to ``fit --add``."""
 
 import json
+import shutil
 
 import openpyxl
 import polars as pl
@@ -13,6 +14,7 @@ from snugtune.config import make_config
 from snugtune.data.dataset import load_data
 from snugtune.data.to_label import COLUMNS
 from snugtune.errors import UserInputError
+from snugtune.progress import Observer
 from snugtune.select import select
 
 
@@ -34,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, pool="pool.csv", out="out.csv", **arguments):
-    settings = {key: arguments.pop(key) for key in ("label", "seed") if key in arguments}
+    settings = {key: arguments.pop(key) for key in ("label", "seed", "add") if key in arguments}
     config = make_config({"train": "", "model": str(folder / "model"), **settings})
     record = select(str(folder / pool), folder / out, config, overwrite=True, **arguments)
     return record, pl.read_csv(folder / out) if out.endswith(".csv") else None
@@ -129,6 +131,64 @@ def test_what_was_labelled_joins_the_training_rows(folder, tmp_path):
         names = [data.labels.names[k] for k in data.parts[name].y]
         assert names == [before.labels.names[k] for k in before.parts[name].y]
     assert data.table.y.max() == 3
+
+
+def answered(folder, name, tmp_path, label="Card"):
+    """A round: the texts of a selection with labels beside them."""
+    frame = pl.read_csv(folder / name).with_columns(label=pl.lit(label))
+    frame.write_csv(tmp_path / f"answered-{name}")
+    return str(tmp_path / f"answered-{name}"), set(frame["text"])
+
+
+def test_a_later_round_asks_for_none_of_the_texts_before(folder, tmp_path):
+    """Given again by hand, with the names of select's own columns, or known by the run."""
+    run(folder, pool="both.csv", label="label", count=6, out="first.csv")
+    first, texts = answered(folder, "first.csv", tmp_path)
+    record, frame = run(folder, pool="both.csv", label="label", count=500, add=(first,))
+    assert not texts & set(frame["text"])
+    assert record["labelled"] == 66
+    assert record["added_files"] == [first]
+    later = tmp_path / "run"
+    shutil.copytree(folder / "run", later)
+    known = json.loads((later / "run.json").read_text("utf-8"))
+    known["config"] = {"train": str(folder / "labelled.csv"), "add": [first, str(tmp_path / "gone.csv")]}
+    (later / "run.json").write_text(json.dumps(known), encoding="utf-8")
+    said = []
+    record, frame = run(folder, run=later, count=500, observer=Told(said))
+    assert not texts & set(frame["text"])
+    assert record["added_files"] == [first]
+    assert any("gone.csv, which" in sentence and "--add" in sentence for sentence in said)
+
+
+def test_the_next_command_has_all_rounds(folder, tmp_path):
+    run(folder, pool="both.csv", label="label", count=6, out="first.csv")
+    first, _ = answered(folder, "first.csv", tmp_path)
+    given = ["select", str(folder / "both.csv"), "--label", "label", "--model", str(folder / "model")]
+    done = CliRunner().invoke(app, [*given, "--add", first, "-o", str(tmp_path / "second.csv"), "-n", "3"])
+    assert done.exit_code == 0, done.output
+    assert f"--add {first} --add {tmp_path / 'second.csv'}" in done.output.replace("\n", "")
+
+
+def test_the_table_of_a_run_is_read_as_the_run_read_it(folder, tmp_path):
+    table = tmp_path / "semicolons.csv"
+    pl.read_csv(folder / "labelled.csv").write_csv(table, separator=";")
+    later = tmp_path / "run"
+    shutil.copytree(folder / "run", later)
+    known = json.loads((later / "run.json").read_text("utf-8"))
+    known["config"] = {"train": str(table), "delimiter": ";"}
+    (later / "run.json").write_text(json.dumps(known), encoding="utf-8")
+    assert run(folder, run=later, count=3)[0]["labelled"] == 60
+
+
+def test_a_run_with_virtual_tokens_is_refused(folder, monkeypatch):
+    monkeypatch.setattr("snugtune.select.virtual_tokens", lambda _model: 20)
+    with pytest.raises(UserInputError, match="puts virtual tokens before each text"):
+        run(folder, run=folder / "run", count=3)
+
+
+class Told(Observer):
+    def __init__(self, said):
+        self.say = said.append
 
 
 def test_the_later_of_two_files_has_the_last_word(folder, tmp_path):

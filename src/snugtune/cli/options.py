@@ -76,6 +76,14 @@ Add: TypeAlias = Annotated[
         "training rows. Repeat for several.",
     ),
 ]
+LabelledBefore: TypeAlias = Annotated[
+    list[str] | None,
+    _option(
+        DATA,
+        "A spreadsheet that was filled in before, or a reviews.db: its texts are not asked for again. Repeat "
+        "for several; those of --run are known.",
+    ),
+]
 Duplicates: TypeAlias = Annotated[
     str | None, _choice("duplicates", DATA, "Exact duplicates: drop (default) or keep.")
 ]

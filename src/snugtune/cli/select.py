@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,6 +46,7 @@ def select(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an --output that exists.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON alone.")] = False,
+    add: options.LabelledBefore = None,
     text: options.Text = None,
     label: options.OneLabel = None,
     sheet: options.Sheet = None,
@@ -81,7 +82,7 @@ def select(
     typer.echo(f"  {_next(record, settings.label)}")
 
 
-def _next(record: dict[str, object], label: object) -> str:
+def _next(record: dict[str, Any], label: object) -> str:
     """The command that learns from the labels."""
     import shlex
 
@@ -89,4 +90,6 @@ def _next(record: dict[str, object], label: object) -> str:
     if not table:
         return shlex.join(["snugtune", "fit", str(record["file"])])
     named = ["--label", label] if isinstance(label, str) else []
-    return shlex.join(["snugtune", "fit", str(table), *named, "--add", str(record["file"])])
+    added = [*record["added_files"], record["file"]]
+    more = [part for path in added for part in ("--add", str(path))]
+    return shlex.join(["snugtune", "fit", str(table), *named, *more])

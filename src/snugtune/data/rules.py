@@ -46,9 +46,7 @@ class _Given(BaseModel):
         if not isinstance(given, Mapping):
             raise ValueError("a rule is a mapping such as {label: Fees, words: [fee, charged twice]}")
         return {
-            key: tuple(map(str, [value] if isinstance(value, (str, int)) else value))
-            if key in ("words", "unless") and value is not None
-            else value
+            key: _words_of(key, value) if key in ("words", "unless") and value is not None else value
             for key, value in given.items()
         }
 
@@ -57,6 +55,17 @@ class _Given(BaseModel):
         if not self.words and self.regex is None:
             raise ValueError("a rule needs words or a regex")
         return self
+
+
+def _words_of(key: str, value: Any) -> tuple[str, ...]:
+    """One word or a list of them; what YAML takes for something else than text is not guessed back."""
+    words = list(value) if isinstance(value, (list, tuple)) else [value]
+    for word in words:
+        if not isinstance(word, str):
+            raise ValueError(
+                f"{key} has a word that YAML reads as {word!r}; write it in quotes, as 'no' and '007'"
+            )
+    return tuple(words)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,12 @@ ROWS_OF_ADAPTER = 16
 CONFIDENCE_TOLERANCE = 0.01
 """Largest difference of a confidence from the recorded one: cards and processors round otherwise."""
 
+IN_4_BITS = {
+    "adapter": "The run computed on 4-bit weights; the {} holds the published ones, unrounded.",
+    "model": "The run computed on 4-bit weights; the {} holds the same, unpacked to full precision.",
+}
+"""By what the run saved: an adapter goes with any weights, a model is what it is."""
+
 OVERHEAD_BYTES = 64 * 2**20
 """Room for tokenizer, card and records."""
 
@@ -222,7 +228,7 @@ def _space_notes(record: dict[str, Any]) -> list[str]:
     if record["decision"]["mixture"].get("weight"):
         notes.append("The folder holds words of the training texts: the TF-IDF baseline goes by them.")
     if record.get("config", {}).get("load_in_4bit"):
-        notes.append("The run computed on 4-bit weights; the Space holds the published ones, unrounded.")
+        notes.append(IN_4_BITS[record["model"]["folder"]].format("Space"))
     return notes
 
 
@@ -400,7 +406,7 @@ def _notes(job: Job, folder: Path) -> Iterator[str]:
             "the export reads their beginning alone."
         )
     if job.record["config"].get("load_in_4bit") and job.to != "adapter":
-        yield "The run computed on 4-bit weights; the export holds the published ones, unrounded."
+        yield IN_4_BITS[job.record["model"]["folder"]].format("export")
     adapter = folder / "adapter_config.json"
     if adapter.is_file():
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]

@@ -97,7 +97,8 @@ def _with_adapter(
         for layer in layers.values():
             if isinstance(layer, LoraLayer):
                 _leave_input_to_autocast(layer)
-    if METHODS[config.method].limits_layers:
+    # EVA may have left layers out that were asked for.
+    if METHODS[config.method].limits_layers and like is None:
         _check_targets(config.target_modules, list(layers), title)
         _check_layers(
             config.layers_to_transform, list(layers), model.config.get_text_config().num_hidden_layers, title
@@ -250,6 +251,8 @@ def start_from_factors(model: nn.Module, r: int, init_lora_weights: str | bool) 
         # Meta tensors have no values to decompose.
         if weight.device.type != "meta":
             matrix = weight.detach().float()
+            if not matrix.any():
+                continue  # without factors: it begins as LoRA does, else nothing would ever move it
             a0, b0 = _factors(
                 matrix.T if layer.fan_in_fan_out else matrix, r, layer.scaling["default"], init_lora_weights
             )

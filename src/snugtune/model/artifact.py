@@ -34,6 +34,7 @@ from snugtune.model.quantization import (
     compute_as_trained,
     read_quantization,
     require_bitsandbytes,
+    unpacked,
     write_quantization,
 )
 
@@ -246,8 +247,8 @@ def load_model(
     tokens), and the tokenizer.
 
     An adapter that was trained on 4-bit weights stays beside them, for that is the model that was measured;
-    without ``as_quantized`` it is merged into the published weights. Without ``merge`` every adapter stays
-    beside its model.
+    without ``as_quantized`` it is merged into the published weights, and a 4-bit model is unpacked. Without
+    ``merge`` every adapter stays beside its model.
 
     Raises:
         UserInputError: the folder is damaged, not whole, or asks for code of its own to be run; its adapter
@@ -279,7 +280,14 @@ def _load(
     }
     classes = AutoModelForSequenceClassification
     if not (folder / ADAPTER_CONFIG).exists():
+        quantized = getattr(config, "quantization_config", None) is not None
+        if quantized:
+            require_bitsandbytes()
         model, info = classes.from_pretrained(folder, dtype=dtype, **options)
+        if quantized:
+            compute_as_trained(model)
+            # What was rounded stays so; there is nothing else in the folder.
+            model = model if as_quantized else unpacked(model, dtype)
         _check_whole(model, info, (), folder)
         check_vocabulary(tokenizer, model, str(folder))
         return model, tokenizer

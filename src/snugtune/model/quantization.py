@@ -127,6 +127,24 @@ def compute_as_trained(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
+def unpacked(model: Any, dtype: torch.dtype) -> Any:
+    """A 4-bit model with its weights unpacked to ``dtype``: the same numbers, for any program to read."""
+    model = model.dequantize(dtype)
+    # Saving would try to undo how the packed weights were read (Transformers 5.23, core_model_loading.py).
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        model._weight_conversions = [one for one in conversions if _can_be_undone(one)]
+    return model
+
+
+def _can_be_undone(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
+
+
 def full_matrix(layer: nn.Module) -> Tensor:
     """The weight matrix of a linear layer as it is multiplied with: unpacked, where it is in 4 bits."""
     matrix: Tensor = dequantize_module_weight(layer)

@@ -8,7 +8,7 @@ is PEFT's (``initialize_lora_eva_weights``); here it is fed, in an order that th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from snugtune.data.tokens import Tokens
 from snugtune.errors import UserInputError
 from snugtune.model.checkpointing import encoder_layers
 from snugtune.model.dora import wake_dead_rows
-from snugtune.train.forward import autocast, collate
+from snugtune.train.forward import INFERENCE_TOKENS, autocast, collate
 
 BATCH_TOKENS = 2048
 """Real tokens of a batch, more than there are vectors to find in it."""
@@ -45,13 +45,13 @@ def start_from_data(
     """
     assert isinstance(model, PeftModel)
     wanted = round(config.r * config.eva_rho)
-    batches = list(_batches(tokens.lengths, max(BATCH_TOKENS, 2 * wanted), config.seed))
+    batches = _batches(tokens.lengths, 2 * wanted, config.seed)
     if int(tokens.lengths.sum()) < 2 * wanted:
         raise UserInputError(
             f"init_lora_weights='eva' seeks {wanted} directions in the training texts, which have "
             f"{int(tokens.lengths.sum())} tokens only; lower r or eva_rho, or leave it out."
         )
-    texts = [collate(tokens, rows, pad_token_id, device) for rows in batches]
+    texts = _Loader(batches, lambda rows: collate(tokens, rows, pad_token_id, device))
     with _every_token(model), autocast(device, dtype), warnings.catch_warnings():
         # Some of torch's low-rank routines tell that they were given a seed.
         warnings.simplefilter("ignore")
@@ -67,12 +67,38 @@ def start_from_data(
         wake_dead_rows(model)
 
 
-def _batches(lengths: NDArray[np.int64], tokens: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Rows in an order drawn by ``seed``, in batches of so many real tokens; all in one if they are fewer."""
+class _Loader:
+    """Batches that are made when PEFT asks for them, which it does for a few of all."""
+
+    def __init__(
+        self, batches: Sequence[NDArray[np.int64]], make: Callable[[NDArray[np.int64]], dict[str, Tensor]]
+    ) -> None:
+        self._batches, self._make = batches, make
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return map(self._make, self._batches)
+
+
+def _batches(lengths: NDArray[np.int64], least: int, seed: int) -> list[NDArray[np.int64]]:
+    """Rows in an order drawn by ``seed``, in batches of ``least`` real tokens or more; all in one if they are
+    fewer. A batch ends at ``BATCH_TOKENS``, or before a text with which padding would be much.
+    """
     order = np.random.default_rng(seed).permutation(len(lengths))
-    which = np.cumsum(lengths[order]) // tokens
-    whole = [order[which == k] for k in range(int(which[-1]))] if len(which) else []
-    yield from whole or [order]
+    batches: list[NDArray[np.int64]] = []
+    start = real = longest = 0
+    for i, length in enumerate(lengths[order].tolist()):
+        longest = max(longest, length)
+        is_wide = longest * (i + 1 - start) > INFERENCE_TOKENS
+        if real >= least and (real >= BATCH_TOKENS or is_wide):
+            batches.append(order[start:i])
+            start, real, longest = i, 0, length
+        real += length
+    if real >= least or not batches:
+        batches.append(order[start:])
+    return batches
 
 
 def _real_tokens(layer_input: Any, at: Tensor, _name: str) -> Tensor:

@@ -51,9 +51,19 @@ class Ranks:
         def update() -> None:
             for name, tensors in before.items():
                 setattr(watched, name, dict(tensors))
+            self._leave_out_overflow()
             self._tuner.update_and_allocate(step)
 
         guard.again(update, during="AdaLoRA's allocation of ranks")
+
+    def _leave_out_overflow(self) -> None:
+        """Gradients that are not finite, of a step that a scaler of float16 skips, say nothing of importance.
+
+        PEFT's running means would keep them for ever. Nothing is read back from the device to see it.
+        """
+        for name, parameter in self._tuner.model.named_parameters():
+            if "lora_" in name and parameter.grad is not None:
+                parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """What ``load`` needs, by names of its own."""
