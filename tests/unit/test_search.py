@@ -221,6 +221,24 @@ def test_a_fit_that_goes_on_tells_of_the_looks_before():
     assert watch.looks == [{"step": 0, "epoch": 0.0, "score": 0.2, "log_loss": 2.0}]
 
 
+def test_looks_of_different_schedules_are_compared_at_the_same_shares():
+    def entered(*looks):
+        pairs = zip([None, *looks[:-1]], looks, strict=True)
+        return [one for pair in pairs for one in shared.steps_between(*pair)]
+
+    assert entered((1.0, 0.9)) == [(10, 0.9)]
+    assert entered((0.05, 0.1)) == []
+    halves = entered((0.5, 0.6), (1.0, 0.8))
+    assert [step for step, _ in halves] == [5, 6, 7, 8, 9, 10]
+    assert [score for _, score in halves] == pytest.approx([0.6, 0.64, 0.68, 0.72, 0.76, 0.8])
+    thirds = entered((1 / 3, 0.3), (2 / 3, 0.6), (1.0, 0.9))
+    assert thirds[0] == (3, 0.3)
+    assert [step for step, _ in thirds] == list(range(3, 11))
+    assert all(score == pytest.approx(step * 0.09) for step, score in thirds[1:])
+    # Rounding takes no step away.
+    assert [step for step, _ in entered((0.1 + 0.2, 0.5), (0.7, 0.5))] == [3, 4, 5, 6, 7]
+
+
 # The study that processes share
 
 

@@ -7,13 +7,14 @@ its process is gone. The trial is given back then, and the next one goes on from
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,9 +52,10 @@ LEAST_FOR_IMPORTANCE = 10
 SIGN_EVERY_S = 5.0
 """How often a trial that runs shows when it did last, for the time it took should it be killed."""
 
-STEPS = 1000
-"""A whole training, in the steps that scores are entered at: trials of 2 and of 8 epochs are compared where
-their learning rates have come down as far."""
+STEPS = 10
+"""A whole training, in the steps that scores are entered at: trials of 2 and of 7 epochs are compared where
+their learning rates have come down as far. Few of their looks fall on the same share of a training, so
+between two of them scores are taken to change evenly."""
 
 Fits = Callable[[MethodName, float], bool]
 """Whether there is room for a trial of that method and so many epochs."""
@@ -74,16 +76,16 @@ class Trial:
     is_default: bool
     asked: optuna.Trial
     lock: FileLock
-    reported: set[int] = field(default_factory=set)
+    last: tuple[float, float] | None = None
     signed_at: float = 0.0
 
     def report(self, share: float, score: float) -> bool:
-        """Enter a score after this ``share`` of training; whether the trial should end here."""
-        step = round(STEPS * min(share, 1.0))
-        if step not in self.reported:
-            self.reported.add(step)
-            self.asked.report(score, step)
-        return step < STEPS and not self.is_default and self.asked.should_prune()
+        """Enter the score of a look after this ``share`` of training; whether the trial should end here."""
+        share = min(share, 1.0)
+        before, self.last = self.last, (share, score)
+        for step, value in steps_between(before, self.last):
+            self.asked.report(value, step)
+        return share < 1.0 and not self.is_default and self.asked.should_prune()
 
     def show_sign(self) -> None:
         """Note that its process is alive."""
@@ -91,6 +93,23 @@ class Trial:
             self.signed_at = time.monotonic()
             with suppress(OSError):
                 os.utime(self.lock.lock_file)
+
+
+def steps_between(
+    before: tuple[float, float] | None, now: tuple[float, float]
+) -> Iterator[tuple[int, float]]:
+    """The steps that training has passed since the look ``before``, with the scores there.
+
+    Looks are a share of training and a score. The first one counts for the step it has passed last.
+    """
+    (share, score), newest = now, math.floor(STEPS * now[0] + 1e-9)
+    if before is None:
+        if newest:
+            yield newest, score
+        return
+    for step in range(math.floor(STEPS * before[0] + 1e-9) + 1, newest + 1):
+        weight = (step / STEPS - before[0]) / (share - before[0])
+        yield step, before[1] + weight * (score - before[1])
 
 
 class Study:
