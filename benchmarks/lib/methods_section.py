@@ -24,7 +24,8 @@ def methods(result: dict[str, Any]) -> list[str]:
     whole = f" Then one whole fit of {settings['epochs']:g} epochs each." if settings["test"] else ""
     return [
         f"MiniLM on {settings['data']}. Each method's learning rate was chosen on validation rows, after "
-        f"{settings['rate_epochs']:g} epochs of {settings['rows']:,} training rows.{whole} The baseline is "
+        f"{settings['rate_epochs']:g} {'epoch' if settings['rate_epochs'] == 1 else 'epochs'} of "
+        f"{settings['rows']:,} training rows.{whole} The baseline is "
         "not mixed in.",
         "",
         *table(COLUMNS, rows),
