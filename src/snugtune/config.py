@@ -24,6 +24,7 @@ from snugtune.methods import METHOD_SETTINGS, METHODS, MethodName, methods_with
 from snugtune.table_url import hide_password
 from snugtune.units import parse_duration
 
+CPU_TOKENS_PER_MICRO_BATCH = 2048
 DEFAULT_EFFECTIVE_BATCH_SIZE = 32
 VERA_R = 256
 
@@ -136,7 +137,7 @@ class FitConfig(BaseModel):
     per_device_train_batch_size: PositiveInt | None = None
     per_device_eval_batch_size: PositiveInt | None = None
     gradient_accumulation_steps: PositiveInt | None = None
-    tokens_per_micro_batch: PositiveInt = 2048
+    tokens_per_micro_batch: PositiveInt | None = None
     packing: Literal["auto", "off"] = "auto"
     sharding: Literal["none", "full"] = "none"
     num_train_epochs: PositiveFloat = 4
@@ -261,6 +262,11 @@ class FitConfig(BaseModel):
     def is_multi_label(self) -> bool:
         """Whether a text may carry several labels, or none."""
         return self.problem_type == MULTI_LABEL
+
+    @property
+    def tokens_on_cpu(self) -> int:
+        """Most tokens of a micro-batch on a CPU, where larger ones are no faster."""
+        return self.tokens_per_micro_batch or CPU_TOKENS_PER_MICRO_BATCH
 
     @property
     def virtual_tokens(self) -> int:

@@ -36,7 +36,7 @@ from snugtune.train.recovery import (
     states_folder,
 )
 from snugtune.train.standing import attempted, clear_states, prepare, tell_what_is_kept, was_interrupted
-from snugtune.worker import GRACE_S, TOLD_TO_STOP
+from snugtune.worker import GRACE_S, TOLD_TO_STOP, grace_s
 
 if TYPE_CHECKING:
     from snugtune.train.group import Group
@@ -262,17 +262,18 @@ class Supervisor:
         """Run one worker to its end."""
         with self._interrupts_ignored():
             # A Ctrl-C that is ignored here is ignored by the worker from its first moment on.
-            self._worker = _Worker(self.command, self._job())
+            self._worker = _Worker(self.command, self._job(), on_cpu=self.recovery.caution == ON_CPU)
         try:
             end = self._worker.replay(self.observer)
             return _Outcome(end, self._worker.wait())
         finally:
             worker, self._worker = self._worker, None
-            worker.stop()
+            worker.stop(grace_s(self.states))
 
     def _job(self) -> dict[str, Any]:
         return {
-            "config": self.config.model_dump(mode="json"),
+            # What was left open stays so: some settings mean another thing when they are given.
+            "config": self.config.model_dump(mode="json", exclude_unset=True),
             "out": str(self.out),
             "overwrite": self.overwrite,
             "recovery": self.recovery.to_json(),
@@ -332,7 +333,10 @@ class Supervisor:
             yield
             return
         before: dict[int, Any] = {}
-        for number, handler in ((signal.SIGINT, self._interrupt), (signal.SIGTERM, self._told_to_stop)):
+        handlers = [(signal.SIGINT, self._interrupt), (signal.SIGTERM, self._told_to_stop)]
+        if hasattr(signal, "SIGHUP"):  # a closed terminal
+            handlers.append((signal.SIGHUP, self._told_to_stop))
+        for number, handler in handlers:
             previous = signal.getsignal(number)
             # What is ignored (a background job) or handled outside of Python stays so.
             if previous not in (None, signal.SIG_IGN):
@@ -371,9 +375,11 @@ class Supervisor:
 class _Worker:
     """The other end of ``snugtune/worker.py``."""
 
-    def __init__(self, command: Sequence[str], job: dict[str, Any]) -> None:
+    def __init__(self, command: Sequence[str], job: dict[str, Any], *, on_cpu: bool = False) -> None:
+        # A card that another process fills up cannot even be asked what is free.
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment() | hidden
         )
         self._has_ended = False
         self._send(json.dumps(job))
@@ -394,19 +400,19 @@ class _Worker:
         if not self._has_ended:
             self._send("interrupt")
 
-    def wait(self) -> int:
+    def wait(self, patience_s: float = GRACE_S) -> int:
         """Its exit code. A process that has said how it ended need not hang afterwards."""
         try:
-            return self.process.wait(GRACE_S)
+            return self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
 
-    def stop(self) -> None:
+    def stop(self, patience_s: float) -> None:
         """End it if it still runs, and let go of the pipes."""
         if self.process.poll() is None:
             self.process.terminate()
-            self.wait()
+            self.wait(patience_s)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()

@@ -23,12 +23,15 @@ from typing import Any, NoReturn
 from snugtune.config import make_config
 from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneError
 from snugtune.relay import RelayObserver
-from snugtune.train.recovery import Recovery
+from snugtune.train.recovery import Recovery, newest_committed
 
 TOLD_TO_STOP = 128 + signal.SIGTERM
 
 GRACE_S = 10.0
 """For removing unfinished files, before the process is ended the hard way."""
+
+STATE_BYTES_PER_S = 50e6
+"""At least so fast a disk takes the state that is saved on the way out."""
 
 _LOOK_S = 1.0
 
@@ -43,12 +46,22 @@ def main(fit: Fit | None = None) -> NoReturn:
     """
     interrupts = _Interrupts()
     signal.signal(signal.SIGTERM, _stop)
+    # A terminal that is closed tells all of its processes; nohup has let them ignore it.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _stop)
     control, events = _take_standard_streams()
     job = json.loads(control.readline() or b"null")
     if job is None:
         sys.exit(TOLD_TO_STOP)
-    threading.Thread(target=_watch, args=(control, interrupts), daemon=True).start()
+    states = Recovery.from_json(job["recovery"]).states
+    threading.Thread(target=_watch, args=(control, interrupts, states), daemon=True).start()
     sys.exit(_run(job, events, fit))
+
+
+def grace_s(states: Path) -> float:
+    """Seconds for a process that was told to stop: one state like those in the folder is written."""
+    newest = newest_committed(states)
+    return GRACE_S + (0 if newest is None else newest.size_bytes) / STATE_BYTES_PER_S
 
 
 def _run(job: dict[str, Any], events: RelayObserver, fit: Fit | None) -> int:
@@ -136,23 +149,23 @@ def _stop(*_: Any) -> NoReturn:
     sys.exit(TOLD_TO_STOP)
 
 
-def _watch(control: FileIO, interrupts: _Interrupts) -> None:
+def _watch(control: FileIO, interrupts: _Interrupts, states: Path) -> None:
     """Pass interrupts on; end the process when the supervisor is gone, so that no orphan trains on."""
     supervisor = os.getppid()
     while True:
         # A process forked from the supervisor may hold the pipe open. Windows cannot wait for a pipe so.
         while os.name != "nt" and not select.select([control], [], [], _LOOK_S)[0]:
             if os.getppid() != supervisor:
-                _end()
+                _end(states)
         line = control.readline()
         if not line:
-            _end()
+            _end(states)
         interrupts.ask()
 
 
-def _end() -> NoReturn:
+def _end(states: Path) -> NoReturn:
     _signal_main_thread(signal.SIGTERM)
-    time.sleep(GRACE_S)
+    time.sleep(grace_s(states))
     os._exit(TOLD_TO_STOP)
 
 

@@ -27,7 +27,8 @@ def act(word, observer, recovery, config):
     if name == "say":
         observer.say(rest)
     elif name == "tell":
-        observer.say({"pid": str(os.getpid()), "config": config.model_dump_json()}[rest])
+        cards = os.environ.get("CUDA_VISIBLE_DEVICES", "any")
+        observer.say({"pid": str(os.getpid()), "config": config.model_dump_json(), "cards": cards}[rest])
     elif name == "recovery":
         observer.say(f"{recovery.restarts} {recovery.caution} {len(recovery.history)}")
     elif name == "calls":

@@ -182,3 +182,45 @@ def test_the_first_texts_of_tokens():
     assert first.truncation == Truncation(4, 2, 0, 12, 0)
     cut = Tokens(ids[:3], np.array([3, 4, 4]), Truncation(4, 3, 1, 14, 3), np.array([3, 7, 4])).first(2)
     assert cut.truncation == Truncation(4, 2, 1, 10, 3)
+
+
+def test_labels_in_lists_are_added_as_lists(tmp_path):
+    sets = [["Fees"], ["Card", "Fees"], ["Card"], []]
+    for name, words in (("train", texts(80)[:60]), ("more", texts(80)[60:])):
+        frame = pl.DataFrame(
+            {"text": words, "topics": [sets[i % 4] for i in range(len(words))]},
+            schema={"text": pl.String, "topics": pl.List(pl.String)},
+        )
+        frame.write_parquet(tmp_path / f"{name}.parquet")
+    config = {
+        "train": str(tmp_path / "train.parquet"), "add": str(tmp_path / "more.parquet"), "label": "topics",
+        "problem_type": "multi_label_classification",
+    }  # fmt: skip
+    data = load_data(make_config(config))
+    part = data.parts["train"]
+    assert data.additions["added"] == 20
+    added = dict(zip(part.texts[-20:], data.labels.decode_sets(part.y[-20:]), strict=True))
+    assert added[texts(80)[61]] == ("Card", "Fees")
+
+
+def test_spellings_that_are_classes_of_their_own_stay_so(tmp_path):
+    rows = [(text, ("Fee", "fee", "Card")[i % 3]) for i, text in enumerate(texts(60))]
+    pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(tmp_path / "train.csv")
+    more = pl.DataFrame({"text": ["one quite new", "two very new"], "label": ["Fee", "fee"]})
+    more.write_csv(tmp_path / "more.csv")
+    config = {
+        "train": str(tmp_path / "train.csv"), "add": str(tmp_path / "more.csv"),
+        "merge_label_variants": False,
+    }  # fmt: skip
+    data = load_data(make_config(config))
+    part = data.parts["train"]
+    assert [data.labels.names[k] for k in part.y[-2:]] == ["Fee", "fee"]
+
+
+def test_test_rows_like_validation_rows_are_told_of(tmp_path, train):
+    listener = Listener()
+    test = tmp_path / "test.csv"
+    pl.read_csv(train).write_csv(test)
+    data = load_data(make_config({"train": str(train), "test": str(test)}), listener)
+    assert data.overlap == 60
+    assert any("60 rows of" in said and "near-duplicates" in said for said in listener.said)

@@ -82,6 +82,16 @@ def test_time_is_kept_for_another_step_a_last_look_and_the_rest():
     assert "35.0 s" in why
 
 
+def test_final_scores_go_through_all_layers_where_looks_do_not():
+    budget = Budget(
+        Allowance(100.0, "100 s"), elapsed=Clock(), after_s=20.0, looks_after=2.0, whole_look_s=15.0
+    )  # fmt: skip
+    budget.looked(5.0)
+    assert budget.reserve_s == 5.0 + 2 * 15.0 + 20.0
+    budget.looked(40.0)
+    assert budget.reserve_s == 40.0 + 2 * 40.0 + 20.0
+
+
 def test_the_longest_step_is_kept_free_too():
     clock = Clock()
     budget = Budget(Allowance(100.0, "100 s"), elapsed=clock, after_s=0.0, looks_after=0.0)

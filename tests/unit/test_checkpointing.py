@@ -74,6 +74,14 @@ def test_layers_below_the_lowest_adapter_hold_nothing_and_are_left_alone():
     assert checkpoint_layers(model, 9) == 2
 
 
+@pytest.mark.parametrize(
+    "targets", [("word_embeddings",), r".*(word_embeddings|layer\.3\.attention\.self\.query)"]
+)
+def test_an_adapter_of_the_embedding_needs_every_layer(targets):
+    model = small(target_modules=targets)
+    assert trained_layers(model) == encoder_layers(model)
+
+
 def test_full_training_holds_every_layer():
     assert len(trained_layers(small(method="full"))) == 4
 

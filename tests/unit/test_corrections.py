@@ -63,6 +63,25 @@ def test_rows_of_the_same_text_and_label_follow(train, tmp_path):
     assert table.cleaning["conflicting_rows"] == 0
 
 
+def test_rows_of_the_same_text_and_another_spelling_of_the_label_follow(tmp_path):
+    """Cleaning merges the spellings, so an audit lists the first row alone."""
+    rows = [("said twice", "Fee"), ("said twice", "fee "), *[(f"text {i}", "Fee") for i in range(9)]]
+    rows += [(f"other {i}", "Rates") for i in range(9)]
+    train = tmp_path / "train.csv"
+    pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(train)
+    file = corrections(tmp_path, [(2, "said twice", "Fee", "Rates")])
+    table, _ = load(train, file)
+    assert [
+        table.labels.names[k] for k, t in zip(table.y, table.texts, strict=True) if t == "said twice"
+    ] == ["Rates"]
+    config = make_config(
+        {"train": str(train), "corrections": str(file), "merge_label_variants": False, "duplicates": "keep"}
+    )
+    table = load_usable(config, Listener())
+    labels = [table.labels.names[k] for k, t in zip(table.y, table.texts, strict=True) if t == "said twice"]
+    assert labels == ["Rates", "fee"]
+
+
 def test_split_data_carry_what_was_applied(train, tmp_path):
     file = corrections(tmp_path, [(2, "text numbera with a second line", "a", "b")])
     data, _ = load(train, file, load_data)

@@ -30,7 +30,9 @@ METRICS = [
 
 
 def made(usage=None, terms=None, **changes):
-    usage = usage or Usage(SECONDS, on_card=False, scored_rows=3000, metrics=METRICS, baseline_score=0.6)
+    usage = usage or Usage(
+        SECONDS, on_card=False, scored_rows=3000, metrics=METRICS, baseline_score=0.6, train_s=100.0
+    )  # fmt: skip
     return bill(usage, terms or Terms(OWN, own_price=2.0), budget_ended_run=False, **changes)
 
 
@@ -86,6 +88,16 @@ def test_alternatives_that_the_run_itself_measured():
     assert (found["1 epoch"]["time_s"], found["1 epoch"]["score"]) == (42 + 30, 0.5)
     assert (found["2 epochs"]["time_s"], found["2 epochs"]["score"]) == (42 + 60, 0.8)
     assert found["2 epochs"]["usd"] == pytest.approx(102 / 1800)
+
+
+def test_training_of_processes_that_died_counts_once():
+    """Of 160 s of training, 60 were another process's, which took 75 in all."""
+    usage = Usage(
+        SECONDS, on_card=False, scored_rows=3000, metrics=METRICS, earlier_s=75.0, train_s=160.0
+    )  # fmt: skip
+    found = {one["what"]: one for one in made(usage)["alternatives"]}
+    assert found["probe without training"]["time_s"] == 142 + 75 - 160
+    assert found["2 epochs"]["time_s"] == 142 + 75 - 160 + 60
 
 
 def test_a_last_look_in_the_middle_of_an_epoch_is_no_alternative():

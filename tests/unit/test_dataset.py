@@ -74,7 +74,7 @@ def test_training_texts_in_the_test_file_are_told(small, tmp_path):
     text, label = small.read_text().splitlines()[1].split(",")
     data, said = load(small, test=str(write(tmp_path / "test.csv", [(text, label), ("all new words", "a")])))
     assert data.overlap == 1
-    assert "near-duplicates of training rows" in said
+    assert f"1 rows of {tmp_path / 'test.csv'} are near-duplicates of rows of {small}" in said
 
 
 def test_overlap_counts_test_rows_only():

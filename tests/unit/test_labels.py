@@ -53,8 +53,16 @@ def test_data_that_cannot_be_learned_from(texts, labels, words):
 
 def test_merged_spellings_stay_known():
     labels = LabelSet(("Fees",), {"FEES": "Fees"})
-    assert labels.encode(["FEES", "Fees", "fees"]).tolist() == [0, 0, -1]
-    assert labels.unseen(["FEES", "fees"]) == {"fees": 1}
+    assert labels.encode(["FEES", "Fees", "fee"]).tolist() == [0, 0, -1]
+    assert labels.unseen(["FEES", "fee"]) == {"fee": 1}
+
+
+def test_a_spelling_that_training_did_not_have_is_known_where_it_can_mean_one_class_only():
+    labels = LabelSet(("True", "Late  fee", "Card", "card"))
+    assert labels.encode(["TRUE", "true", "late fee", " Late Fee", "Card", "card", "CARD"]).tolist() == [
+        0, 0, 1, 1, 2, 3, -1,
+    ]  # fmt: skip
+    assert labels.unseen(["TRUE", "CARD"]) == {"CARD": 1}
 
 
 def test_unknown_labels_are_marked():

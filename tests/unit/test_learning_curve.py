@@ -84,6 +84,16 @@ def test_too_few_rows_for_a_curve():
     assert learning_curve(None, np.zeros(FEWEST_ROWS - 1, int), np.arange(199), 1) is None
 
 
+def test_a_table_of_near_duplicates_has_no_curve():
+    y = np.arange(300) % 3
+    groups = np.zeros(300, int)
+    groups[-4:] = [1, 2, 3, 4]
+    words = TfidfBaseline().fit_features([f"word{i % 7} same" for i in range(300)], 3)
+    curves = [learning_curve(words, y, groups, 3, seed=seed) for seed in range(12)]
+    # Where all of them are held out, there is nothing to learn from.
+    assert None in curves
+
+
 def exact(sizes, errors, M=5_000):
     difficulty = (np.arange(M) + 0.5) / M
     return np.stack([difficulty >= error for error in errors])

@@ -15,13 +15,13 @@ import psutil
 import pytest
 from fake_worker import commit
 
-from snugtune import supervise
+from snugtune import supervise, worker
 from snugtune.config import make_config
 from snugtune.errors import ArtifactError, RunInterruptedError, SnugtuneError, TrainingError, UserInputError
 from snugtune.progress import Observer, QuoteInfo, ResumedInfo, StepInfo, TrainedInfo, ValidationInfo
 from snugtune.relay import RelayObserver, read_event, replay
 from snugtune.supervise import Supervisor, WorkerError, has_gpu
-from snugtune.train.recovery import states_folder
+from snugtune.train.recovery import Recovery, states_folder
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to speak of")
@@ -96,6 +96,59 @@ def test_every_call_arrives_in_order_and_what_libraries_print_does_not(out, capf
     printed = capfd.readouterr()
     assert printed.out == ""
     assert "a library prints" in printed.err
+
+
+def test_a_setting_that_was_left_open_stays_open_for_the_worker(out):
+    """Given, it bounds micro-batches on a GPU too."""
+    asked = supervisor(out, [], r=8)
+    assert asked._job()["config"] == {"train": "[[]]", "r": 8}
+    assert make_config(asked._job()["config"]) == asked.config
+
+
+@posix
+def test_the_last_worker_sees_no_card(out, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    notes = Notes()
+    dies = ["tell cards", "signal SIGKILL"]
+    supervisor(out, dies, dies, dies, ["tell cards"], observer=notes, waits=[]).run()
+    assert [said for said in notes.said if said in ("", "0")] == ["0", "0", "0", ""]
+
+
+def test_who_is_told_to_stop_has_time_for_a_state_of_the_size_there_is(tmp_path):
+    assert worker.grace_s(tmp_path) == worker.GRACE_S
+    commit(tmp_path, 3)
+    with (tmp_path / "000001-step-3" / "state.safetensors").open("wb") as file:
+        file.truncate(int(20 * worker.STATE_BYTES_PER_S))
+    assert worker.grace_s(tmp_path) == pytest.approx(worker.GRACE_S + 20, abs=0.1)
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_stops_a_worker_as_it_should_be_stopped(out, number):
+    job = {
+        "config": {"train": json.dumps([["work"]])}, "out": str(out), "overwrite": False,
+        "recovery": Recovery(states_folder(out)).to_json(),
+    }  # fmt: skip
+    with subprocess.Popen(
+        FAKE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=supervise.environment(),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - there is one thread
+    ) as process:  # fmt: skip
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()
+        assert b"working" in process.stdout.readline()
+        process.send_signal(number)
+        assert process.wait(30) == worker.TOLD_TO_STOP
+    assert listing(out.parent) == []
+
+
+@posix
+def test_nohup_goes_on_when_the_terminal_is_closed():
+    code = "import signal; from snugtune import worker; worker._run = lambda *_: 0; "
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    code += "worker._take_standard_streams = lambda: (print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN), exit(0)); "
+    code += "worker.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_no_method_of_an_observer_is_forgotten(tmp_path):

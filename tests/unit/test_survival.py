@@ -198,6 +198,26 @@ def test_a_signal_waits_for_a_whole_step_and_what_it_ended_goes_on_to_the_same_b
 
 
 @posix
+def test_a_signal_before_training_begins_leaves_no_state_and_the_next_run_is_whole(tmp_path, monkeypatch):
+    """The model is not yet what training begins from: its probe is loaded after the first look."""
+    generator = torch.Generator().manual_seed(3)
+    probe = {"classifier.weight": torch.randn(4, 32, generator=generator)}
+    straight, straight_model = train_tiny(ONE_EPOCH, head=probe)
+    checkpoints = Checkpoints(tmp_path, fingerprint="same")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._Run, "try_longest", lambda _run: signal.raise_signal(signal.SIGINT))
+        result, _ = train_tiny(ONE_EPOCH, head=probe, services=lambda _: Services(checkpoints=checkpoints))
+    assert result.interrupted
+    assert result.best_score == -math.inf
+    assert checkpoints.last_step is None
+    again = Checkpoints(tmp_path, fingerprint="same")
+    resumed, model = train_tiny(ONE_EPOCH, head=probe, services=lambda _: Services(checkpoints=again))
+    assert resumed.best_score == straight.best_score
+    trained = dict(model.named_parameters())
+    assert all(torch.equal(trained[name], p) for name, p in straight_model.named_parameters())
+
+
+@posix
 def test_who_presses_again_is_obeyed_at_once():
     with Interrupts() as interrupts:
         signal.raise_signal(signal.SIGINT)

@@ -299,6 +299,16 @@ def test_json_lines_keep_what_all_values_share(tmp_path):
     assert next(iter_tables(tmp_path / "a.jsonl", rows_per_batch=1)).schema == frame.schema
 
 
+def test_lists_of_texts_in_json_lines_stay_lists(tmp_path):
+    rows = [{"text": "a", "topics": ["Fees", "Card"]}, {"text": "b", "topics": []}, {"text": "c"}]
+    content = "\n".join(map(json.dumps, rows))
+    frame = read_table(put(tmp_path / "a.jsonl", content)).frame
+    assert frame.schema["topics"] == pl.List(pl.String)
+    assert frame["topics"].to_list() == [["Fees", "Card"], [], None]
+    content = json.dumps({"text": "a", "topics": [["Fees"], 3]})
+    assert read_table(put(tmp_path / "b.jsonl", content)).frame["topics"].to_list() == ['[["Fees"], 3]']
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

@@ -295,7 +295,8 @@ GradientAccumulationSteps: TypeAlias = Annotated[
     int | None, _option(PRECISION, "With the training batch size: the examples per optimiser step.")
 ]
 TokensPerMicroBatch: TypeAlias = Annotated[
-    int | None, _option(PRECISION, "Padded tokens in a forward pass of training (2048).")
+    int | None,
+    _option(PRECISION, "Most tokens in a forward pass of training (a CPU: 2048; a GPU: what fits)."),
 ]
 Packing: TypeAlias = Annotated[
     str | None,

@@ -27,7 +27,7 @@ class Usage:
 
     ``seconds`` by phase and ``total``; ``earlier_s`` of processes that died before this one; ``scored_rows``
     held-out rows were classified in the phase ``evaluate``. ``metrics`` are the lines of ``metrics.jsonl``
-    and ``baseline_score`` the baseline's on validation.
+    and ``baseline_score`` the baseline's on validation. ``train_s`` is training, by all processes.
     """
 
     seconds: Mapping[str, float]
@@ -37,6 +37,7 @@ class Usage:
     earlier_s: float = 0.0
     metrics: Sequence[Mapping[str, Any]] = ()
     baseline_score: float | None = None
+    train_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -123,8 +124,7 @@ def _measured_alternatives(usage: Usage, rates: Rates) -> list[dict[str, Any]]:
         basis = "measured: the baseline of this run"
         found.append(_alternative("TF-IDF baseline alone", seconds, rates, basis, usage.baseline_score))
     looks = [line for line in usage.metrics if "eval_score" in line]
-    train_s = usage.seconds.get("train", 0.0)
-    without_training_s = usage.total_s - train_s
+    without_training_s = max(0.0, usage.total_s - usage.train_s)
     if looks and looks[0]["step"] == 0 and "probe" in usage.seconds:
         basis = "measured: validation before the first step"
         found.append(

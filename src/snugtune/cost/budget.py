@@ -59,13 +59,20 @@ class Budget:
         elapsed: seconds that the run has taken so far, with whatever came before training.
         after_s: expected seconds of what follows on training, apart from the scoring of held-out rows.
         looks_after: that scoring, in looks at validation: 2.0 takes as long as two of them.
+        whole_look_s: expected seconds of such a look; those while training may be shorter.
     """
 
     def __init__(
-        self, allowance: Allowance, *, elapsed: Callable[[], float], after_s: float, looks_after: float
+        self,
+        allowance: Allowance,
+        *,
+        elapsed: Callable[[], float],
+        after_s: float,
+        looks_after: float,
+        whole_look_s: float = 0.0,
     ) -> None:
         self.allowance = allowance
-        self.after_s, self.looks_after = after_s, looks_after
+        self.after_s, self.looks_after, self.whole_look_s = after_s, looks_after, whole_look_s
         self._elapsed = elapsed
         self._longest_step_s, self._look_s = 0.0, 0.0
         self._since: float | None = None
@@ -73,7 +80,8 @@ class Budget:
     @property
     def reserve_s(self) -> float:
         """Seconds kept for what is left to do should training end now."""
-        return self._look_s * (1 + self.looks_after) + self.after_s
+        scoring_s = max(self._look_s, self.whole_look_s) * self.looks_after
+        return self._look_s + scoring_s + self.after_s
 
     def looked(self, seconds: float) -> None:
         """A look at validation took so long."""

@@ -28,7 +28,8 @@ class Work:
     """What there is to do. Rows by part, words of the training texts, classes, epochs.
 
     ``train_s`` is the time of training (None: not known), by the plan's estimate, or by a short pass over the
-    texts if it was ``measured``; ``forward_share`` is the share of a forward pass in it. ``pace`` is the real
+    texts if it was ``measured``; ``forward_share`` is the share of a forward pass in it, and ``look_share``
+    what a look while training takes of one, less than all where lower layers are kept. ``pace`` is the real
     over that time in earlier runs like it (None: there were none), ``load_s`` that of loading the model once,
     ``full_precision_slowdown`` how much longer a forward pass takes in the float32 of the final scores than
     in training's number format.
@@ -46,6 +47,7 @@ class Work:
     pace: float | None = None
     full_precision_slowdown: float = 1.0
     forward_share: float = FORWARD_SHARE
+    look_share: float = 1.0
     measured: bool = False
     audit: bool = False
 
@@ -88,17 +90,26 @@ def quote(work: Work) -> Quote | None:
     """What ``work`` will take; None if the plan knows no time."""
     if work.train_s is None:
         return None
-    told_row_s = work.train_s / work.epochs / max(work.train_rows, 1)
-    row_s = (work.pace or 1.0) * told_row_s
-    # A pass that was measured needs no putting right.
-    forward_s = work.forward_share * (told_row_s if work.measured else row_s)
-    look_s = forward_s * work.validation_rows
+    row_s = (work.pace or 1.0) * _told_row_s(work)
+    whole_look_s = pass_s(work, work.validation_rows)
+    look_s = work.look_share * whole_look_s
     epoch_s = row_s * work.train_rows + look_s
     train_s = epoch_s * work.epochs + look_s
-    probe_s = forward_s * (work.train_rows + work.validation_rows) if work.probe else 0.0
-    after_s = look_s * work.looks_after + work.after_s
+    probe_s = pass_s(work, work.train_rows + work.validation_rows) if work.probe else 0.0
+    after_s = whole_look_s * work.looks_after + work.after_s
     time_s = probe_s + train_s + after_s
     return Quote(time_s, train_s, epoch_s, work.measured, work.pace is not None, after_s)
+
+
+def pass_s(work: Work, rows: int) -> float:
+    """Seconds of ``rows`` through the whole model, forward, in training's number format; 0 if not known."""
+    # A pass that was measured needs no putting right.
+    pace = 1.0 if work.measured else work.pace or 1.0
+    return work.forward_share * pace * _told_row_s(work) * rows
+
+
+def _told_row_s(work: Work) -> float:
+    return (work.train_s or 0.0) / work.epochs / max(work.train_rows, 1)
 
 
 def quote_sentence(quote: Quote, rates: Rates) -> str:

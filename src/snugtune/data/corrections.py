@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from snugtune.data.form import Form, cell_text
+from snugtune.data.labels import fold
 from snugtune.data.table import Table, read_table
 from snugtune.errors import UserInputError
 from snugtune.files import replacing
@@ -56,13 +57,13 @@ class Corrections:
 
 
 def apply_corrections(
-    path: str, texts: Sequence[str], given: Sequence[str], table: Table
+    path: str, texts: Sequence[str], given: Sequence[str], table: Table, *, merge_variants: bool = True
 ) -> tuple[list[str], Corrections]:
     """The ``given`` labels of N rows with the corrections of the file ``path``, and a count of them.
 
     ``texts`` and ``given`` are those of ``table``, row by row. A correction is applied only if the text in
     the file is the text of that row in the table; rows of the same text and label follow it, for an audit
-    lists only the first of them.
+    lists only the first of them. With ``merge_variants`` spellings of a label are one label.
 
     Raises:
         UserInputError: the file cannot be read or is no file of corrections, a row of it is not in the table
@@ -79,7 +80,8 @@ def apply_corrections(
             _check_text(text, texts[i], f"{where} corrects row {row} of {table.source}")
             _check_label(label, known, table.source, where)
             by_row[i] = label
-    for i, label in {**_twins(by_row, texts, given), **by_row}.items():
+    alike = [fold(label) for label in given] if merge_variants else given
+    for i, label in {**_twins(by_row, texts, alike), **by_row}.items():
         corrected[i] = label
     changed = sum(a != b for a, b in zip(given, corrected, strict=True))
     unchanged = sum(given[i] == label for i, label in by_row.items())

@@ -154,7 +154,9 @@ def _usable(config: FitConfig, read: Table, columns: Columns, observer: Observer
     texts, given = join_texts(read.frame, columns.text), _label_texts(read.frame, columns)
     corrections = None
     if config.corrections is not None:
-        given, corrections = apply_corrections(config.corrections, texts, given, read)
+        given, corrections = apply_corrections(
+            config.corrections, texts, given, read, merge_variants=config.merge_label_variants
+        )
         observer.say(corrections.sentence())
     if hint := separator_hint(given, columns.labels[0]):
         observer.say(hint)
@@ -242,10 +244,12 @@ def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
         raise UserInputError(
             f"No label of the test file {config.test} occurs in {config.train}; check --label and --test."
         )
-    overlap = overlapping_rows(data.parts["train"].texts, test.texts)
+    # Validation rows have chosen weights and calibration.
+    known = [text for name in ("train", "validation") for text in data.parts[name].texts]
+    overlap = overlapping_rows(known, test.texts)
     if overlap:
         observer.say(
-            f"{overlap:,} rows of {config.test} are near-duplicates of training rows: "
+            f"{overlap:,} rows of {config.test} are near-duplicates of rows of {config.train}: "
             "scores on them flatter the model."
         )
     return Data({**data.parts, "test": test}, data.table, overlap)

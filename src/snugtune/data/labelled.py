@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from snugtune.data.columns import Columns, join_texts
 from snugtune.data.label_sets import read_label_sets, split_cell
-from snugtune.data.labels import LabelSet
+from snugtune.data.labels import LabelSet, fold
 from snugtune.data.part import Part
 from snugtune.data.reviews import Reviewed, read_reviews
 from snugtune.data.table import Table, read_table
@@ -83,22 +83,23 @@ def _labels_of(read: Table, columns: Columns, labels: LabelSet) -> list[tuple[st
             f"column {LABEL!r}; rename its label column."
         )
     named = columns if there else Columns((), LABEL)
-    if labels.separator is not None and len(named.labels) > 1:
+    is_list = read.frame.schema[named.labels[0]] == pl.List
+    if labels.separator is not None and (len(named.labels) > 1 or is_list):
         return read_label_sets(read.frame, named, labels.separator, source=read.source)
-    spelled = {_folded(name): name for name in (*labels.aliases, *labels.names)}
+    spelled = {fold(name): name for name in (*labels.aliases, *labels.names)}
     cells = read.frame[named.labels[0]].cast(pl.String).fill_null("").to_list()
     of_rows = [_split(cell.strip(), labels.separator) for cell in cells]
-    return [of and tuple(spelled.get(_folded(name), name) for name in of) for of in of_rows]
+    exact = set(labels.names)
+    return [
+        of and tuple(name if name in exact else spelled.get(fold(name), name) for name in of)
+        for of in of_rows
+    ]
 
 
 def _split(cell: str, separator: str | None) -> tuple[str, ...] | None:
     if not cell:
         return None
     return (cell,) if separator is None else split_cell(cell, separator) or None
-
-
-def _folded(label: str) -> str:
-    return " ".join(label.split()).casefold()
 
 
 def new_labels(path: str, found: Sequence[Reviewed], labels: LabelSet) -> list[str]:
@@ -108,9 +109,9 @@ def new_labels(path: str, found: Sequence[Reviewed], labels: LabelSet) -> list[s
         UserInputError: one of them looks like a known one with a typing mistake.
     """
     new = sorted(labels.unseen([label for one in found for label in one.labels]))
-    folded = {_folded(name): name for name in labels.names}
+    folded = {fold(name): name for name in labels.names}
     for label in new:
-        close = difflib.get_close_matches(_folded(label), folded, n=1, cutoff=LIKE_A_TYPO)
+        close = difflib.get_close_matches(fold(label), folded, n=1, cutoff=LIKE_A_TYPO)
         if close:
             raise UserInputError(
                 f"{path} gives the label {label!r}; did you mean {folded[close[0]]!r}? If it is a category "

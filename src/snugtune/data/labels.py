@@ -141,8 +141,17 @@ class LabelSet:
         """How often each label outside the set occurs."""
         return dict(Counter(label for label in labels if self._id(label) < 0))
 
+    @cached_property
+    def _folded(self) -> dict[str, int]:
+        """Class ids by what is left of a name without case and spaces, where that is one class's alone."""
+        folded = [fold(name) for name in self.names]
+        counts = Counter(folded)
+        return {name: i for i, name in enumerate(folded) if counts[name] == 1}
+
     def _id(self, label: str) -> int:
-        return self.label2id.get(self.aliases.get(label, label), -1)
+        known = self.label2id.get(self.aliases.get(label, label))
+        # A spelling that training did not have, as it would have been merged there.
+        return self._folded.get(fold(label), -1) if known is None else known
 
 
 def clean(
@@ -187,11 +196,16 @@ def clean(
     )
 
 
+def fold(label: str) -> str:
+    """What spellings of one label have in common: all but case and spacing."""
+    return " ".join(label.split()).casefold()
+
+
 def merge_variants(counts: Counter[str]) -> dict[str, list[str]]:
     """The spellings to merge into each kept one: those that differ from it by case or spacing only."""
     variants: dict[str, list[str]] = defaultdict(list)
     for label in counts:  # in the order first seen
-        variants[" ".join(label.split()).casefold()].append(label)
+        variants[fold(label)].append(label)
     merged = {}
     for spellings in variants.values():
         kept = max(spellings, key=lambda label: counts[label])

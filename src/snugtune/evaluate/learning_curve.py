@@ -154,7 +154,7 @@ def learning_curve(words: Any, y: Ids, groups: Ids, n_classes: int, *, seed: int
 
     ``words`` (N, F) are the baseline's sparse features (`TfidfBaseline.fit_features`), ``y`` (N,) class ids,
     ``groups`` (N,) near-duplicate groups, which stay on one side. None where there are fewer than
-    ``FEWEST_ROWS``.
+    ``FEWEST_ROWS``, or nearly all of them are near-duplicates of each other.
     """
     if len(y) < FEWEST_ROWS:
         return None
@@ -162,6 +162,8 @@ def learning_curve(words: Any, y: Ids, groups: Ids, n_classes: int, *, seed: int
     test, rest = np.flatnonzero(held_out), np.flatnonzero(~held_out)
     order = np.random.default_rng(seed).permutation(rest)
     sizes = [round(share * len(order)) for share in SHARES]
+    if not sizes[0] or not len(test):
+        return None
     correct = np.stack(
         [linear_scores(words, y, n_classes, order[:size], test).argmax(axis=1) == y[test] for size in sizes]
     )

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from peft import PrefixEncoder
+from peft.tuners.lora import Embedding as LoraEmbedding
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -34,13 +35,14 @@ def trained_layers(model: nn.Module) -> list[nn.Module]:
     lowest = next(
         (i for i, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())), len(layers)
     )
-    embeds = any(
-        p.requires_grad
+    below = (
+        parameter
         for module in model.modules()
-        if isinstance(module, nn.Embedding)
-        for p in module.parameters()
+        # PEFT's adapter of an embedding keeps its factors in lists of parameters.
+        if isinstance(module, (nn.Embedding, LoraEmbedding))
+        for parameter in module.parameters()
     )
-    return layers if embeds else layers[lowest:]
+    return layers if any(parameter.requires_grad for parameter in below) else layers[lowest:]
 
 
 def checkpoint_layers(model: nn.Module, k: int) -> int:

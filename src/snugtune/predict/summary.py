@@ -21,8 +21,10 @@ NO_LABEL = "(none)"
 _CHART_LABELS = 15
 _MONTH_LABELS = 8  # the most frequent; the others are added up
 _PARSED_SHARE = 0.9  # of the filled cells of a column of dates
-_DATE_CHARACTERS = 10
-_DATE_FORMATS = ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y")
+_DATE_FORMATS = (
+    "%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%y", "%m/%d/%y", "%d/%m/%y",
+)  # fmt: skip
+_FIRST_YEAR = 1000  # of four digits; "3/5/24" is no day of the year 24
 _MONTH_COLUMN = 17  # R: at the right of the charts
 
 
@@ -222,7 +224,6 @@ def _known_dates(column: pl.Series) -> str | None:
 
 def _days(column: pl.Series, of: str | None) -> pl.Series:
     """Days of cells such as "2024-03-01" and "2024-03-01 10:00"; null where a cell is none."""
-    text = column.str.strip_chars()
-    rest = text.str.slice(_DATE_CHARACTERS, 1)
-    days = text.str.slice(0, _DATE_CHARACTERS).str.to_date(of or _DATE_FORMATS[0], strict=False, exact=True)
-    return pl.select(pl.when(rest.is_in(["", " ", "T"])).then(days)).to_series()
+    days = column.str.strip_chars().str.extract(r"^([^ T]+)(?:[ T].*)?$")
+    found = days.str.to_date(of or _DATE_FORMATS[0], strict=False, exact=True)
+    return pl.select(pl.when(found.dt.year() >= _FIRST_YEAR).then(found)).to_series()

@@ -23,7 +23,7 @@ from snugtune.train.prefix import time_share
 from snugtune.train.recovery import HALF_BATCHES, Recovery
 from snugtune.train.spending import Spending, agree
 from snugtune.train.trial import frozen_pass_s, stepwise_pass_s, training_passes
-from snugtune.units import GIB
+from snugtune.units import GIB, gib
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,25 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
     return plan
 
 
-def _device(job: Job) -> Device | None:
-    """What the plan is made for: in a group, the least that any of the processes has for itself."""
-    if job.group.is_alone:
-        return None
+def _device(job: Job) -> Device:
+    """What the plan is made for: in a group, the least that any of the processes has for itself.
+
+    The model is there already, and the plan counts it.
+    """
     device = this_device()
+    room = device.usable_gib
     if device.kind == "cpu":
         # One memory for all processes of a machine.
-        device = with_memory(device, device.usable_gib / job.group.local_size)
-    return with_memory(device, job.group.least(int(device.usable_gib * GIB)) / GIB)
+        room /= job.group.local_size
+    room += gib(_held_bytes(job, device))
+    return with_memory(device, room if job.group.is_alone else job.group.least(int(room * GIB)) / GIB)
+
+
+def _held_bytes(job: Job, device: Device) -> int:
+    """What the loaded model takes of the device; a card holds those that were loaded in 4 bits."""
+    if device.kind == "cuda":
+        return torch.cuda.memory_reserved()
+    return sum(parameter.nbytes for parameter in job.backbone.model.parameters())
 
 
 def _fleet(job: Job) -> Fleet:
@@ -131,14 +141,14 @@ def _quoted(
     passes = training_passes(
         job.config, tokens["train"].lengths, checkpointed=plan.setup.activation_checkpointing > 0
     )
+    share = time_share(job.config, job.backbone.model, job.device)
     work = Work(
         train_rows=len(tokens["train"]), validation_rows=len(tokens["validation"]),
         test_rows=len(tokens["test"]), words=sum(len(text.split()) for text in job.data.parts["train"].texts),
         classes=len(job.data.labels.names), epochs=job.config.num_train_epochs,
-        train_s=passes * stepwise_s * job.config.num_train_epochs / job.group.size
-        * time_share(job.config, job.backbone.model, job.device),
-        load_s=job.load_s, probe=job.config.probe_start, forward_share=pass_s / stepwise_s / passes,
-        measured=True, audit=job.config.audit,
+        train_s=passes * stepwise_s * job.config.num_train_epochs / job.group.size * share,
+        load_s=job.load_s, probe=job.config.probe_start, forward_share=pass_s / stepwise_s / passes / share,
+        look_share=share, measured=True, audit=job.config.audit,
     )  # fmt: skip
     clock, earlier_s = job.clock, recovery.spent_s if recovery else 0.0
     return agree(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,18 +174,20 @@ def train_within(
     check_free_space(folder, _folder_bytes(trainee.parameters))
     job.clock.phase("train")
     with PeakMeter(job.device) as memory, _prefix(job, trainee, tokens, folder) as prefix:
+        began = time.perf_counter()
         if prefix is not None:
             prefix.fill(
                 trainee.model, [tokens["train"], tokens["validation"]], pad_token_id=job.pad_token_id,
                 device=job.device, dtype=job.dtype, guard=guard,
             )  # fmt: skip
+        filling_s = time.perf_counter() - began
         services = Services(job.clock, guard, memory, checkpoints, spending.budget, prefix, job.group)
         result = _run_engine(job, plan, trainee, tokens, services)
     # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
     beside = 0 if job.on_card else resident_bytes_before
     predicted, limit = (beside + round(gib * GIB) for gib in (plan.predicted_peak_gib, plan.capacity_gib))
     peaks = Peaks(predicted, job.group.most(memory.peak_bytes), limit)
-    _remember(job, plan, guard, peaks.measured_bytes - beside, result, spending)
+    _remember(job, plan, guard, peaks.measured_bytes - beside, result, filling_s, spending)
     job.clock.on_trained(_told(job, result, len(tokens["train"])))
     return Trained(result, peaks)
 
@@ -239,14 +243,16 @@ def _run_engine(
         services=services,
         packed=job.on_card and plan.setup.attention == "packed",
     )
-    if result.best_step == 0 and result.interrupted and not job.config.probe_start:
+    is_probe_kept = job.config.probe_start and math.isfinite(result.best_score)
+    if result.best_step == 0 and result.interrupted and not is_probe_kept:
         raise RunInterruptedError("Interrupted before anything was learned; nothing was written.")
     return result
 
 
 def _remember(
-    job: Job, plan: Plan, guard: Guard, measured_bytes: int, result: TrainResult, spending: Spending
-) -> None:
+    job: Job, plan: Plan, guard: Guard, measured_bytes: int, result: TrainResult, filling_s: float,
+    spending: Spending,
+) -> None:  # fmt: skip
     """What training really took corrects the plans of later runs, unless it did not go by this plan."""
     if not job.group.is_alone:
         return  # plans of one device do not learn from it
@@ -255,7 +261,7 @@ def _remember(
     by_plan = guard.training.tokens == guard.training.planned and plan.setup.device == job.device.type
     if undisturbed and by_plan:
         record_run(plan, measured_bytes)
-        spending.remember(result)
+        spending.remember(result, filling_s)
 
 
 def on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torch.nn.Module:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
 from snugtune.cost.prices import Price, cost_usd, price_of
-from snugtune.memory.devices import Device, known_devices, this_device
+from snugtune.memory.devices import Device, known_devices
 from snugtune.memory.plan import Plan, Planner
 from snugtune.train.planning import make_planner, smaller_models
 
@@ -27,31 +27,38 @@ class Measured:
 
 
 def estimated_alternatives(
-    config: FitConfig, num_labels: int, lengths: NDArray[np.int64], plan: Plan, measured: Measured
+    config: FitConfig,
+    num_labels: int,
+    lengths: NDArray[np.int64],
+    plan: Plan,
+    device: Device,
+    measured: Measured,
 ) -> list[dict[str, Any]]:
     """Cheaper cards for the same model, and smaller models on this machine; what it takes, in all.
 
     What the plan of this run missed is taken to be missed by another plan for the same kind of device, so
     times are put right by it; a CPU says nothing about cards, whose times are then the plan's bare estimates.
+    ``device`` is this machine's as it was before the run, whose cache now fills it.
     Everything but training is taken to last as long as in this run.
     """
     missed = measured.train_s / plan.time_s if plan.time_s else 1.0
     planner = make_planner(config, num_labels, lengths)
-    found = _cards(planner, plan, measured, missed if plan.setup.device == "cuda" else None)
-    device = this_device()
+    found = _cards(planner, device, measured, missed if plan.setup.device == "cuda" else None)
     for name in smaller_models(config.model):
         smaller = make_planner(config.model_copy(update={"model": name}), num_labels, lengths)
         found += _smaller(name, smaller, device, config.price_per_hour_usd, measured, missed)
     return found
 
 
-def _cards(planner: Planner, plan: Plan, measured: Measured, missed: float | None) -> list[dict[str, Any]]:
+def _cards(
+    planner: Planner, device: Device, measured: Measured, missed: float | None
+) -> list[dict[str, Any]]:
     """The cheapest cards that the model fits, but those that cost as much as this run or more."""
     basis = _basis("the plan's for the card" if missed is None else "this run's, by the plans of both cards")
     found = []
     for card in dict.fromkeys(known_devices().values()):
         price = price_of(card.name)
-        if price is None or card.card == plan.name:
+        if price is None or card.card == device.card:
             continue
         other = planner.plan(card, may_change_result=False)
         if not other.fits or other.time_s is None:

@@ -267,7 +267,7 @@ class _Run:
         self.keeper = BestKeeper(self.model, config.early_stopping_patience, self.guard)
         self.result = TrainResult(packed=self.packed)
         self.untold: deque[_Taken] = deque()
-        self.interrupts, self.has_ended = Interrupts(), False
+        self.interrupts, self.has_begun, self.has_ended = Interrupts(), False, False
         self.base_rates = list(getattr(self.scheduler, "base_lrs", ()))
         self.rng_at_rest = all_random_states(self.device)
         self.good: TrainState | None = None
@@ -280,6 +280,7 @@ class _Run:
         self.try_longest()
         self.validate()
         load_trainable_state(self.model, self.group.tensors_from_first(begin_from))
+        self.has_begun = True
         self.keep_good()
 
     def resume(self) -> bool:
@@ -297,6 +298,7 @@ class _Run:
         if self.meter is not None:
             peaks = [line["peak_gib"] for line in state.memory if "peak_gib" in line]
             self.meter.was_at_least(round(max(peaks, default=0.0) * GIB))
+        self.has_begun = True
         self.keep_good()
         self.observer.say(f"Going on from step {state.step} of {self.total}.")
         if self.result.steps and self.at_end_of_epoch and not self._has_looked:
@@ -413,7 +415,8 @@ class _Run:
             raise
 
     def _commit_last(self) -> None:
-        if not self.has_states:
+        # Before it has begun, the model is not yet what training begins from.
+        if not (self.has_states and self.has_begun):
             return
         state = self.good
         if self.interrupts.at_rest:
@@ -530,7 +533,7 @@ class _Run:
 
     def _cut(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """``rows`` in micro-batches."""
-        budget = min(self.config.tokens_per_micro_batch, self.guard.training.tokens)
+        budget = min(self.config.tokens_on_cpu, self.guard.training.tokens)
         return micro_batches(
             rows, self.row_lengths, budget, self.config.per_device_train_batch_size, packed=self.packed
         )

@@ -230,14 +230,14 @@ def make_job(
         step_examples=config.step_examples,
         length=length,
         max_micro_batch=_max_micro_batch(config, length),
-        cpu_tokens=config.tokens_per_micro_batch,
+        cpu_tokens=config.tokens_on_cpu,
         rows=None if cut is None else len(cut),
         tokens=None if cut is None else int(cut.sum()),
         tokens_if_shorter=None if cut is None else int(np.minimum(cut, length // 2).sum()),
         epochs=config.num_train_epochs,
         weights_are_frozen=not full,
-        half_precision=not full and config.bf16 is not False,
-        mixed_precision=bool(asked) if full else config.bf16 is not False,
+        half_precision=not full and (config.fp16 or config.bf16 is not False),
+        mixed_precision=bool(asked) if full else config.fp16 or config.bf16 is not False,
         quantized=config.load_in_4bit,
         packable=packable,
         drops_out=config.hidden_dropout > 0 or config.lora_dropout > 0,
@@ -250,7 +250,7 @@ def make_job(
 def _max_micro_batch(config: FitConfig, length: int) -> int:
     """What the user's own bounds on a micro-batch, where given, leave of a step."""
     bound = config.per_device_train_batch_size or config.step_examples
-    if "tokens_per_micro_batch" in config.model_fields_set:
+    if config.tokens_per_micro_batch is not None:
         bound = min(bound, max(1, config.tokens_per_micro_batch // length))
     return bound
 

@@ -63,6 +63,7 @@ class Committed:
     step: int
     fingerprint: str
     identity: dict[str, Any] = field(default_factory=dict, compare=False)
+    size_bytes: int = field(default=0, compare=False)
 
 
 def states_folder(out: str | Path) -> Path:
@@ -101,8 +102,9 @@ def newest_committed(states: Path) -> Committed | None:
     for folder in committed_folders(states):
         try:
             manifest = read_manifest(folder)
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             return Committed(
-                int(manifest["step"]), str(manifest["fingerprint"]), dict(manifest.get("identity", {}))
+                int(manifest["step"]), str(manifest["fingerprint"]), dict(manifest.get("identity", {})), size
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue

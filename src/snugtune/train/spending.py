@@ -15,7 +15,7 @@ from snugtune.config import FitConfig
 from snugtune.cost.bill import Terms, Usage, bill
 from snugtune.cost.budget import Budget, allowance
 from snugtune.cost.meter import Counter, Energy, card_counters
-from snugtune.cost.quote import Work, budget_warning, quote, quote_sentence
+from snugtune.cost.quote import Work, budget_warning, pass_s, quote, quote_sentence
 from snugtune.cost.rates import rates
 from snugtune.memory.devices import Device, this_device
 from snugtune.memory.plan import Plan
@@ -79,6 +79,7 @@ class Spending:
             earlier_s=self.earlier_s,
             metrics=result.metrics,
             baseline_score=baseline_score,
+            train_s=result.train_s,
         )
         return bill(usage, terms, budget_ended_run=result.over_budget, estimated=estimated)
 
@@ -96,17 +97,23 @@ class Spending:
             rates.units_per_hour,
         )
 
-    def remember(self, result: TrainResult) -> None:
-        """Keep how long training took, for later quotes; ``result`` is of training without a mishap."""
+    def remember(self, result: TrainResult, filling_s: float) -> None:
+        """Keep how long training took, for later quotes; ``result`` is of training without a mishap.
+
+        What the lower layers gave was kept in ``filling_s`` before.
+        """
         planned = quote(replace(self.work, pace=None))
         steps = math.ceil(self.work.train_rows / self.config.step_examples) * self.work.epochs
         if planned is not None and result.steps:
             share = min(1.0, result.steps / steps)
-            record_pace(self.plan, self.device, planned_s=planned.train_s * share, measured_s=result.train_s)
+            measured_s = result.train_s + filling_s
+            record_pace(self.plan, self.device, planned_s=planned.train_s * share, measured_s=measured_s)
 
     def _estimated(self, total_s: float, train_s: float, terms: Terms) -> list[dict[str, Any]]:
         measured = Measured(train_s, max(0.0, total_s - train_s), terms.rates.usd(total_s))
-        return estimated_alternatives(self.config, self.work.classes, self.lengths, self.plan, measured)
+        return estimated_alternatives(
+            self.config, self.work.classes, self.lengths, self.plan, self.device, measured
+        )
 
 
 def agree(
@@ -168,6 +175,7 @@ def agree(
             elapsed=lambda: earlier_s + elapsed(),
             after_s=work.after_s,
             looks_after=work.looks_after,
+            whole_look_s=pass_s(work, work.validation_rows) if work.measured else 0.0,
         )
     return Spending(config, plan, device, work, terms, budget, lengths, earlier_s)
 

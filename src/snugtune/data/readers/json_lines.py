@@ -58,6 +58,8 @@ def _json_kind(value: Any) -> str:
         return "null"
     if isinstance(value, int) and not isinstance(value, bool):
         return "int" if -(2**63) <= value < 2**63 else "big"
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return "texts"
     return type(value).__name__
 
 
@@ -67,6 +69,8 @@ def _json_dtype(kinds: set[str]) -> pl.DataType:
         return pl.Boolean()
     if kinds == {"int"}:
         return pl.Int64()
+    if kinds == {"texts"}:
+        return pl.List(pl.String())
     return pl.Float64() if "float" in kinds and kinds <= {"int", "float"} else pl.String()
 
 
