@@ -8,7 +8,7 @@ from snugtune.cost.bill import EARLIER, START, Terms, Usage, bill
 from snugtune.cost.budget import Allowance
 from snugtune.cost.meter import Counter, Energy, EnergyMeter, processor_counters
 from snugtune.cost.prices import Price, prices
-from snugtune.cost.quote import Work, baseline_s, budget_warning, quote, quote_as_dict, quote_sentence
+from snugtune.cost.quote import Work, baseline_s, budget_warning, pass_s, quote, quote_as_dict, quote_sentence
 from snugtune.cost.rates import Rates, rates
 
 OWN = rates("", own_price=2.0, memory_gb=None)
@@ -139,6 +139,13 @@ def test_a_quote_adds_up():
     assert found.train_s == pytest.approx(4 * 90 + 5 * look_s)
     assert found.time_s == pytest.approx(1000 * 0.1 / 3 + found.train_s + 3 * look_s + after)
     assert not found.confirmed
+
+
+def test_looks_are_shorter_where_lower_layers_are_kept_and_final_scores_are_not():
+    whole, kept = quote(work()), quote(work(look_share=0.25))
+    assert kept.after_s == pytest.approx(whole.after_s)
+    assert kept.train_s < whole.train_s
+    assert pass_s(work(look_share=0.25), 10) == pass_s(work(), 10) > 0
 
 
 def test_earlier_runs_put_a_quote_right():

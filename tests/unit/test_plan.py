@@ -1,8 +1,10 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from transformers import BertConfig, Qwen3Config
 
 from snugtune.config import make_config
@@ -10,8 +12,12 @@ from snugtune.memory.devices import find_device, this_device, with_memory
 from snugtune.memory.limits import Limits
 from snugtune.memory.plan import CORRECTION, MARGIN
 from snugtune.memory.residual import record_residual
+from snugtune.model.parameters import meta_model
+from snugtune.stages import agreeing
 from snugtune.train import planning
+from snugtune.train.group import ALONE
 from snugtune.train.planning import make_job, plan_devices, plan_run, record_run
+from snugtune.train.rehearsal import model_shape
 
 SHAPE = {
     "vocab_size": 20_000, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -262,3 +268,33 @@ def test_the_job_is_read_from_settings_and_lengths():
     job = make_job(config, 128, [5, 500])
     assert (job.step_examples, job.length, job.rows, job.tokens) == (12, 128, 2, 133)
     assert make_job(config, 128, None).tokens is None
+
+
+def test_float16_without_bfloat16_is_planned_in_half_precision(bert):
+    half = make_job(make_config({"train": "", "model": bert, "fp16": True, "bf16": False}), 64, LENGTHS)
+    full = make_job(make_config({"train": "", "model": bert, "bf16": False}), 64, LENGTHS)
+    assert (half.half_precision, half.mixed_precision) == (True, True)
+    assert (full.half_precision, full.mixed_precision) == (False, False)
+
+
+@pytest.mark.parametrize("given", [{}, {"tokens_per_micro_batch": 2048}])
+def test_micro_batches_on_a_card_are_bounded_by_what_was_asked_for_alone(bert, given):
+    config = make_config({"train": "", "model": bert, "max_length": 32, "effective_batch_size": 512, **given})
+    again = make_config(config.model_dump(mode="json", exclude_unset=True))
+    plans = [plan_run(one, 5, [32] * 600, find_device("h100")) for one in (config, again)]
+    assert [plan.micro_batch for plan in plans] == ([64, 64] if given else [512, 512])
+
+
+def test_the_loaded_model_is_room_of_the_plan_that_counts_it(bert, monkeypatch):
+    """It is on the device already when what is free is asked."""
+    model = meta_model(model_shape(make_config({"train": "", "model": bert}), 5))
+    job = SimpleNamespace(
+        group=ALONE, backbone=SimpleNamespace(model=model), device=torch.device("cpu")
+    )  # fmt: skip
+    free = replace(T4, kind="cpu", usable_gib=2.0)
+    monkeypatch.setattr(agreeing, "this_device", lambda: free)
+    held = sum(parameter.nbytes for parameter in model.parameters())
+    assert agreeing._device(job).usable_gib == pytest.approx(2.0 + held / 2**30)
+    monkeypatch.setattr(agreeing, "this_device", lambda: replace(free, kind="cuda"))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 << 30)
+    assert agreeing._device(job).usable_gib == pytest.approx(5.0)

@@ -145,7 +145,8 @@ def test_a_closed_terminal_stops_a_worker_as_it_should_be_stopped(out, number):
 def test_nohup_goes_on_when_the_terminal_is_closed():
     code = "import signal; from snugtune import worker; worker._run = lambda *_: 0; "
     code += "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
-    code += "worker._take_standard_streams = lambda: (print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN), exit(0)); "
+    code += "ignored = lambda: signal.getsignal(signal.SIGHUP) == signal.SIG_IGN; "
+    code += "worker._take_standard_streams = lambda: (print(ignored()), exit(0)); "
     code += "worker.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "True\n", done.stderr
