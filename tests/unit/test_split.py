@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from snugtune.data.split import split_rows
+from snugtune.data.stratify import split_label_sets
 from snugtune.errors import UserInputError
 
 
@@ -26,6 +27,33 @@ def test_rare_classes_are_kept_for_training(seed):
     split = split_rows(y, groups, validation=0.4, test=0.4, seed=seed)
     assert (split.part[y == 1] == "train").all()
     assert (split.part[y == 2] == "train").any()
+
+
+def test_a_template_with_a_row_of_a_rare_class_does_not_fill_a_part():
+    """The rare class is dealt first; its group must fit the common one's share, too."""
+    y = np.array([0] * 2000 + [1] * 10)
+    groups = np.arange(2010)
+    groups[:500] = groups[2000] = 5000  # a quarter of the common class, and one rare row
+    for seed in range(40):
+        split = split_rows(y, groups, seed=seed)
+        assert split.part[0] == "train"
+        for name in ("validation", "test"):
+            held = split.indices(name)
+            assert len(np.unique(groups[held])) == len(held)
+            assert abs((y[held] == 0).sum() - 200) <= 1
+            assert (y[held] == 1).sum() == 1
+
+
+def test_a_template_of_several_labels_a_text_does_not_fill_a_part():
+    y = np.zeros((1000, 3), dtype=np.int8)
+    y[np.arange(1000), np.arange(1000) % 2] = 1
+    y[::97, 2] = 1
+    groups = np.arange(1000)
+    groups[:300] = 0
+    for seed in range(20):
+        split = split_label_sets(y, groups, validation=0.1, test=0.1, seed=seed)
+        assert split.part[0] == "train"
+        assert 80 <= len(split.indices("validation")) <= 120
 
 
 def test_no_test_part_when_none_is_asked_for():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,14 +66,15 @@ def split_rows(
         _check_training(deal.held["train"], y)
     classes, counts = np.unique(y, return_counts=True)
     rarest_first = np.argsort(counts, kind="stable")
+    labels = classes[rarest_first].tolist()
     wanted = {
-        name: _wanted(counts[rarest_first], fraction, rng)
+        name: dict(zip(labels, _wanted(counts[rarest_first], fraction, rng).tolist(), strict=True))
         for name, fraction in (("validation", validation), ("test", test))
     }
-    for i, label in enumerate(classes[rarest_first].tolist()):
+    for label in labels:
         shuffled = rng.permutation(deal.groups_of[label]).tolist()
-        for name in wanted:
-            deal.move(shuffled, name, label, int(wanted[name][i]))
+        for name, most in wanted.items():
+            deal.move(shuffled, name, label, most)
         deal.settle(shuffled)
     return Split(deal.part, groups, seed)
 
@@ -107,10 +109,10 @@ class _Deal:
         self.decided[decided] = True
         self.held = self._count()
 
-    def move(self, candidates: list[int], name: str, label: int, wanted: int) -> None:
-        """Move groups from training to part ``name`` while it holds at most ``wanted`` rows of ``label``."""
+    def move(self, candidates: list[int], name: str, label: int, wanted: Mapping[int, int]) -> None:
+        """Move groups from training to part ``name`` while it has fewer rows of ``label`` than are wanted."""
         for group in candidates:
-            if self.held[name][label] >= wanted:
+            if self.held[name][label] >= wanted[label]:
                 return
             if self.decided[group]:
                 continue
@@ -126,9 +128,19 @@ class _Deal:
         """What these groups hold now is final: a commoner class that shares one does not move it."""
         self.decided[candidates] = True
 
-    def _fits(self, labels: Counter[int], name: str, label: int, wanted: int) -> bool:
+    def _fits(self, labels: Counter[int], name: str, label: int, wanted: Mapping[int, int]) -> bool:
+        """Whether training keeps some of each label, and the part has room for all of these.
+
+        Room for one row of another label there always is; a large group of it would be most of what the part
+        says of that label, and is one text in truth.
+        """
+        held = self.held[name]
         leaves_training = all(self.held["train"][other] > count for other, count in labels.items())
-        return leaves_training and self.held[name][label] + labels[label] <= wanted
+        room = {other: wanted[other] - held[other] for other in labels}
+        return leaves_training and all(
+            count <= (room[other] if other == label else max(1, room[other]))
+            for other, count in labels.items()
+        )
 
     def _groups_by_label(self) -> dict[int, NDArray[np.int64]]:
         """The groups in which each label occurs, in the order of its first rows there."""

@@ -91,5 +91,7 @@ class _Deal:
             return 0
         wants = self.wanted_rows if label is None else self.wanted[:, label]
         ranks = zip(wants, self.wanted_rows, self.rng.random(len(PARTS)), strict=True)
-        candidates = [(rank, part) for part, rank in enumerate(ranks) if self.allowed[part]]
+        # A large group in a small part would be most of what it says, and is one text in truth.
+        fits = [part == 0 or self.rows[group] <= max(1, room) for part, room in enumerate(self.wanted_rows)]
+        candidates = [(rank, part) for part, rank in enumerate(ranks) if self.allowed[part] and fits[part]]
         return max(candidates)[1]
