@@ -31,8 +31,9 @@ TABLE_SETTINGS = {
 }  # fmt: skip
 """Settings of ``FitConfig`` that say what a table holds and where; here texts and labels are handed over."""
 
-OWN_DEFAULTS = {"test_fraction": 0.0, "merge_label_variants": False}
-"""Whoever calls ``fit`` and ``score`` splits the data, and classes are what they are given as."""
+OWN_DEFAULTS = {"test_fraction": 0.0, "merge_label_variants": False, "r": None}
+"""Whoever calls ``fit`` and ``score`` splits the data, and classes are what they are given as. The rank is
+the method's own until it is given: which of both it was could not be told from a number."""
 
 _FILE = "classifier.json"
 _LABEL_TYPES = (str, bool, int, float)
@@ -107,7 +108,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _given(self) -> dict[str, Any]:
         """The parameters that are not a fit's own defaults, some of which depend on the method."""
         fields = FitConfig.model_fields
-        return {name: value for name, value in self.get_params().items() if value != fields[name].default}
+        parameters = self.get_params()
+        rank = parameters.pop("r")
+        given = {name: value for name, value in parameters.items() if value != fields[name].default}
+        return given if rank is None else given | {"r": rank}
 
     def predict_proba(self, X: Iterable[str]) -> NDArray[np.float64]:
         """Calibrated probabilities (N, K), columns in the order of ``classes_``.

@@ -14,7 +14,7 @@ import snugtune
 import tiny
 from snugtune import classifier as classifier_module
 from snugtune.classifier import TABLE_SETTINGS, Classifier, _check_labels
-from snugtune.config import FitConfig
+from snugtune.config import FitConfig, make_config
 from snugtune.data.labels import LabelSet
 from snugtune.errors import ConfigError, UserInputError
 
@@ -75,6 +75,16 @@ def test_parameters_are_the_settings_of_a_fit_but_those_of_tables():
     assert parameters["r"] == 8
     assert parameters["test_fraction"] == 0.0
     assert Classifier().learning_rate == FitConfig.model_fields["learning_rate"].default
+
+
+def test_a_rank_that_was_given_is_trained_and_another_is_the_methods():
+    def rank(**settings):
+        return make_config({"train": "x", **clone(Classifier(**settings))._given()}).r
+
+    assert rank() == 16
+    assert rank(method="vera") == 256
+    assert rank(method="vera", r=16) == 16
+    assert rank(r=8) == 8
 
 
 def test_clone_set_params_and_repr():
