@@ -20,6 +20,7 @@ from typing import Any
 
 from lib import common, page
 
+from snugtune.container import usable_cores
 from snugtune.units import gib
 
 
@@ -52,7 +53,7 @@ def _arguments() -> Any:
     parser.add_argument("--shards", type=int, default=40, help="Parquet files that the rows are in")
     parser.add_argument("--words", type=float, default=10, help="mean words of a text")
     parser.add_argument("--engines", nargs="+", default=["local", "ray"])
-    parser.add_argument("--workers", type=int, default=common.available_cores(), help="of Ray")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="of Ray")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--scratch", type=Path, default=None, help="folder for the files (default: the system's)"

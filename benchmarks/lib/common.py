@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from snugtune import quiet
+from snugtune.container import usable_cores
 from snugtune.files import write_json
 from snugtune.units import gib
 
@@ -36,7 +37,7 @@ def parser(what: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--threads", type=int, default=available_cores(), help="CPU threads of each contestant")
+    made.add_argument("--threads", type=int, default=usable_cores(), help="CPU threads of each contestant")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
     return made
 
@@ -50,11 +51,6 @@ def data_folder(name: str, root: Path = DATA) -> Path | None:
     return None
 
 
-def available_cores() -> int:
-    """CPU cores this process may use (fewer than the machine's in a container)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def hardware() -> dict[str, Any]:
     """The machine in words and numbers, as it goes into a result file."""
     import psutil
@@ -62,7 +58,7 @@ def hardware() -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "cpu": cpu_name(),
-        "cores": available_cores(),
+        "cores": usable_cores(),
         "ram_gib": round(gib(psutil.virtual_memory().total), 1),
         "cpu_bf16": bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()),
         "cpu_amx": bool(torch.cpu._is_amx_tile_supported()),

@@ -20,14 +20,13 @@ from snugtune.predict.predictor import Predictor
 from snugtune.scale.markers import Marker, Standing
 from snugtune.scale.places import Folder
 from snugtune.scale.shards import Shard
-from snugtune.scale.work import Options, is_empty
+from snugtune.scale.work import PARQUET, Options, is_empty
 from snugtune.units import duration
 
 SAMPLE_ROWS = 4096
 """Rows of the first shard that are timed."""
 
 _THREADS = 16
-_PARQUET = (".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Amount:
 def amount(source: Folder, shards: Sequence[Shard]) -> Amount:
     """Count bytes, and rows by the footers of Parquet files: two small requests each."""
     counts: list[int | None] = [None]
-    if shards and all(shard.name.lower().endswith(_PARQUET) for shard in shards):
+    if shards and all(shard.name.lower().endswith(PARQUET) for shard in shards):
         with ThreadPoolExecutor(_THREADS) as pool:
             counts = list(pool.map(lambda shard: _footer_rows(source, shard.name), shards))
     known = [count for count in counts if count is not None]

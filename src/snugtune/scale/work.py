@@ -36,6 +36,7 @@ from snugtune.scale.shards import Shard
 if TYPE_CHECKING:
     import polars as pl
 
+PARQUET = (".parquet", ".pq")
 _JSON = (".jsonl", ".ndjson", ".json")
 _TEXT = (".csv", ".tsv", ".txt", ".tab", *_JSON)
 
@@ -133,9 +134,10 @@ class Worker:
             path, made = self._input(shard, desk), desk / "out" / Path(shard.output).name
             made.parent.mkdir()
             with _naming(path, self.source.shown(shard.name), listener):
-                rows, needs_review, read = self._predict(path, made, listener)
+                empty = is_empty(path)
+                rows, needs_review, read = self._predict(path, made, listener, empty=empty)
             self._check_unchanged(shard)
-            written = self._read_again(path, made)
+            written = self._read_again(path, made, empty=empty)
             if written != (rows, read):
                 raise UserInputError(
                     f"{self.source.shown(shard.name)}: what was written is not what was read "
@@ -182,10 +184,10 @@ class Worker:
         if entry is None or (entry.size, entry.modified) != (shard.size, shard.modified):
             raise UserInputError(f"{self.source.shown(shard.name)} was changed while it was read; run again.")
 
-    def _predict(self, path: Path, made: Path, listener: _Listener) -> tuple[int, int, str]:
+    def _predict(self, path: Path, made: Path, listener: _Listener, *, empty: bool) -> tuple[int, int, str]:
         """Rows, those that need review, and the checksum of the texts that were predicted."""
         options, texts = self.task.options, TextsChecksum()
-        if is_empty(path):
+        if empty:
             self._write_empty(path, made)
             return 0, 0, texts.hexdigest()
 
@@ -212,7 +214,7 @@ class Worker:
         else:
             whole.write_csv(made, separator=_delimiter(path, made, self.task.options) or "\t")
 
-    def _read_again(self, path: Path, made: Path) -> tuple[int, str]:
+    def _read_again(self, path: Path, made: Path, *, empty: bool) -> tuple[int, str]:
         """Rows of the output and the checksum of its texts."""
         columns = self.task.options.text or self.predictor.text_columns
         if not set(columns).isdisjoint(self.predictor.added_names):
@@ -220,7 +222,7 @@ class Worker:
                 f"The text column {', '.join(columns)} would be replaced by the predictions; rename it."
             )
         texts, rows = TextsChecksum(), 0
-        for frame in [] if is_empty(path) else _frames(path, made, self.task.options):
+        for frame in [] if empty else _frames(path, made, self.task.options):
             texts.add(join_texts(frame, columns))
             rows += frame.height
         return rows, texts.hexdigest()
@@ -281,7 +283,7 @@ def _delimiter(path: Path, made: Path, options: Options) -> str | None:
 
 def is_empty(path: Path) -> bool:
     """Whether ``path`` is a Parquet or text file without rows; False where that cannot be told."""
-    if path.suffix.lower() in (".parquet", ".pq"):
+    if path.suffix.lower() in PARQUET:
         try:
             from pyarrow import parquet
 
@@ -304,7 +306,7 @@ def _without_rows(path: Path, options: Options) -> pl.DataFrame | None:
     import polars as pl
 
     suffix = path.suffix.lower()
-    if suffix in (".parquet", ".pq"):
+    if suffix in PARQUET:
         return pl.read_parquet(path, glob=False)
     if suffix in _JSON:
         return None

@@ -78,7 +78,7 @@ def _device(job: Job) -> Device:
         # One memory for all processes of a machine.
         room /= job.group.local_size
     room += gib(_held_bytes(job, device))
-    return with_memory(device, room if job.group.is_alone else job.group.least(int(room * GIB)) / GIB)
+    return with_memory(device, job.group.least(int(room * GIB)) / GIB)
 
 
 def _held_bytes(job: Job, device: Device) -> int:
