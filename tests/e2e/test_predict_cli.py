@@ -104,6 +104,7 @@ def test_ctrl_c_leaves_nothing(run, tmp_path):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130, errors.decode()
+    assert errors.decode().rstrip().endswith("Interrupted.")
     assert b"Traceback" not in errors
     assert list(tmp_path.iterdir()) == [source]
 

@@ -74,3 +74,8 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         sys.exit(130)
+    except SystemExit as ended:
+        # Typer makes this of Ctrl-C inside a command, without a word.
+        if ended.code == 130:
+            sys.stderr.write("Interrupted.\n")
+        raise
