@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib.metadata import version
 
 import pytest
 from typer.main import get_command
@@ -62,3 +63,8 @@ def test_examples_stand_below_the_help_line_by_line_in_a_terminal(name, monkeypa
     for _, example in EXAMPLES[name]:
         for line in example.split("\n"):
             assert line.strip() in lines  # not wrapped: it can be copied
+
+
+def test_the_version_is_told():
+    told = CliRunner().invoke(app, ["--version"])
+    assert (told.exit_code, told.output) == (0, f"snugtune {version('snugtune')}\n")

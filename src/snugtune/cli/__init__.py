@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -56,6 +58,22 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
 }
 """Those that stand alone, by name."""
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"snugtune {metadata.version('snugtune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_say_version, help="Say which version this is."),
+    ] = False,
+) -> None: ...
+
 
 for _name, _command in COMMANDS.items():
     app.command(name=_name, epilog=epilog(_name))(_command)
