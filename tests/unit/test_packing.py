@@ -23,8 +23,24 @@ from snugtune.model.adapter import trainable_state
 from snugtune.model.backbone import set_dropout, without_cache
 from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.first_token import FIRST_TOKEN_TYPES, read_first_token_only
-from snugtune.model.packing import FAMILIES, is_packable, pack, packed_logits, packs_on_cpu, row_size
-from snugtune.model.varlen import MAX_PADDING, by_blocks, by_text, kernel, packed_attention, window
+from snugtune.model.packing import (
+    FAMILIES,
+    is_packable,
+    kernel_takes,
+    pack,
+    packed_logits,
+    packs_on_cpu,
+    row_size,
+)
+from snugtune.model.varlen import (
+    MAX_PADDING,
+    by_blocks,
+    by_text,
+    kernel,
+    packed_attention,
+    takes_shared_heads,
+    window,
+)
 from snugtune.train import forward
 from snugtune.train.engine import Services
 from snugtune.train.forward import collate, predict_logits
@@ -347,6 +363,29 @@ def test_the_kernels_backward_pass_takes_what_its_source_says():
 
 def test_this_pytorch_has_the_kernel():
     assert kernel() is not None
+    assert takes_shared_heads()
+
+
+def test_an_earlier_pytorch_packs_what_shares_no_heads(monkeypatch):
+    def earlier(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        return by_text(
+            query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size
+        )
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", earlier)
+    kernel.cache_clear()
+    try:
+        assert kernel_takes(AutoConfig.for_model("llama", **LARGER, num_key_value_heads=2))
+        assert not kernel_takes(AutoConfig.for_model("llama", **LARGER, num_key_value_heads=1))
+        assert kernel_takes(AutoConfig.for_model("bert", **LARGER))
+        rows, edges = torch.randn(1, 2, 8, 16), torch.tensor([0, 3, 8], dtype=torch.int32)
+        packed = packed_attention(
+            torch.nn.Module(), rows, rows, rows, is_causal=False, run=kernel(), cu_seq_lens_q=edges,
+            cu_seq_lens_k=edges, max_length_q=5, max_length_k=5,
+        )  # fmt: skip
+        assert packed.shape == (1, 8, 2, 16)
+    finally:
+        kernel.cache_clear()
 
 
 def test_a_setup_of_packed_texts_is_rehearsed_with_checkpointing(tmp_path):

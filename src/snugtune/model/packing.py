@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from snugtune.model.adapter import virtual_tokens
 from snugtune.model.attention import NAME
 from snugtune.model.sharding import is_sharded
-from snugtune.model.varlen import LARGEST_HEAD_DIM, kernel
+from snugtune.model.varlen import LARGEST_HEAD_DIM, kernel, takes_shared_heads
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,13 @@ def kernel_takes(config: PretrainedConfig) -> bool:
     """Whether this PyTorch has a variable-length kernel for the model's heads."""
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return kernel() is not None and head_dim % 8 == 0 and head_dim <= LARGEST_HEAD_DIM
+    is_shared = getattr(config, "num_key_value_heads", None) not in (None, heads)
+    return (
+        kernel() is not None
+        and head_dim % 8 == 0
+        and head_dim <= LARGEST_HEAD_DIM
+        and (takes_shared_heads() or not is_shared)
+    )
 
 
 def plain(model: nn.Module) -> PreTrainedModel:

@@ -24,8 +24,11 @@ LARGEST_HEAD_DIM = 192
 """Above it the kernel's backward pass runs on some of the cards only (PyTorch 2.13,
 ``aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp``)."""
 
-OPTIONS = {"window_size", "scale", "enable_gqa"}
+OPTIONS = {"window_size", "scale"}
 """What the kernel's first version (PyTorch 2.10) lacks."""
+
+SHARED_HEADS = "enable_gqa"
+"""The option for fewer heads of keys and values than of queries, which came later (PyTorch 2.12)."""
 
 EVERYTHING = (-1, -1)
 """The window of a text whose tokens see all of it."""
@@ -47,9 +50,19 @@ def kernel() -> Kernel | None:
     except ImportError:
         return None
     is_built = torch.version.cuda is None or torch.backends.cuda.is_flash_attention_available()
-    takes = inspect.signature(varlen_attn).parameters.keys() >= OPTIONS
     # On AMD's cards it is another kernel, which nobody has tried here.
-    return varlen_attn if is_built and takes and torch.version.hip is None else None
+    is_known = _options(varlen_attn) >= OPTIONS and torch.version.hip is None
+    return varlen_attn if is_built and is_known else None
+
+
+def takes_shared_heads() -> bool:
+    """Whether ``kernel()`` computes grouped-query attention."""
+    found = kernel()
+    return found is not None and SHARED_HEADS in _options(found)
+
+
+def _options(function: Kernel) -> set[str]:
+    return set(inspect.signature(function).parameters)
 
 
 def packed_attention(
@@ -81,9 +94,10 @@ def packed_attention(
     seen = window(causal, sliding_window)
     rows = [tensor[0].transpose(0, 1) for tensor in _autocast(query, key, value)]
     run = run or _on_device(rows, seen, options["max_length_k"])
+    shared = {SHARED_HEADS: True} if query.shape[1] != key.shape[1] else {}
     mixed: Tensor = run(
         *rows, options["cu_seq_lens_q"], options["cu_seq_lens_k"], options["max_length_q"],
-        options["max_length_k"], scale=scaling, window_size=seen, enable_gqa=query.shape[1] != key.shape[1],
+        options["max_length_k"], scale=scaling, window_size=seen, **shared,
     )  # fmt: skip
     return mixed[None]
 
