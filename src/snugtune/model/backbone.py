@@ -32,6 +32,7 @@ from snugtune.model.known import hub_options, no_text_classifier
 from snugtune.model.pooling import MEAN_POOLING_TYPES, pooled_folder, wants_mean_pooling
 from snugtune.model.precision import pick_device
 from snugtune.model.quantization import compute_as_trained, nf4_config
+from snugtune.model.unscripted import import_unscripted
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """SHA-256 of model.safetensors of sentence-transformers/all-MiniLM-L6-v2."""
@@ -175,6 +176,7 @@ def supported_attention(config: PretrainedConfig, wanted: str) -> str:
 
     DeBERTa, MPNet and Gemma 2 add terms to the attention scores that no other implementation has.
     """
+    import_unscripted(config)
     model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     return wanted if model_class._supports_sdpa else "eager"
 

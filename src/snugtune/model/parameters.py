@@ -19,6 +19,7 @@ from snugtune.model.adapter import wrap
 from snugtune.model.known import find_config, no_text_classifier
 from snugtune.model.pooling import planned_config
 from snugtune.model.quantization import count_weights
+from snugtune.model.unscripted import import_unscripted
 
 PARTS = ("embeddings", "encoder", "adapter", "head")
 
@@ -77,6 +78,7 @@ def meta_model(config: PretrainedConfig, *, dtype: torch.dtype | None = None) ->
     Raises:
         UserInputError: Transformers has no sequence-classification model of this architecture.
     """
+    import_unscripted(config)
     try:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config, dtype=dtype)
