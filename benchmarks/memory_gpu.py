@@ -1,13 +1,15 @@
 """Predicted against measured memory on this machine's card; run it there:
 
     python benchmarks/memory_gpu.py --out benchmarks/results
+    python benchmarks/memory_gpu.py --jobs 6 --deadline-s 540    # side by side; the next call does the rest
     python benchmarks/memory_gpu.py --dry-run        # no card: every rehearsal, at reduced depth, in minutes
 
 Each configuration runs in a process of its own, the largest first: two real optimiser steps of the engine's
 own functions and a validation batch, on weights and ids of no meaning. Written: one JSON file with date,
 card, versions, and for each configuration the predicted and measured peaks (allocated, reserved) in GiB.
 Goal: reserved within 5 %, never predicted under by more than 2 %, mean error under 2 %. Configurations
-predicted not to fit are left out; one that fails is noted and the rest go on.
+predicted not to fit are left out; one that fails is noted and the rest go on. What is counted is each
+process's own, so configurations that run side by side count as if they ran alone.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -32,59 +37,92 @@ DRY_LAYERS = 2
 GOAL = {"worst_error_percent": 5.0, "most_under_percent": -2.0, "mean_error_percent": 2.0}
 """Of the reserved peak: the largest error, the furthest below what was measured, the mean of all errors."""
 
-CASE_TIMEOUT_S = 900
+ENOUGH_CASES = 60
+CASE_TIMEOUT_S = 240
 
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration; ``expandable`` is the allocator's ``expandable_segments``."""
+    """One configuration; ``expandable`` is the allocator's ``expandable_segments``, ``settings`` are further
+    ones of a fit.
+    """
 
     model: str
     micro_batch: int
     length: int
     method: str = "lora"
-    weights: str = "float16"
-    compute: str = "float16"
+    weights: str = "bfloat16"
+    compute: str = "bfloat16"
+    attention: str = "fused"
     target_modules: str | None = None
     dropout: float = 0.0
     activation_checkpointing: int = 0
     embedding_on_host: bool = False
     top_layers: int | None = None
+    chunked_evaluation: bool = True
     expandable: bool = True
+    settings: tuple[tuple[str, Any], ...] = ()
 
 
 def cases() -> list[Case]:
-    """At least 60: models, lengths, micro-batches, precisions, levers."""
-    models = (
-        "minilm", "bert-base-uncased", "xlm-roberta-base", "xlm-roberta-large", "distilbert-base-uncased",
-        "answerdotai/ModernBERT-base", "microsoft/deberta-v3-base", "Qwen/Qwen3-0.6B",
-        "meta-llama/Llama-3.2-1B", "google/gemma-3-1b-pt",
-    )  # fmt: skip
+    """At least 60: models, lengths, micro-batches, precisions, kernels, methods, levers."""
     shapes = ((32, 64), (16, 128), (8, 256), (4, 512))
-    found = [Case(model, *shape) for model, shape in itertools.product(models, shapes)]
+    packed = (
+        "minilm", "bert-base-uncased", "xlm-roberta-base", "xlm-roberta-large", "answerdotai/ModernBERT-base",
+        "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B",
+    )  # fmt: skip
+    padded = (
+        "minilm", "bert-base-uncased", "xlm-roberta-large", "distilbert-base-uncased",
+        "microsoft/deberta-v3-base", "google/gemma-3-1b-pt",
+    )  # fmt: skip
+    half = {"weights": "float16", "compute": "float16"}
+    found = [Case(model, *shape, attention="packed") for model, shape in itertools.product(packed, shapes)]
+    found += [Case(model, *shape, **half) for model, shape in itertools.product(padded, shapes)]
+    full = {"method": "full", "weights": "float32"}
     large = "xlm-roberta-large"
     found += [
         Case(large, 8, 512),
+        Case(large, 8, 512, **half),
+        Case(large, 8, 512, attention="packed"),
+        Case(large, 8, 512, attention="packed", expandable=False),
         Case(large, 8, 512, expandable=False),
         Case(large, 7, 331),
         Case(large, 1, 512),
         Case(large, 8, 512, weights="float32"),
         Case(large, 8, 512, weights="float32", compute="float32"),
-        Case(large, 8, 512, weights="bfloat16", compute="bfloat16"),
         Case(large, 8, 512, dropout=0.1),
         Case(large, 8, 512, target_modules="all-linear"),
         Case(large, 8, 512, target_modules="all-linear", dropout=0.1),
-        Case(large, 4, 256, method="full", weights="float32"),
-        Case(large, 8, 512, method="full", weights="float32"),
+        Case(large, 8, 512, attention="eager"),
+        Case(large, 8, 512, attention="eager", **half),
+        Case(large, 4, 256, **full),
+        Case(large, 8, 512, **full),
+        Case(large, 8, 512, attention="packed", expandable=False, **full),
         Case(large, 8, 512, method="head"),
         *(Case(large, 8, 512, activation_checkpointing=k) for k in (6, 12, 24)),
         *(Case(large, 8, 512, top_layers=k) for k in (6, 12)),
         Case(large, 8, 512, embedding_on_host=True),
         Case(large, 16, 512, activation_checkpointing=24, embedding_on_host=True),
-        *(Case("bert-base-uncased", *shape, method="full", weights="float32") for shape in shapes),
+        Case(large, 2, 512, chunked_evaluation=False),
+        Case("minilm", 2, 128, attention="packed", chunked_evaluation=False, **full),
+        *(Case("bert-base-uncased", *shape, **full) for shape in shapes),
         *(Case("Qwen/Qwen3-0.6B", *shape, activation_checkpointing=28) for shape in shapes),
+        Case("Qwen/Qwen3-0.6B", 4, 2048, attention="packed"),
+        Case("microsoft/deberta-v3-base", 4, 512),
+        *(
+            Case("bert-base-uncased", 16, 128, attention="packed", settings=settings)
+            for settings in (
+                (("use_dora", True),),
+                (("problem_type", "multi_label_classification"), ("metric", "f1_micro")),
+                (("lora_dropout", 0.1), ("hidden_dropout", 0.1)),
+            )
+        ),
+        *(
+            Case("bert-base-uncased", 16, 128, method=method)
+            for method in ("ia3", "vera", "bitfit", "adalora")
+        ),
     ]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def prepared(case: Case) -> tuple[Any, Any]:
@@ -92,39 +130,85 @@ def prepared(case: Case) -> tuple[Any, Any]:
     from snugtune.config import make_config
     from snugtune.memory.setup import Setup
 
-    config = make_config(
-        {"train": "", "model": case.model, "method": case.method, "target_modules": case.target_modules,
-         "lora_dropout": case.dropout, "hidden_dropout": case.dropout}
-    )  # fmt: skip
+    given = {
+        "train": "", "model": case.model, "method": case.method, "target_modules": case.target_modules,
+        "lora_dropout": case.dropout or None, "hidden_dropout": case.dropout, **dict(case.settings),
+    }  # fmt: skip
+    config = make_config({name: value for name, value in given.items() if value is not None})
     setup = Setup(
-        "cuda", case.weights, case.compute, activation_checkpointing=case.activation_checkpointing,
-        embedding_on_host=case.embedding_on_host, top_layers=case.top_layers, chunked_evaluation=True,
+        "cuda", case.weights, case.compute, case.attention, top_layers=case.top_layers,
+        activation_checkpointing=case.activation_checkpointing, embedding_on_host=case.embedding_on_host,
+        chunked_evaluation=case.chunked_evaluation,
     )  # fmt: skip
     return config, setup
 
 
 def predict(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
-    """Peaks in bytes with cuBLAS workspaces, which come from the caching allocator, but no context."""
+    """Peaks in bytes of what PyTorch's allocator hands out and holds: all but the context."""
     from snugtune.memory.allocator import replay
+    from snugtune.memory.surface import Surface
     from snugtune.memory.workspaces import cublas_bytes
     from snugtune.train.rehearsal import Rehearsal
 
     config, setup = prepared(case)
-    trace = Rehearsal(config, LABELS, setup).trace(case.micro_batch, case.length)
+    surface = Surface(
+        Rehearsal(config, LABELS, setup), expandable_segments=case.expandable,
+        library_bytes=cublas_bytes(capability),
+    )  # fmt: skip
+    trace = surface.exact_trace(case.micro_batch, case.length)
     peaks = replay(trace, expandable_segments=case.expandable)
-    extra = cublas_bytes(capability)
     return {
-        "allocated": peaks.peak_allocated + extra, "reserved": peaks.peak_reserved + extra,
-        "place": trace.peak_place(),
+        "allocated": peaks.peak_allocated, "reserved": peaks.peak_reserved,
+        "place": trace.peak_place(surface.peak_event(trace)),
     }  # fmt: skip
 
 
 def measure(case: Case) -> dict[str, int]:
     """The card's own peaks in bytes over the very steps that are predicted."""
     import torch
-    from torch import nn
 
     from snugtune.memory.trace import Ledger
+    from snugtune.train import rehearsal
+    from snugtune.train.forward import INFERENCE_TOKENS, classify
+
+    config, _setup = prepared(case)
+    model, head_names = real_model(case)
+    dtype = rehearsal.DTYPES[case.compute]
+
+    def autocast() -> Any:
+        return torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32)
+
+    def evaluate() -> None:
+        told["after_steps"] = torch.cuda.memory_allocated()
+        rows = case.micro_batch if case.chunked_evaluation else max(1, INFERENCE_TOKENS // case.length)
+        model.eval()
+        with torch.inference_mode(), autocast():
+            classify(model, padded_batch(rows, case.length)).float()
+
+    def batch() -> Any:
+        labels = LABELS if config.is_multi_label else None
+        make = packed_batch if case.attention == "packed" else padded_batch
+        target = rehearsal._target(case.micro_batch, labels).cuda()
+        return rehearsal.MicroBatch(make(case.micro_batch, case.length, model), target)
+
+    told = {"weights": torch.cuda.memory_allocated()}
+    torch.cuda.reset_peak_memory_stats()
+    rehearsal.run_steps(
+        model, config, head_names, Ledger(), batch=batch, autocast=autocast, accumulates=True, on_card=True,
+        evaluate=evaluate,
+    )  # fmt: skip
+    torch.cuda.synchronize()
+    return {
+        "allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved(),
+        "retries": torch.cuda.memory_stats()["num_alloc_retries"], **told,
+    }  # fmt: skip
+
+
+def real_model(case: Case) -> tuple[Any, tuple[str, ...]]:
+    """The model that a case's rehearsal has built, with zeros on the card in the place of shapes."""
+    import torch
+    from torch import nn
+
     from snugtune.model import attention
     from snugtune.model.backbone import supported_attention
     from snugtune.model.checkpointing import checkpoint_layers
@@ -132,87 +216,86 @@ def measure(case: Case) -> dict[str, int]:
     from snugtune.train import rehearsal
 
     config, setup = prepared(case)
-    device = torch.device("cuda")
     built = rehearsal.Rehearsal(
-        config,
-        LABELS,
+        config, LABELS,
         type(setup)(**{**asdict(setup), "activation_checkpointing": 0, "embedding_on_host": False}),
-    )
-    model = built.model
-    model.config._attn_implementation = supported_attention(model.config, attention.register())
+    )  # fmt: skip
+    model: Any = built.model
+    if case.attention != "eager":
+        model.config._attn_implementation = supported_attention(model.config, attention.register())
     if setup.embedding_on_host:
         word = rehearsal.word_embedding(model)
         word.weight = nn.Parameter(
             torch.zeros(word.weight.shape, dtype=word.weight.dtype), requires_grad=False
         )
         embedding_to_host(model)
+    _fill(model, torch.device("cuda"))
+    if setup.activation_checkpointing:
+        checkpoint_layers(model, setup.activation_checkpointing)
+    return model, built.head_names
+
+
+def _fill(model: Any, device: Any) -> None:
+    """Zeros on ``device`` for every tensor that is a shape alone; one that modules share stays one."""
+    import torch
+    from torch import nn
+
     made: dict[int, Any] = {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is None or "Fake" not in type(tensor.data).__name__:
                     continue
-                if id(tensor) not in made:  # a tensor that modules share stays one
+                if id(tensor) not in made:
                     fresh = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
                     is_parameter = isinstance(tensor, nn.Parameter)
                     made[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if is_parameter else fresh
                 held[name] = made[id(tensor)]
-    if setup.activation_checkpointing:
-        checkpoint_layers(model, setup.activation_checkpointing)
 
-    def batch() -> Any:
-        made = rehearsal._batch(case.micro_batch, case.length)
-        made.inputs["attention_mask"][0, case.length // 2 :] = 0
-        inputs = {name: tensor.to(device) for name, tensor in made.inputs.items()}
-        return rehearsal.MicroBatch(inputs, made.target.to(device))
 
-    dtype = rehearsal.DTYPES[case.compute]
+def padded_batch(micro_batch: int, length: int, _model: Any = None) -> Any:
+    """Texts on the card as ``forward.collate`` brings them, the first of half the length."""
+    import torch
 
-    def autocast() -> Any:
-        return torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32)
+    from snugtune.train.readback import to_device
 
-    torch.cuda.reset_peak_memory_stats()
-    rehearsal.run_steps(
-        model,
-        config,
-        built.head_names,
-        Ledger(),
-        batch=batch,
-        autocast=autocast,
-        accumulates=True,
-        on_card=True,
-    )
-    model.eval()
-    with torch.no_grad(), autocast():
-        model(**batch().inputs).logits.float()
-    torch.cuda.synchronize()
-    return {
-        "allocated": torch.cuda.max_memory_allocated(),
-        "reserved": torch.cuda.max_memory_reserved(),
-    }
+    both = torch.ones(2, micro_batch, length, dtype=torch.int64)
+    both[1, 0, length // 2 :] = 0
+    both = to_device(both, torch.device("cuda"))
+    return {"input_ids": both[0], "attention_mask": both[1]}
+
+
+def packed_batch(micro_batch: int, length: int, model: Any) -> Any:
+    """Texts of one length on the card as the engine packs them."""
+    import numpy as np
+    import torch
+
+    from snugtune.model.packing import pack
+    from snugtune.train.readback import to_device
+
+    rows = [np.full(length, 3, dtype=np.int32)] * micro_batch
+    return pack(rows, model).to(lambda host: to_device(host, torch.device("cuda")))
 
 
 def run_case(case: Case) -> dict[str, Any]:
     """Predict, then measure, in a fresh process; a failure is a row, too."""
-    import os
-
     from snugtune.memory.segments import VARIABLES
 
     settings = dict.fromkeys(VARIABLES, f"expandable_segments:{case.expandable}")
+    began = time.perf_counter()
     try:
         done = subprocess.run(
             [sys.executable, __file__, "--case", json.dumps(asdict(case))],
             capture_output=True, text=True, check=False, timeout=CASE_TIMEOUT_S,
             env={**os.environ, **settings},
         )  # fmt: skip
+        found: dict[str, Any] = json.loads((done.stdout.strip().splitlines() or [""])[-1])
     except subprocess.TimeoutExpired:
         return {"case": asdict(case), "error": f"no answer within {CASE_TIMEOUT_S} s"}
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
+    except ValueError:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         return {"case": asdict(case), "error": last[0]}
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+    return {**found, "seconds": round(time.perf_counter() - began, 1)}
 
 
 def dry(case: Case) -> dict[str, Any]:
@@ -260,6 +343,7 @@ def row(case: Case, predicted: dict[str, Any], measured: dict[str, int]) -> dict
         "measured_gib": {key: measured[key] / 2**30 for key in KINDS},
         "error_percent": {key: 100 * (predicted[key] / measured[key] - 1) for key in KINDS},
         "place": predicted["place"],
+        "also": {name: value for name, value in measured.items() if name not in KINDS},
     }
 
 
@@ -277,7 +361,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "worst_error_percent": max(map(abs, errors), default=None),
             "most_under_percent": min(errors, default=None),
         }
-    told["goal_met"] = bool(told["cases"]) and not told["failed"] and _meets_goal(told["reserved"])
+    enough = told["cases"] >= ENOUGH_CASES and not told["failed"]
+    told["goal_met"] = enough and _meets_goal(told["reserved"])
     return told
 
 
@@ -306,6 +391,11 @@ def one(case: Case) -> dict[str, Any]:
     """The row of a case that is predicted to fit."""
     import torch
 
+    from snugtune.model.packing import kernel_takes
+    from snugtune.train.rehearsal import model_shape
+
+    if case.attention == "packed" and not kernel_takes(model_shape(prepared(case)[0], LABELS)):
+        return {"case": asdict(case), "left_out": "this PyTorch cannot pack texts for this model"}
     capability = torch.cuda.get_device_capability()
     free, _ = torch.cuda.mem_get_info()
     predicted = predict(case, capability)
@@ -319,11 +409,54 @@ def record(rows: list[dict[str, Any]], card: str) -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "card": card,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": versions(),
         "goal": GOAL,
         "summary": summary(rows),
         "cases": rows,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the memory."""
+    return {name: version(name) for name in ("torch", "transformers", "peft")}
+
+
+def earlier(path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier call with the same versions; failures are tried again."""
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return [row for row in found["cases"] if "error" not in row] if found["versions"] == versions() else []
+
+
+def key_of(case: Case | dict[str, Any]) -> str:
+    """A case, as it is or as it was written, by its values."""
+    return json.dumps(case if isinstance(case, dict) else asdict(case), sort_keys=True)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """The whole file, or what was there before."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def run_all(chosen: list[Case], path: Path, card: str, jobs: int, deadline_s: float) -> list[dict[str, Any]]:
+    """Rows of the cases, in their order; written after each, so that what was measured stays."""
+    rows = {key_of(row["case"]): row for row in earlier(path)}
+    began = time.perf_counter()
+
+    def run(case: Case) -> None:
+        if key_of(case) in rows or time.perf_counter() - began > deadline_s:
+            return
+        rows[key_of(case)] = row = run_case(case)
+        ordered = [rows[key_of(one)] for one in chosen if key_of(one) in rows]
+        print(f"{len(ordered)}/{len(chosen)}", json.dumps(row), flush=True)
+        write(path, record(ordered, card))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, chosen))
+    return [rows[key_of(case)] for case in chosen if key_of(case) in rows]
 
 
 def main() -> None:
@@ -331,7 +464,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--only", type=int, help="only so many cases")
+    parser.add_argument("--only", help="only cases whose values, as --list prints them, have this text")
+    parser.add_argument("--jobs", type=int, default=1, help="so many at a time")
+    parser.add_argument("--deadline-s", type=float, default=float("inf"), help="begin none after so long")
     parser.add_argument("--list", action="store_true", help="only print the cases")
     parser.add_argument(
         "--dry-run", action="store_true", help="no card: only the rehearsals, at reduced depth"
@@ -339,9 +474,10 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(one(Case(**json.loads(options.case)))))
+        given = json.loads(options.case)
+        print(json.dumps(one(Case(**{**given, "settings": tuple(map(tuple, given.get("settings", ())))}))))
         return
-    chosen = largest_first(cases())[: options.only]
+    chosen = [case for case in largest_first(cases()) if (options.only or "") in key_of(case)]
     if options.list or options.dry_run:
         for case in chosen:
             print(json.dumps(dry(case) if options.dry_run else asdict(case)), flush=True)
@@ -354,12 +490,7 @@ def main() -> None:
     card = torch.cuda.get_device_name().replace(" ", "-")
     path = options.out / f"{date.today().isoformat()}-memory-{card.lower()}.json"
     options.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for number, case in enumerate(chosen, 1):
-        rows.append(run_case(case))
-        # Written after each case: what was measured stays if a later one takes the machine down.
-        path.write_text(json.dumps(record(rows, card), indent=2) + "\n")
-        print(f"{number}/{len(chosen)}", json.dumps(rows[-1]), flush=True)
+    rows = run_all(chosen, path, card, options.jobs, options.deadline_s)
     print(json.dumps(summary(rows)), path)
 
 

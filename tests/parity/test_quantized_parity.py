@@ -16,7 +16,7 @@ from snugtune.data.labels import LabelSet
 from snugtune.memory import trace
 from snugtune.memory.quantized import nf4_bytes, nf4_storages
 from snugtune.memory.setup import Setup
-from snugtune.memory.trace import Ledger
+from snugtune.memory.trace import Ledger, Trace
 from snugtune.model.adapter import wrap
 from snugtune.model.backbone import load_for_fit
 from snugtune.train import rehearsal
@@ -84,13 +84,15 @@ def real_trace(config, setup):
         return made
 
     dtype = DTYPES[setup.compute]
+    ended = []
     with ledger:
         run_steps(
             model, config, ("score", "classifier", "pooler"), ledger, batch=batch,
             autocast=lambda: torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
-            accumulates=True, on_card=False,
+            accumulates=True, on_card=False, evaluate=lambda: ended.append(len(ledger._events)),
         )  # fmt: skip
-    return ledger.close()
+    found = ledger.close()
+    return Trace(found.storages, found.events[: ended[0]])
 
 
 @pytest.mark.usefixtures("_no_look_at_the_mask", "_visible_products")

@@ -87,12 +87,14 @@ def real_trace(predicted):
         made.inputs["attention_mask"].numpy()[0, length // 2 :] = 0
         return made
 
+    ended = []
     with ledger:
         run_steps(
             model, predicted.config, predicted.head_names, ledger, batch=batch, autocast=predicted._autocast,
-            accumulates=True, on_card=False,
+            accumulates=True, on_card=False, evaluate=lambda: ended.append(len(ledger._events)),
         )  # fmt: skip
-    return ledger.close()
+    found = ledger.close()
+    return Trace(found.storages, found.events[: ended[0]])
 
 
 def training_part(found):

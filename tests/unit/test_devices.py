@@ -46,10 +46,23 @@ def test_half_precision_by_generation():
     assert find_device("l4").half == "bfloat16"
 
 
-def test_context_and_workspaces_are_taken_before_the_first_tensor():
-    assert cublas_bytes((7, 5)) == 2 * 8_519_680
-    assert cublas_bytes((9, 0)) == 64 << 20
-    assert find_device("t4").fixed_bytes > 0.3 * 2**30
+def test_a_workspace_of_cublas_is_as_large_as_the_card_or_the_user_says(monkeypatch):
+    assert cublas_bytes((7, 5)) == 8_519_680
+    assert cublas_bytes((9, 0)) == cublas_bytes((12, 0)) == 32 << 20
+    assert cublas_bytes((9, 0), ":4096:2:16:8") == 8_519_680
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    assert find_device("t4").library_bytes == 8_519_680
+    assert replace(find_device("t4"), driver="CUDA driver 13000").library_bytes == 32 << 20
+
+
+def test_segments_grow_unless_the_user_has_set_the_allocator_of_this_machine_s_card_otherwise(monkeypatch):
+    here = replace(find_device("t4"), driver="CUDA driver 13000")
+    assert here.grows_segments
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")
+    assert not here.grows_segments
+    assert find_device("t4").grows_segments
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments: True,max_split_size_mb:128")
+    assert here.grows_segments
 
 
 def test_an_unknown_card_names_some_that_are_known():

@@ -5,7 +5,7 @@ from transformers import BertConfig
 from snugtune.config import make_config
 from snugtune.memory.setup import Setup
 from snugtune.memory.surface import Surface
-from snugtune.memory.trace import Storage, Trace
+from snugtune.memory.trace import LIBRARY, Storage, Trace
 from snugtune.train.rehearsal import Rehearsal
 
 SHAPE = {
@@ -51,6 +51,33 @@ def test_the_trace_put_together_is_the_one_that_would_be_made(rehearsal):
     assert put_together.storages == made.storages
     assert put_together.work.flops.tolist() == pytest.approx(made.work.flops.tolist())
     assert put_together.work.n_bytes.tolist() == pytest.approx(made.work.n_bytes.tolist())
+
+
+def test_workspaces_of_cublas_are_as_large_as_the_card_has_them(rehearsal):
+    small, large = (Surface(rehearsal, library_bytes=n << 20) for n in (8, 32))
+    assert [int(s.trace(6, 64).is_library.sum()) for s in (small, large)] == [2, 2]
+    for measure in (Surface.peak_bytes, Surface.exact_peak_bytes):
+        assert measure(large, 6, 64) - measure(small, 6, 64) == pytest.approx(48 << 20, abs=20 << 20)
+    assert large.trace(6, 64).peak_bytes - small.trace(6, 64).peak_bytes == 48 << 20
+    assert large.trace(6, 64).composition()[LIBRARY] == 64 << 20
+
+
+class Fragmented:
+    """Two tensors make the peak; later a third finds no hole between what is left of them."""
+
+    def trace(self, micro_batch, length, *, work=False):
+        sizes = (30 << 20, 2 << 20, 30 << 20, 2 << 20, 50 << 20)
+        storages = [Storage(n, "", "", str(i)) for i, n in enumerate(sizes)]
+        return Trace(storages, np.array([1, 2, 3, 4, -1, -3, 5]))
+
+
+def test_a_reserved_peak_that_comes_after_the_tensors_own_is_told_where_it_comes():
+    surface = Surface(Fragmented())
+    trace = surface.exact_trace(1, 1)
+    assert trace.peak_event == 3
+    assert surface.peak_event(trace) == 6
+    assert trace.peak_place(surface.peak_event(trace)).startswith("4 ")
+    assert Surface(Fragmented(), allocator=False).peak_event(trace) == 3
 
 
 class Straight:

@@ -1,6 +1,7 @@
 import inspect
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -105,6 +106,23 @@ def test_composition_adds_up_to_the_peak_and_the_place_is_a_module():
     assert sum(parts.values()) == trace.peak_bytes == trace.running_bytes()[trace.peak_event]
     assert parts["activations: linear"] >= 4 * 512 * 256
     assert trace.peak_place().split(" ")[0] in {"0", "1", "2"}
+
+
+def test_cublas_takes_its_workspace_at_a_thread_s_first_product_and_keeps_it():
+    model = nn.Sequential(nn.GELU(), nn.Linear(8, 8), nn.Linear(8, 8))
+    x = torch.zeros(4, 8, requires_grad=True)
+    with Ledger(model, workspaces=True) as ledger:
+        for _ in range(2):
+            model(x).sum().backward()
+    trace = ledger.close()
+    found = np.flatnonzero(trace.is_library)
+    assert [trace.storages[i].module for i in found] == ["1", "2"]
+    assert set(found + 1) <= set(trace.events)
+    assert not set(-found - 1) & set(trace.events)
+    assert trace.sized(trace.sizes, 5)[found].tolist() == [5, 5]
+    with Ledger(model) as without:
+        model(x).sum()
+    assert not without.close().is_library.any()
 
 
 def test_storages_of_backward_lie_in_the_module_whose_gradient_it_is():

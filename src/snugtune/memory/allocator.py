@@ -38,10 +38,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Replay:
-    """Peaks in bytes: ``allocated`` counts whole blocks, as ``torch.cuda.memory_allocated`` does."""
+    """Peaks in bytes: ``allocated`` counts whole blocks, as ``torch.cuda.memory_allocated`` does.
+
+    ``reserved`` (N,) is what is reserved after each event.
+    """
 
     peak_allocated: int
     peak_reserved: int
+    reserved: NDArray[np.int64]
 
 
 class CachingAllocator:
@@ -191,9 +195,11 @@ def replay(trace: Trace, sizes: NDArray[np.int64] | None = None, *, expandable_s
     allocator = CachingAllocator(expandable_segments=expandable_segments)
     n_bytes = (trace.sizes if sizes is None else sizes).tolist()
     held: dict[int, Block] = {}
-    for event in trace.events.tolist():
+    reserved = np.zeros(len(trace.events), dtype=np.int64)
+    for i, event in enumerate(trace.events.tolist()):
         if event > 0:
             held[event] = allocator.allocate(n_bytes[event - 1])
         else:
             allocator.free(held.pop(-event))
-    return Replay(allocator.peak_allocated, allocator.peak_reserved)
+        reserved[i] = allocator.reserved
+    return Replay(allocator.peak_allocated, allocator.peak_reserved, reserved)

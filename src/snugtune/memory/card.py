@@ -25,18 +25,26 @@ ATTENTION_NAME = "snugtune_card"
 
 RUN_IN_FLOAT32: frozenset[Callable[..., Any]] = frozenset(
     {
-        functional.layer_norm, functional.group_norm, torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt,
-        Tensor.rsqrt, torch.exp, Tensor.exp, torch.log, Tensor.log, torch.norm, Tensor.norm,
-        torch.cumsum, Tensor.cumsum, torch.sum, Tensor.sum, torch.reciprocal, Tensor.reciprocal,
-        functional.nll_loss, functional.mse_loss,
+        functional.layer_norm, functional.group_norm, functional.rms_norm, torch.pow, Tensor.pow,
+        Tensor.__pow__, torch.rsqrt, Tensor.rsqrt, torch.exp, Tensor.exp, torch.log, Tensor.log, torch.norm,
+        Tensor.norm, torch.reciprocal, Tensor.reciprocal, functional.nll_loss, functional.mse_loss,
     }
 )  # fmt: skip
 """Autocast's float32 list on CUDA, as far as text classifiers use it."""
 
-SOFTMAX: frozenset[Callable[..., Any]] = frozenset(
-    {functional.softmax, torch.softmax, Tensor.softmax, functional.log_softmax, torch.log_softmax}
-)
-"""Autocast gives these ``dtype=float32``, so they read half precision and write float32 in one kernel."""
+SOFTMAX: dict[Callable[..., Any], Callable[..., Any]] = {
+    functional.softmax: torch.ops.aten._softmax,
+    torch.softmax: torch.ops.aten._softmax,
+    Tensor.softmax: torch.ops.aten._softmax,
+    functional.log_softmax: torch.ops.aten._log_softmax,
+    torch.log_softmax: torch.ops.aten._log_softmax,
+    Tensor.log_softmax: torch.ops.aten._log_softmax,
+}
+"""Autocast gives these ``dtype=float32``. Of float16 they then write float32 in one kernel, of bfloat16 they
+copy first (``aten/src/ATen/native/SoftMax.cpp``)."""
+
+SUMS: frozenset[Callable[..., Any]] = frozenset({torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum})
+"""These get ``dtype=float32``, too, and copy nothing."""
 
 MASK_ALIGNMENT = 8
 """Elements to whose multiple the last dimension of an attention bias is padded
@@ -59,8 +67,10 @@ class CardSemantics(TorchFunctionMode):
             if func in RUN_IN_FLOAT32:
                 args = tuple(map(_float32, args))
                 kwargs = {key: _float32(value) for key, value in kwargs.items()}
-            elif func in SOFTMAX and kwargs.get("dtype") is None:
+            elif kwargs.get("dtype") is None and (func in SOFTMAX or (func in SUMS and _is_half(args[0]))):
                 kwargs = {**kwargs, "dtype": torch.float32}
+        if func in SOFTMAX and _writes_float32(args, kwargs):
+            return SOFTMAX[func](args[0], kwargs.get("dim", args[1] if len(args) > 1 else None), True)
         return func(*args, **kwargs)
 
 
@@ -80,8 +90,15 @@ def _attention(
 
 
 def _float32(value: Any) -> Any:
-    is_half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-    return value.float() if is_half else value
+    return value.float() if _is_half(value) else value
+
+
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+
+
+def _writes_float32(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return bool(args) and kwargs.get("dtype") == torch.float32 and args[0].dtype == torch.float16
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002

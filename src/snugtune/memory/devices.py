@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any
 
 from snugtune.container import available_memory_bytes
 from snugtune.errors import UserInputError
-from snugtune.memory.workspaces import cublas_bytes
+from snugtune.memory.segments import grows_segments
+from snugtune.memory.workspaces import CUBLAS_SETTING, cublas_bytes
 from snugtune.units import GIB, gib
 
 CPU_FLOAT32_GFLOPS_PER_CORE = 40
@@ -62,11 +64,15 @@ class Device:
         return "bfloat16" if self.has_bfloat16 else "float16"
 
     @property
-    def fixed_bytes(self) -> int:
-        """Context and cuBLAS workspaces: there whatever the model."""
-        if self.kind == "cpu":
-            return 0
-        return self.context_bytes + cublas_bytes(self.compute_capability)
+    def library_bytes(self) -> int:
+        """One workspace of cuBLAS; on this machine's own card as it is set here."""
+        setting = os.environ.get(CUBLAS_SETTING, "") if self.is_here else ""
+        return cublas_bytes(self.compute_capability, setting)
+
+    @property
+    def grows_segments(self) -> bool:
+        """Whether the caching allocator's segments grow; on this machine's own card as it is set here."""
+        return grows_segments() if self.is_here else True
 
     @property
     def context_bytes(self) -> int:
@@ -180,7 +186,6 @@ def _family(device: Device) -> str:
 
 
 def _this_cpu() -> Device:
-    import os
     import platform
 
     float32 = CPU_FLOAT32_GFLOPS_PER_CORE * (os.cpu_count() or 1) / 1000

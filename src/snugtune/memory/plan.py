@@ -20,7 +20,7 @@ from snugtune.memory.fleet import ONE_DEVICE, Divided, Fleet, Units
 from snugtune.memory.limits import Limits, Verdict, Way, fewer_epochs, judge
 from snugtune.memory.residual import Residual, Subject, residual_for
 from snugtune.memory.setup import Setup
-from snugtune.memory.surface import Rehearses, Surface, largest
+from snugtune.memory.surface import MICRO_BATCHES, Rehearses, Surface, largest
 from snugtune.memory.timing import PADDING, micro_batch_seconds
 from snugtune.memory.workspaces import process_bytes
 from snugtune.units import GIB, gib
@@ -33,6 +33,9 @@ ESTIMATED, CALIBRATED, MEASURED = "estimated", "calibrated", "measured"
 
 ENOUGH_TOKENS = 2048
 """Padded tokens per micro-batch past which a card gains little: no lever is spent on more."""
+
+LIBRARIES = 2
+"""Workspaces of cuBLAS in a training process: the main thread's and the backward thread's."""
 
 CRAMPED = 0.85
 """Share of the memory taken by frozen weights past which a plan has nothing left to give way with."""
@@ -190,7 +193,8 @@ class Planner:
         self.job, self.layers, self.embedding_bytes = job, layers, embedding_bytes
         self.subject = subject
         self._rehearse = rehearse
-        self._surfaces: dict[Setup, Surface] = {}
+        self._rehearsals: dict[Setup, Rehearses] = {}
+        self._surfaces: dict[tuple[Setup, int, bool], Surface] = {}
         self._residuals: dict[tuple[Device, Setup], Residual | None] = {}
 
     def plan(
@@ -354,10 +358,11 @@ class Planner:
         """
         if device.kind == "cpu" or not self.job.weights_are_frozen:
             return 0.0
-        storages = self.surface(setup).trace(2, self.job.length).storages
+        storages = self.surface(setup, device).trace(2, self.job.length).storages
         weights = sum(s.n_bytes for s in storages if s.category == ledger.WEIGHTS)
         moved = 0 if setup.embedding_on_host else self.embedding_bytes
-        room = max(self._budget(device, setup) - device.fixed_bytes, 1)
+        fixed = device.context_bytes + LIBRARIES * device.library_bytes
+        room = max(self._budget(device, setup) - fixed, 1)
         return (weights - moved) / room
 
     def _limit(self, device: Device, length: int) -> int:
@@ -369,13 +374,11 @@ class Planner:
         return min(self._limit(device, self.job.length), max(1, ENOUGH_TOKENS // self.job.length))
 
     def _base(self, device: Device) -> Setup:
-        # Both half formats have the same sizes: one trace serves all cards.
-        half = "float16" if device.kind == "cuda" else "bfloat16"
         can = device.kind == "cuda" or device.has_bfloat16
         return Setup(
             device=device.kind,
-            weights=half if self.job.half_precision and can else "float32",
-            compute=half if self.job.mixed_precision and can else "float32",
+            weights=device.half if self.job.half_precision and can else "float32",
+            compute=device.half if self.job.mixed_precision and can else "float32",
             attention="packed" if self._packs(device) else "fused",
             quantized=self.job.quantized,
             accumulates=True,
@@ -404,13 +407,22 @@ class Planner:
             setup, levers, best, peak, length, self._token_s(device, setup, max(best, 1), length), price
         )
 
-    def surface(self, setup: Setup) -> Surface:
-        """Peaks of a setup; with the allocator on a card, tensors alone on a CPU."""
-        if setup not in self._surfaces:
-            self._surfaces[setup] = Surface(self._rehearsal(setup), allocator=setup.device == "cuda")
-        return self._surfaces[setup]
+    def surface(self, setup: Setup, device: Device) -> Surface:
+        """Peaks of a setup on a device: with the allocator on a card, tensors alone on a CPU."""
+        key = setup, device.library_bytes, device.grows_segments
+        if key not in self._surfaces:
+            self._surfaces[key] = Surface(
+                self._rehearsal(setup), allocator=setup.device == "cuda",
+                expandable_segments=device.grows_segments, library_bytes=device.library_bytes,
+            )  # fmt: skip
+        return self._surfaces[key]
 
     def _rehearsal(self, setup: Setup) -> Rehearses:
+        if setup not in self._rehearsals:
+            self._rehearsals[setup] = self._made_rehearsal(setup)
+        return self._rehearsals[setup]
+
+    def _made_rehearsal(self, setup: Setup) -> Rehearses:
         whole = self._rehearse(replace(setup, shards=1))
         if setup.shards == 1:
             return whole
@@ -429,11 +441,12 @@ class Planner:
         return context + (residual.corrected(taken) if seen is None else seen)
 
     def _modelled(self, device: Device, setup: Setup, micro_batch: int, length: int) -> int:
-        peak = self.surface(setup).peak_bytes(micro_batch, length)
+        surface = self.surface(setup, device)
+        peak = surface.peak_bytes(micro_batch, length)
         if device.kind == "cpu":
-            lasting = self.surface(setup).lasting_bytes(length)
+            lasting = surface.lasting_bytes(length)
             return process_bytes(peak, lasting, half=setup.compute != "float32")
-        return peak + device.fixed_bytes
+        return peak + device.context_bytes
 
     def _residual(self, device: Device, setup: Setup) -> Residual | None:
         if self.subject is None or setup.shards > 1:
@@ -450,7 +463,8 @@ class Planner:
         return int(device.usable_gib * GIB * (1 - self._margin(device, setup)))
 
     def _token_s(self, device: Device, setup: Setup, micro_batch: int, length: int) -> float:
-        seconds = micro_batch_seconds(self.surface(setup).trace(micro_batch, length), device, setup)
+        trace = self.surface(setup, device).trace(micro_batch, length)
+        seconds = micro_batch_seconds(trace, device, setup)
         return seconds / (micro_batch * length)
 
     def _time_s(self, choice: _Choice) -> float | None:
@@ -480,12 +494,13 @@ class Planner:
 
     def _trained_bytes(self, choice: _Choice) -> float:
         """Of trained tensors in float32; AdamW's state is two of them."""
-        storages = self.surface(choice.setup).trace(max(choice.micro_batch, 1), choice.length).storages
+        storages = self._rehearsal(choice.setup).trace(MICRO_BATCHES[0], choice.length, work=True).storages
         return choice.setup.shards * sum(s.n_bytes for s in storages if s.category == ledger.STATE) / 2
 
     def _as_plan(self, best: _Choice, others: list[_Choice], device: Device, price: Price | None) -> Plan:
         micro_batch = max(best.micro_batch, 1)
-        exact = self.surface(best.setup).trace(micro_batch, best.length)
+        surface = self.surface(best.setup, device)
+        exact = surface.trace(micro_batch, best.length)
         per_hour = price.usd_per_hour if price else None
         time_s = self._time_s(best)
         computing_s = self._computing_s(best)
@@ -510,7 +525,7 @@ class Planner:
             },
             changes_result=bool(best.price),
             composition=self._composition(best, device),
-            peak_place=exact.peak_place(),
+            peak_place=exact.peak_place(surface.peak_event(exact)),
             price=price,
             alternatives=tuple(self._as_alternative(choice, device, per_hour) for choice in others),
             length=best.length,
@@ -542,10 +557,12 @@ class Planner:
     def _composition(self, choice: _Choice, device: Device) -> dict[str, float]:
         """The peak by category in GiB; what no tensor accounts for has its own names, and it adds up."""
         micro_batch = max(choice.micro_batch, 1)
-        parts = self.surface(choice.setup).trace(micro_batch, choice.length).composition()
+        surface = self.surface(choice.setup, device)
+        trace = surface.trace(micro_batch, choice.length)
+        parts = trace.composition(surface.peak_event(trace))
         modelled = self._modelled(device, choice.setup, micro_batch, choice.length)
-        if device.fixed_bytes:
-            parts[CONTEXT] = device.fixed_bytes
+        if device.kind == "cuda":
+            parts[CONTEXT] = device.context_bytes + parts.pop(ledger.LIBRARY, 0)
         parts[PROCESS if device.kind == "cpu" else ROUNDING] = modelled - sum(parts.values())
         if choice.peak_bytes != modelled:
             parts[CORRECTION] = choice.peak_bytes - modelled

@@ -16,13 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snugtune.memory.allocator import replay
-from snugtune.memory.trace import BEST, STATE, WEIGHTS, Trace, Work
+from snugtune.memory.trace import BEST, STATE, WEIGHTS, Storage, Trace, Work
+from snugtune.memory.workspaces import CUBLAS_BYTES
 
 LASTING = (WEIGHTS, STATE, BEST)
 """Categories of tensors that stay from the first step to the last."""
 
 MICRO_BATCHES = (2, 3)
 """Two sizes above one: with a single example, copies of transposed tensors can fall away."""
+
+NEGLIGIBLE = 0.02
+"""Share of a reserved peak that may come after the tensors' own before it is told where it comes."""
 
 ALIGNMENT = 32
 """Attention kernels pad to multiples of 32, so interpolation runs through lengths of that grid."""
@@ -49,12 +53,21 @@ class Column:
 
 
 class Surface:
-    """Peak bytes over (micro_batch, length); ``allocator`` False adds up tensors only, as on a CPU."""
+    """Peak bytes over (micro_batch, length).
+
+    Args:
+        rehearsal: traces steps.
+        allocator: False adds up tensors only, as on a CPU.
+        expandable_segments: how the card's allocator is set.
+        library_bytes: of one workspace of cuBLAS on the card.
+    """
 
     def __init__(
-        self, rehearsal: Rehearses, *, allocator: bool = True, expandable_segments: bool = True
-    ) -> None:
+        self, rehearsal: Rehearses, *, allocator: bool = True, expandable_segments: bool = True,
+        library_bytes: int = CUBLAS_BYTES,
+    ) -> None:  # fmt: skip
         self.rehearsal, self.allocator, self.expandable = rehearsal, allocator, expandable_segments
+        self.library_bytes = library_bytes
         self._columns: dict[int, Column | None] = {}
         self._peaks: dict[tuple[int, int], int] = {}
 
@@ -69,7 +82,7 @@ class Surface:
         column = self.column(length)
         if column is None or micro_batch < min(MICRO_BATCHES):
             return self.exact_peak_bytes(micro_batch, length)
-        return self._peak(column.few, _sizes(column, micro_batch))
+        return self._peak(column.few, self._sizes(column, micro_batch))
 
     def lasting_bytes(self, length: int) -> int:
         """What is there throughout: weights, optimiser state, the best weights so far."""
@@ -80,9 +93,8 @@ class Surface:
         """The trace at this point with its work: put together where two traces give it exactly, else made."""
         column = self.column(length)
         if column is None or micro_batch < min(MICRO_BATCHES) or not _same_work(column):
-            return self.rehearsal.trace(micro_batch, length, work=True)
-        sizes = _sizes(column, micro_batch).tolist()
-        storages = [replace(s, n_bytes=n) for s, n in zip(column.few.storages, sizes, strict=True)]
+            return self.exact_trace(micro_batch, length)
+        storages = _resized(column.few, self._sizes(column, micro_batch))
         few, more = column.few.work, column.more.work
         share = (micro_batch - MICRO_BATCHES[0]) / (MICRO_BATCHES[1] - MICRO_BATCHES[0])
         work = Work(
@@ -92,10 +104,27 @@ class Surface:
         )
         return Trace(storages, column.few.events, work)
 
+    def exact_trace(self, micro_batch: int, length: int) -> Trace:
+        """The same, made at this very shape."""
+        made = self.rehearsal.trace(micro_batch, length, work=True)
+        return replace(made, storages=_resized(made, made.sized(made.sizes, self.library_bytes)))
+
     def exact_peak_bytes(self, micro_batch: int, length: int) -> int:
         """The same from a trace of this very shape."""
         trace = self.rehearsal.trace(micro_batch, length)
-        return self._peak(trace, trace.sizes)
+        return self._peak(trace, trace.sized(trace.sizes, self.library_bytes))
+
+    def peak_event(self, trace: Trace) -> int:
+        """Which event of a ``trace`` makes its peak: the tensors' own or, if the reserved one comes later for
+        want of a hole that is large enough, that.
+        """
+        if not self.allocator:
+            return trace.peak_event
+        replayed = replay(trace, expandable_segments=self.expandable)
+        enough = (1 - NEGLIGIBLE) * replayed.peak_reserved
+        if replayed.reserved[trace.peak_event] >= enough:
+            return trace.peak_event
+        return int(np.argmax(replayed.reserved >= enough))
 
     def interpolated_peak_bytes(self, micro_batch: int, length: int, lengths: tuple[int, int, int]) -> int:
         """The peak at a length that is not traced, through three that are.
@@ -109,7 +138,7 @@ class Surface:
         first = columns[0]
         if first is None or any(c is None or not _same_events(first.few, c.few) for c in columns):
             raise ValueError(f"the steps at lengths {lengths} do not allocate alike")
-        values = [_sizes(c, micro_batch) for c in columns if c is not None]
+        values = [self._sizes(c, micro_batch) for c in columns if c is not None]
         weights = _lagrange(length, lengths)
         sizes = np.rint(sum(w * v for w, v in zip(weights, values, strict=True))).astype(np.int64)
         return self._peak(first.few, sizes)
@@ -124,6 +153,10 @@ class Surface:
             few, more = (self.rehearsal.trace(b, length, work=True) for b in MICRO_BATCHES)
             self._columns[length] = _column(few, more)
         return self._columns[length]
+
+    def _sizes(self, column: Column, micro_batch: int) -> NDArray[np.int64]:
+        sizes = np.rint(np.maximum(column.fixed + micro_batch * column.slope, 1)).astype(np.int64)
+        return column.few.sized(sizes, self.library_bytes)
 
     def _peak(self, trace: Trace, sizes: NDArray[np.int64]) -> int:
         if self.allocator:
@@ -161,8 +194,8 @@ def _same_work(column: Column) -> bool:
     return len(column.few.work.flops) == len(column.more.work.flops)
 
 
-def _sizes(column: Column, micro_batch: int) -> NDArray[np.int64]:
-    return np.rint(np.maximum(column.fixed + micro_batch * column.slope, 1)).astype(np.int64)
+def _resized(trace: Trace, sizes: NDArray[np.int64]) -> list[Storage]:
+    return [replace(s, n_bytes=n) for s, n in zip(trace.storages, sizes.tolist(), strict=True)]
 
 
 def _lagrange(x: float, points: tuple[int, int, int]) -> list[float]:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
 from types import FrameType
 from typing import Any
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from snugtune.memory.workspaces import workspace_bytes
+from snugtune.memory.workspaces import library_workspaces, workspace_bytes
 
 WEIGHTS, GRADIENTS, STATE = "weights", "gradients", "optimiser state"
 ACTIVATIONS, BACKWARD, WORKSPACES = "activations", "backward temporaries", "workspaces"
 UPDATE, EVALUATION, INPUTS, HOST = "update temporaries", "evaluation", "inputs", "host"
 BEST = "best weights so far"
+LIBRARY = "cuBLAS workspaces"
 
 MODEL_SOURCES = ("transformers.models.", "peft.tuners.", "peft.utils.")
 """Packages whose lines are the model's."""
@@ -87,6 +89,15 @@ class Trace:
         """Bytes of each storage."""
         return np.array([s.n_bytes for s in self.storages], dtype=np.int64)
 
+    @cached_property
+    def is_library(self) -> NDArray[np.bool_]:
+        """Which storages are cuBLAS's workspaces, whose size hangs on the card."""
+        return np.array([s.category == LIBRARY for s in self.storages], dtype=bool)
+
+    def sized(self, sizes: NDArray[np.int64], library_bytes: int) -> NDArray[np.int64]:
+        """``sizes`` of the storages with workspaces of ``library_bytes``."""
+        return np.where(self.is_library, library_bytes, sizes)
+
     def running_bytes(self, sizes: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Bytes alive after each event."""
         sizes = self.sizes if sizes is None else sizes
@@ -112,20 +123,24 @@ class Trace:
                 alive.discard(-value - 1)
         return sorted(alive)
 
-    def composition(self) -> dict[str, int]:
-        """Bytes at the peak by category, activations by kind (``activations: linear``), largest first."""
+    def composition(self, event: int | None = None) -> dict[str, int]:
+        """Bytes at the peak (or after ``event``) by category, activations by kind (``activations: linear``),
+        largest first.
+        """
         counts: Counter[str] = Counter()
-        for i in self.alive(self.peak_event):
+        for i in self.alive(self.peak_event if event is None else event):
             storage = self.storages[i]
             name = storage.category
             counts[f"{name}: {storage.kind}" if name == ACTIVATIONS else name] += storage.n_bytes
         return dict(counts.most_common())
 
-    def peak_place(self) -> str:
-        """Module, kind of operator and line of the model's source whose allocation makes the peak."""
+    def peak_place(self, event: int | None = None) -> str:
+        """Module, kind of operator and line of the model's source whose allocation makes the peak (or is
+        ``event``).
+        """
         if not len(self.events):
             return ""
-        storage = self.storages[abs(int(self.events[self.peak_event])) - 1]
+        storage = self.storages[abs(int(self.events[self.peak_event if event is None else event])) - 1]
         line = f", {storage.line}" if storage.line else ""
         return f"{storage.module or 'outside the model'} ({storage.category}, {storage.kind}{line})"
 
@@ -141,7 +156,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         model: names the places; hooks on its modules are removed by ``close``.
-        workspaces: adds what CUDA kernels allocate inside one operator (see ``workspaces.py``).
+        workspaces: adds what CUDA kernels allocate inside one operator, and cuBLAS for good, once in the
+            forward and once in the backward pass's thread (see ``workspaces.py``).
         work: also counts FLOPs and bytes moved, for the estimate of time.
     """
 
@@ -151,6 +167,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = ACTIVATIONS
         self._workspaces, self._count_work = workspaces, work
+        self._libraries: set[tuple[bool, str]] = set()
         self._n_bytes: list[int] = []
         self._category: list[str] = []
         self._kind: list[str] = []
@@ -191,6 +208,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._add_work(func, args, kwargs, out)
         if extra:
             self._events.append(-(index + 1))
+        if self._workspaces:
+            self._see_libraries(func)
         return out
 
     def mark(self, tensors: Iterable[Tensor | None], category: str) -> None:
@@ -286,6 +305,15 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive[key] = (index, weakref.ref(storage, lambda _: self._free(key, index)))
         self._events.append(index + 1)
 
+    def _see_libraries(self, func: Any) -> None:
+        """What libraries keep from a thread's first product on."""
+        in_backward = torch._C._current_autograd_node() is not None
+        for library, n_bytes in library_workspaces(_name(func)).items():
+            if (in_backward, library) not in self._libraries:
+                self._libraries.add((in_backward, library))
+                category = LIBRARY if library == "cuBLAS" else WORKSPACES
+                self._events.append(self._enter(n_bytes, category, "linear") + 1)
+
     def _category_now(self) -> str:
         in_backward = self.phase == ACTIVATIONS and torch._C._current_autograd_node() is not None
         return BACKWARD if in_backward else self.phase
@@ -327,8 +355,14 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _name(func: Any) -> str:
+    """``addmm`` of ``aten::addmm.out``."""
+    name: str = func._schema.name.rpartition("::")[2]
+    return name
+
+
 def _kind(func: Any) -> str:
-    name = func._schema.name.rpartition("::")[2]
+    name = _name(func)
     for kind, beginnings in KINDS.items():
         if name.startswith(beginnings):
             return kind

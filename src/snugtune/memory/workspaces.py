@@ -9,20 +9,41 @@ Sources: PyTorch 2.x ``aten/src/ATen/native/transformers/cuda/attention_backward
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
+
+import torch
 
 CUBLAS_BYTES = 4096 * 1024 * 2 + 16 * 1024 * 8
 """cuBLAS's workspace of one handle and stream, ``:4096:2:16:8`` in KiB: 8.1 MiB."""
 
 CUBLAS_HOPPER_BYTES = 32 * 1024 * 1024
-"""The same on compute capability 9.0."""
+"""The same from compute capability 9.0 on (before PyTorch 2.12 on 9.0 alone)."""
 
-CUBLAS_HANDLES = 2
-"""The main thread's and the backward thread's."""
+CUBLAS_SETTING = "CUBLAS_WORKSPACE_CONFIG"
+"""Where a user sets it, as pieces of ``:KIB:COUNT`` (cuBLAS documentation, "Results Reproducibility")."""
+
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "_addmm_activation"})
+"""Operators that cuBLAS computes: the first of a thread makes its handle and workspace, which stay."""
+
+CUBLASLT_BYTES = 1024 * 1024
+"""cuBLASLt's own workspace, which products with a bias take before PyTorch 2.12; later they share cuBLAS's
+(``aten/src/ATen/cuda/CUDABlas.cpp``, ``_getWorkspaceSize``)."""
 
 CPU_LIBRARIES_BYTES, CPU_PRIMITIVES_BYTES = 150 * 2**20, 50 * 2**20
 CPU_HEAP_FACTOR = 1.5
 """On a CPU: see ``process_bytes``."""
+
+
+def library_workspaces(name: str) -> dict[str, int]:
+    """What the operator called ``name`` makes libraries keep, the first time in a thread: library and bytes.
+
+    That of cuBLAS has the size it has on most cards.
+    """
+    if name not in PRODUCTS:
+        return {}
+    own = name == "addmm" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 12)
+    return {"cuBLAS": CUBLAS_BYTES} | ({"cuBLASLt": CUBLASLT_BYTES} if own else {})
 
 
 def process_bytes(tensor_bytes: int, lasting_bytes: int, *, half: bool) -> int:
@@ -38,10 +59,16 @@ def process_bytes(tensor_bytes: int, lasting_bytes: int, *, half: bool) -> int:
     return CPU_LIBRARIES_BYTES + primitives + tensor_bytes + round((CPU_HEAP_FACTOR - 1) * passing)
 
 
-def cublas_bytes(capability: tuple[int, int]) -> int:
-    """Bytes of cuBLAS workspace of a training process on a card of this compute capability."""
-    per_handle = CUBLAS_HOPPER_BYTES if capability[0] == 9 else CUBLAS_BYTES
-    return CUBLAS_HANDLES * per_handle
+def cublas_bytes(capability: tuple[int, int], setting: str = "") -> int:
+    """Bytes of the workspace of one cuBLAS handle on a card of this compute capability.
+
+    A training process has two, the main thread's and the backward thread's. ``setting`` is the content of
+    ``CUBLAS_WORKSPACE_CONFIG``, which is read as PyTorch reads it.
+    """
+    pieces = re.findall(r":(\d+):(\d+)", setting)
+    if pieces:
+        return sum(1024 * int(kib) * int(count) for kib, count in pieces)
+    return CUBLAS_HOPPER_BYTES if capability[0] >= 9 else CUBLAS_BYTES
 
 
 def workspace_bytes(func: Any, args: tuple[Any, ...]) -> int:

@@ -14,9 +14,9 @@ import numpy as np
 
 from snugtune.config import FitConfig, make_config
 from snugtune.cost.prices import blog_compute_units, compute_units_usd, cost_usd
-from snugtune.memory.allocator import replay
 from snugtune.memory.devices import find_device
 from snugtune.memory.setup import Setup
+from snugtune.memory.surface import Surface
 from snugtune.memory.timing import micro_batch_seconds
 from snugtune.train.planning import make_planner
 from snugtune.train.rehearsal import Rehearsal
@@ -44,8 +44,9 @@ def compare_with_blog(price_per_hour_usd: float | None = None) -> dict[str, Any]
     """The recipe's predicted peak and cost on its card, full fine-tuning, and our plan: JSON-ready."""
     config, card = blog_config(), find_device("v100-16")
     recipe = Rehearsal(config, LABELS, RECIPE_SETUP)
-    trace = recipe.trace(BATCH, LENGTH, work=True)
-    peak = replay(trace, expandable_segments=False).peak_reserved + card.fixed_bytes
+    surface = Surface(recipe, expandable_segments=False, library_bytes=card.library_bytes)
+    trace = surface.trace(BATCH, LENGTH)
+    peak = surface.exact_peak_bytes(BATCH, LENGTH) + card.context_bytes
     full_config = config.model_copy(update={"method": "full"})
     ours_config = config.model_copy(update={"lora_dropout": 0.0, "hidden_dropout": 0.0})
     rng = np.random.default_rng(0)
@@ -64,7 +65,7 @@ def compare_with_blog(price_per_hour_usd: float | None = None) -> dict[str, Any]
             "device": card.name, "predicted_peak_gib": gib(peak), "reported_gb": REPORTED_GB,
             "time_s": seconds, "reported_hours": REPORTED_HOURS, "compute_units": units,
             "cost_usd": compute_units_usd(units), "rented_usd": cost_usd(seconds, per_hour),
-            "composition": {name: gib(n) for name, n in trace.composition().items()},
+            "composition": {name: gib(n) for name, n in trace.composition(surface.peak_event(trace)).items()},
             "basis": "estimated",
         },
         "ours": plan.as_dict(),

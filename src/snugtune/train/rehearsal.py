@@ -7,7 +7,7 @@ later one runs beside gradients; and one batch without gradients, because valida
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -82,11 +82,8 @@ class Rehearsal:
                 self.model, self.config, self.head_names, ledger,
                 batch=lambda: self._batch(micro_batch, length, labels), autocast=self._autocast,
                 accumulates=self.setup.accumulates, on_card=on_card,
+                evaluate=lambda: self._evaluate(ledger, micro_batch, length),
             )  # fmt: skip
-            with ledger.during(trace.EVALUATION):
-                usual = max(1, INFERENCE_TOKENS // length)
-                self._evaluate(micro_batch if self.setup.chunked_evaluation else usual, length)
-            self.model.zero_grad(set_to_none=True)
         return ledger.close().without(trace.HOST)
 
     def _mark_weights(self, ledger: Ledger) -> None:
@@ -108,10 +105,12 @@ class Rehearsal:
         dtype = DTYPES[self.setup.compute]
         return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
 
-    def _evaluate(self, micro_batch: int, length: int) -> None:
+    def _evaluate(self, ledger: Ledger, micro_batch: int, length: int) -> None:
+        usual = max(1, INFERENCE_TOKENS // length)
+        rows = micro_batch if self.setup.chunked_evaluation else usual
         self.model.eval()
-        with torch.no_grad(), self._autocast():
-            classify(self.model, _batch(micro_batch, self._text_length(length)).inputs).float()
+        with ledger.during(trace.EVALUATION), torch.no_grad(), self._autocast():
+            classify(self.model, _batch(rows, self._text_length(length)).inputs).float()
 
 
 def model_shape(config: FitConfig, num_labels: int) -> PretrainedConfig:
@@ -138,10 +137,12 @@ def run_steps(
     autocast: Any,
     accumulates: bool,
     on_card: bool,
+    evaluate: Callable[[], None],
 ) -> None:
-    """Two optimiser steps as the engine takes them, on fake tensors or real ones.
+    """Two optimiser steps as the engine takes them and a look at validation, on fake tensors or real ones.
 
-    On a CPU the copy of the best weights so far lies in the same memory.
+    The look comes beside the optimiser's state and the last step's gradients, which the next step drops. On a
+    CPU the copy of the best weights so far lies in the same memory.
     """
     model.train()
     forget_importance(model)
@@ -166,6 +167,7 @@ def run_steps(
             optimizer.step()
             watch_importance(model)
             del snapshot
+    evaluate()
     optimizer.zero_grad(set_to_none=True)
     del best
 
