@@ -406,9 +406,13 @@ def one(case: Case) -> dict[str, Any]:
 
 def record(rows: list[dict[str, Any]], card: str) -> dict[str, Any]:
     """The content of the result file."""
+    from lib.common import hardware
+
     return {
+        "benchmark": "memory",
         "date": date.today().isoformat(),
         "card": card,
+        "hardware": hardware(),
         "versions": versions(),
         "goal": GOAL,
         "summary": summary(rows),
@@ -418,7 +422,7 @@ def record(rows: list[dict[str, Any]], card: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what decides the memory."""
-    return {name: version(name) for name in ("torch", "transformers", "peft")}
+    return {name: version(name) for name in ("snugtune", "torch", "transformers", "peft")}
 
 
 def earlier(path: Path) -> list[dict[str, Any]]:
@@ -492,6 +496,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     rows = run_all(chosen, path, card, options.jobs, options.deadline_s)
     print(json.dumps(summary(rows)), path)
+    from lib import page
+
+    page.refresh(options.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,17 @@ from typing import Any
 from snugtune.files import write_text
 from snugtune.units import duration
 
-from . import fewer, less, methods_section, noise, picture, serve_section, speed_sections, trust_page
+from . import (
+    fewer,
+    less,
+    memory_section,
+    methods_section,
+    noise,
+    picture,
+    serve_section,
+    speed_sections,
+    trust_page,
+)
 from .bulk_section import bulk
 from .common import REPOSITORY, RESULTS
 from .growth_section import growth
@@ -183,6 +193,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "serve": ("Serving over HTTP", serve_section.serve),
     "serve-load": ("Serving twice what it can", serve_section.load),
     "share-weights": ("Many classifiers on one backbone", serve_section.share_weights),
+    "memory": ("Predicted memory", memory_section.memory),
     "speed-gpu": ("One GPU", speed_sections.speed_gpu),
     "growth": ("From a thousand rows to a million", growth),
     "bulk": ("Many files", bulk),

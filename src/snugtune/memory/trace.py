@@ -194,10 +194,6 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         self._running = self._source_line()
-        extra = workspace_bytes(func, args) if self._workspaces else 0
-        if extra:
-            index = self._enter(extra, WORKSPACES, "attention")
-            self._events.append(index + 1)
         out = func(*args, **kwargs)
         if not func.is_view:
             kind = ""
@@ -206,9 +202,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._see(tensor, None, kind)
             if self._count_work:
                 self._add_work(func, args, kwargs, out)
-        if extra:
-            self._events.append(-(index + 1))
         if self._workspaces:
+            self._see_workspace(func, args)
             self._see_libraries(func)
         return out
 
@@ -304,6 +299,13 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         index = self._enter(n_bytes, category or self._category_now(), kind)
         self._alive[key] = (index, weakref.ref(storage, lambda _: self._free(key, index)))
         self._events.append(index + 1)
+
+    def _see_workspace(self, func: Any, args: tuple[Any, ...]) -> None:
+        """What the operator takes beside its results, and gives back at its end."""
+        n_bytes = workspace_bytes(func, args)
+        if n_bytes:
+            index = self._enter(n_bytes, WORKSPACES, _kind(func))
+            self._events += [index + 1, -(index + 1)]
 
     def _see_libraries(self, func: Any) -> None:
         """What libraries keep from a thread's first product on."""
