@@ -90,17 +90,16 @@ def train_ours(
         device=data.device,
         begin_from=on_trained(model, begin_from or {}),
         services=Services(observer or Observer(), prefix=prefix, checkpoints=checkpoints),
-        packed=_packs(data),
+        packed=packs(data.backbone.model.config, config, data.device, data.dtype),
     )
 
 
-def _packs(data: TokenData) -> bool:
-    """Whether a fit on this device would pack its texts (``snugtune/memory/plan.py``)."""
-    config = data.backbone.model.config
-    if data.device.type != "cuda" or data.dtype == torch.float32:
+def packs(shape: Any, config: FitConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a fit of a model of this ``shape`` would pack its texts (``snugtune/memory/plan.py``)."""
+    if config.packing == "off" or config.virtual_tokens or dtype == torch.float32 or device.type != "cuda":
         return False
-    has_kernel = torch.cuda.get_device_capability(data.device) >= (8, 0) and kernel_takes(config)
-    return has_kernel and is_packable(config)
+    has_kernel = torch.cuda.get_device_capability(device) >= (8, 0) and kernel_takes(shape)
+    return has_kernel and is_packable(shape)
 
 
 class Looker(Observer):
