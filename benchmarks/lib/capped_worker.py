@@ -36,7 +36,7 @@ def cap_card(gib: float | None) -> None:
     from snugtune.units import GIB
 
     prefer_expandable_segments()
-    if gib is not None and torch.cuda.is_available():
+    if gib is not None and torch.cuda.device_count():
         total_bytes = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total_bytes))
 

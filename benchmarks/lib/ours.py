@@ -160,7 +160,9 @@ def fit_until(
 class TimedSteps(Observer):
     """Seconds from the end of the first validation to the last step: training alone.
 
-    ``on_begin`` is called at that beginning; what the engine tried before does not count.
+    ``on_begin`` is called at that beginning; what the engine tried before does not count. What it does
+    between that moment and the first step (the weights to begin from, a state to go back to) does, once for
+    all rows of a turn: a second and more of training makes it small.
     """
 
     def __init__(self, on_begin: Callable[[], None] = lambda: None) -> None:
