@@ -99,7 +99,7 @@ def _arguments() -> Any:
 def _part(text: str) -> tuple[int, int]:
     i, n = map(int, text.split("/"))
     if not 1 <= i <= n:
-        raise ValueError
+        raise ValueError(text)
     return i, n
 
 

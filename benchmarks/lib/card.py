@@ -175,4 +175,7 @@ def _config(options: dict[str, Any], tokens: int | None, packing: str = "auto") 
 
 def _cap(options: dict[str, Any]) -> None:
     """Let this process have ``cap_gib`` of the card, as if it were one of that size."""
-    cap_card(options["cap_gib"])
+    import torch
+
+    if torch.cuda.is_available():
+        cap_card(options["cap_gib"])
