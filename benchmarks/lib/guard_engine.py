@@ -74,6 +74,7 @@ def run(clock: WorkClock, report: Report, *, cases: list[EngineCase], options: d
 def _run_precision(
     precision: str, cases: Iterable[EngineCase], options: dict[str, Any], report: Report
 ) -> None:
+    gc.collect()  # the trial before is gone, or it would be held beside this one
     trial = Trial(options, precision)
     report({"undisturbed": {precision: trial.undisturbed()}})
     report({"planted": {precision: trial.planted()}})
