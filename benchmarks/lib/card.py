@@ -7,27 +7,47 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from .capped_worker import cap_card
 from .common import quiet_libraries, synchronize
-from .memory import PeakMemory
+from .datasets import like_complaints
+from .memory import CachedPool, PeakMemory
 from .turns import Report, WorkClock
 
 
 def train_turns(
-    clock: WorkClock, report: Report, *, options: dict[str, Any], kind: str, tokens: int | None = None
+    clock: WorkClock,
+    report: Report,
+    *,
+    options: dict[str, Any],
+    kind: str,
+    tokens: int | None = None,
+    packing: str = "auto",
 ) -> None:
-    """``repeats`` epochs over the same rows, one a turn, with the peak of each.
+    """``repeats`` epochs over the same rows, one a turn, as many as begin before ``deadline_at``.
 
-    ``kind`` is "ours" (``tokens``: in a micro-batch), or the recipe's padding.
+    ``kind`` is "ours" or "bare loop" (``tokens`` in a micro-batch), "planned" (ours as our plan has it), or
+    the recipe's padding. The peak is that of an epoch before the others, which is not timed: to see it, the
+    cache must be empty, and to grow it takes time.
     """
-    data, config = _data(options, tokens)
-    contestant = _contestant(kind, data, config)
-    memory = PeakMemory(data.device)
-    contestant.turn("training")  # warms up
+    if time.time() > options["deadline_at"]:
+        raise RuntimeError("not begun before the deadline")
+    quiet_libraries()
+    _cap(options)
+    config = _config(options, tokens, packing)
+    plan = _plan(options, config, options["rows"]) if kind == "planned" else None
+    data = like_complaints(config, options["rows"], options["classes"])
+    contestant = _contestant(kind, data, config, plan)
+    memory, pool = PeakMemory(data.device), CachedPool(data.device)
+    memory.restart()
+    contestant.turn("training")  # warms up, too
+    peaks = memory.as_dict()
     for _ in range(options["repeats"]):
-        clock.offer_turn()
-        memory.restart()
+        with pool.given_back():
+            clock.offer_turn()
+        if time.time() > options["deadline_at"]:
+            return
         turn = contestant.turn("training")
-        report({**asdict(turn), **memory.as_dict()})
+        report({**asdict(turn), **peaks, **contestant.about()})
 
 
 def quantized_decoder(clock: WorkClock, report: Report, *, options: dict[str, Any], rows: int) -> None:
@@ -107,46 +127,48 @@ def _train(
 
 def forecast(clock: WorkClock, report: Report, *, options: dict[str, Any], rows: int, epochs: int) -> None:
     """What our own plan says of ``rows`` texts and ``epochs`` on this device, under the same cap."""
-    import numpy as np
-
-    from snugtune.train.planning import plan_run
-
-    from .lengths import cfpb_lengths
-
     _cap(options)
     quiet_libraries()
     clock.restart()
     config = _config(options, None).model_copy(update={"num_train_epochs": epochs})
+    report({"plan": _plan(options, config, rows).as_dict()})
+
+
+def _plan(options: dict[str, Any], config: Any, rows: int) -> Any:
+    """Our plan for ``rows`` texts on this device; what a card calls free knows no cap on a process."""
+    import numpy as np
+
+    from snugtune.memory.devices import this_device, with_memory
+    from snugtune.train.planning import plan_run
+
+    from .lengths import cfpb_lengths
+
+    device, cap = this_device(), options["cap_gib"]
+    if cap is not None and device.kind == "cuda":
+        device = with_memory(device, min(cap, device.usable_gib))
     lengths = np.minimum(cfpb_lengths(rows), options["max_length"])
-    plan = plan_run(config, options["classes"], lengths)
-    report({"plan": plan.as_dict()})
+    return plan_run(config, options["classes"], lengths, device)
 
 
-def _contestant(kind: str, data: Any, config: Any) -> Any:
+def _contestant(kind: str, data: Any, config: Any, plan: Any) -> Any:
+    from .bare import BareLoop
     from .reference import SETTINGS
     from .speed import Ours, Recipe
 
-    if kind == "ours":
-        return Ours(data, config)
+    if kind == "bare loop":
+        return BareLoop(data, config)
+    if kind in ("ours", "planned"):
+        return Ours(data, config, plan=plan)
     rows = SETTINGS["per_device_train_batch_size"]
     return Recipe(data, config, kind, gradient_accumulation_steps=max(1, config.step_examples // rows))
 
 
-def _data(options: dict[str, Any], tokens: int | None) -> tuple[Any, Any]:
-    from .datasets import like_complaints
-
-    quiet_libraries()
-    _cap(options)
-    config = _config(options, tokens)
-    return like_complaints(config, options["rows"], options["classes"]), config
-
-
-def _config(options: dict[str, Any], tokens: int | None) -> Any:
+def _config(options: dict[str, Any], tokens: int | None, packing: str = "auto") -> Any:
     from snugtune.config import FitConfig
 
     more = {} if tokens is None else {"tokens_per_micro_batch": tokens}
     return FitConfig(
-        train="", model=options["model"], max_length=options["max_length"],
+        train="", model=options["model"], max_length=options["max_length"], packing=packing,
         effective_batch_size=options["batch"], **more,
     )  # fmt: skip
 
@@ -155,13 +177,5 @@ def _cap(options: dict[str, Any]) -> None:
     """Let this process have ``cap_gib`` of the card, as if it were one of that size."""
     import torch
 
-    from snugtune.memory.segments import prefer_expandable_segments
-    from snugtune.units import GIB
-
-    if not torch.cuda.is_available():
-        return
-    prefer_expandable_segments()
-    cap = options["cap_gib"]
-    if cap is not None:
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / total))
+    if torch.cuda.is_available():
+        cap_card(options["cap_gib"])

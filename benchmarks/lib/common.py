@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import io
+import math
 import os
 import platform
 import re
@@ -102,15 +103,45 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     return found
 
 
+class ResultFile:
+    """``DATE-NAME-HOST.json`` in a folder, with hardware and versions, written anew whenever there is more.
+
+    Each time atomically: a benchmark that is stopped leaves what it has measured by then.
+    """
+
+    def __init__(self, name: str, folder: Path, *, machine: dict[str, Any]) -> None:
+        today = datetime.date.today().isoformat()
+        self.path = folder / f"{today}-{name}-{host_kind(machine)}.json"
+        self._about = {"benchmark": name, "date": today, "hardware": machine, "versions": versions()}
+
+    def write(self, result: dict[str, Any]) -> None:
+        """``result`` in the place of what was written before."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {**self._about, **result})
+
+
 def save_result(name: str, result: dict[str, Any], folder: Path, *, machine: dict[str, Any]) -> Path:
-    """Write ``DATE-NAME-HOST.json`` into ``folder`` atomically, with hardware and versions."""
-    today = datetime.date.today().isoformat()
-    path = folder / f"{today}-{name}-{host_kind(machine)}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"benchmark": name, "date": today, "hardware": machine, "versions": versions(), **result}
-    write_json(path, record)
-    print(f"Wrote {path}.")
-    return path
+    """Write a ``ResultFile`` once and tell where."""
+    file = ResultFile(name, folder, machine=machine)
+    file.write(result)
+    print(f"Wrote {file.path}.")
+    return file.path
+
+
+class Deadline:
+    """So many ``seconds`` from now on (None: without end), after which nothing should still be running."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.at = math.inf if seconds is None else time.time() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds left; negative when it has passed."""
+        return self.at - time.time()
+
+    def allows(self, seconds: float = 0.0) -> bool:
+        """Whether something that takes ``seconds`` would end in time."""
+        return self.left_s > seconds
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

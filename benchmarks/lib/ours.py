@@ -90,17 +90,16 @@ def train_ours(
         device=data.device,
         begin_from=on_trained(model, begin_from or {}),
         services=Services(observer or Observer(), prefix=prefix, checkpoints=checkpoints),
-        packed=_packs(data),
+        packed=packs(data.backbone.model.config, config, data.device, data.dtype),
     )
 
 
-def _packs(data: TokenData) -> bool:
-    """Whether a fit on this device would pack its texts (``snugtune/memory/plan.py``)."""
-    config = data.backbone.model.config
-    if data.device.type != "cuda" or data.dtype == torch.float32:
+def packs(shape: Any, config: FitConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a fit of a model of this ``shape`` would pack its texts (``snugtune/memory/plan.py``)."""
+    if config.packing == "off" or config.virtual_tokens or dtype == torch.float32 or device.type != "cuda":
         return False
-    has_kernel = torch.cuda.get_device_capability(data.device) >= (8, 0) and kernel_takes(config)
-    return has_kernel and is_packable(config)
+    has_kernel = torch.cuda.get_device_capability(device) >= (8, 0) and kernel_takes(shape)
+    return has_kernel and is_packable(shape)
 
 
 class Looker(Observer):
@@ -161,7 +160,9 @@ def fit_until(
 class TimedSteps(Observer):
     """Seconds from the end of the first validation to the last step: training alone.
 
-    ``on_begin`` is called at that beginning; what the engine tried before does not count.
+    ``on_begin`` is called at that beginning; what the engine tried before does not count. What it does
+    between that moment and the first step (the weights to begin from, a state to go back to) does, once for
+    all rows of a turn: a second and more of training makes it small.
     """
 
     def __init__(self, on_begin: Callable[[], None] = lambda: None) -> None:

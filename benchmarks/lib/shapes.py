@@ -11,6 +11,7 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
+    BertConfig,
     LlamaConfig,
     PretrainedConfig,
     XLMRobertaConfig,
@@ -20,6 +21,23 @@ from snugtune.model import attention
 from snugtune.model.quantization import compute_as_trained, quantizable
 
 DEVIATION = 0.02
+
+WORDS = tuple(f"w{i}" for i in range(32))
+"""All that the tokenizer knows."""
+
+PAD_ID = 1
+
+
+def minilm(*, tiny: bool = False) -> PretrainedConfig:
+    """The shape of ``all-MiniLM-L6-v2``; ``tiny`` keeps its kind and nothing else."""
+    sizes = (
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
+         "vocab_size": 128}
+        if tiny
+        else {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
+              "intermediate_size": 1536, "vocab_size": 30_522}
+    )  # fmt: skip
+    return BertConfig(**sizes, max_position_embeddings=512, pad_token_id=PAD_ID)
 
 
 def xlm_roberta_large(*, tiny: bool = False) -> PretrainedConfig:
@@ -58,11 +76,11 @@ def write_model(config: PretrainedConfig, folder: Path) -> Path:
 
 
 def _tokenizer() -> Any:
-    """Words ``w0`` to ``w31`` behind the special tokens of XLM-RoBERTa, at its ids."""
+    """``WORDS`` behind the special tokens of XLM-RoBERTa, at its ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(32))]
+    words = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from snugtune.config import FitConfig
+from snugtune.memory.plan import Plan
 from snugtune.model.backbone import resolve
+from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.head import find_head
+from snugtune.model.offload import embedding_to_host
 from snugtune.model.packing import plain
 from snugtune.train.forward import predict_logits
 
@@ -55,6 +58,9 @@ class Contestant(Protocol):
 
     def turn(self, phase: str) -> Turn:
         """One pass."""
+
+    def about(self) -> dict[str, Any]:
+        """How it was done, as far as that is not in its name."""
 
 
 class PaddingMeter:
@@ -105,25 +111,47 @@ def timed(meter: PaddingMeter, work: Callable[[], Any], device: torch.device) ->
 
 
 class Ours:
-    """Our engine and predictor; ``config`` has their settings.
+    """Our engine and predictor; ``config`` has their settings, a ``plan`` micro-batches and levers.
 
     Prediction takes the merged model in ``predict_dtype``, as ``snugtune predict --dtype`` does.
     """
 
     def __init__(
-        self, data: TokenData, config: FitConfig, predict_dtype: torch.dtype = torch.float32
+        self,
+        data: TokenData,
+        config: FitConfig,
+        predict_dtype: torch.dtype = torch.float32,
+        plan: Plan | None = None,
     ) -> None:
         self._data, self._predict_dtype = data, predict_dtype
-        self._config = config.model_copy(update={"num_train_epochs": 1, "early_stopping_patience": None})
+        update: dict[str, Any] = {"num_train_epochs": 1, "early_stopping_patience": None}
+        if plan is not None:
+            update["tokens_per_micro_batch"] = plan.tokens_per_micro_batch
+        self._config = config.model_copy(update=update)
+        if plan is not None and plan.setup.embedding_on_host:
+            embedding_to_host(data.backbone.model)
         self._model, self._head_names = wrap_model(data, config)
+        if plan is not None:
+            checkpoint_layers(self._model, plan.setup.activation_checkpointing)
         self._meter = PaddingMeter(self._model)
+        self._levers = () if plan is None else plan.levers
+        self._packed: bool | None = None
+
+    def about(self) -> dict[str, Any]:
+        """How it trained: whether texts were packed, tokens of a micro-batch, the plan's levers."""
+        return {
+            "packed": self._packed,
+            "tokens_per_micro_batch": self._config.tokens_per_micro_batch,
+            "levers": list(self._levers),
+        }
 
     def turn(self, phase: str) -> Turn:
         return {"training": self._train, "evaluation": self._evaluate, "prediction": self._predict}[phase]()
 
     def _train(self) -> Turn:
         taken = TimedSteps(self._meter.clear)
-        train_ours(self._data, self._model, self._head_names, self._config, taken)
+        result = train_ours(self._data, self._model, self._head_names, self._config, taken)
+        self._packed = result.packed
         return self._meter.turn(taken.seconds)
 
     def _evaluate(self) -> Turn:
@@ -179,6 +207,10 @@ class Recipe:
         )
         self._meter = PaddingMeter(self._trainer.model)
         self._batch_size = (SETTINGS | overrides)["per_device_eval_batch_size"]
+
+    def about(self) -> dict[str, Any]:
+        """Nothing that its name does not say."""
+        return {}
 
     def turn(self, phase: str) -> Turn:
         return {"training": self._train, "evaluation": self._evaluate, "prediction": self._predict}[phase]()

@@ -157,52 +157,57 @@ def peers(result: dict[str, Any]) -> list[str]:
 def speed_gpu(result: dict[str, Any]) -> list[str]:
     """One GPU: speed, utilisation and memory on all of the card and on a share of it."""
     settings, lines = result["settings"], []
+    columns = [
+        "contestant", "examples/s", "real tokens/s", "MFU", "peak memory", "packed", "of a bare loop",
+        "our fastest is faster by",
+    ]  # fmt: skip
     for where, found in result["speed"].items():
         rows = [_on_card(name, of, found) for name, of in found["contestants"].items()]
-        columns = [
-            "contestant",
-            "examples/s",
-            "real tokens/s",
-            "MFU",
-            "peak memory",
-            "our fastest is faster by",
-        ]
         lines += ["", f"Memory: {where}.", "", *table(columns, rows)]
-    told, plan = result["blog"], result["blog"]["plan"]
-    hours = ", ".join(f"{name} {value:.2f} h" for name, value in told["hours_at_measured_speed"].items())
-    decoder = result["decoder"]
-    if "error" in decoder:
-        steps = "A decoder of 8 billion parameters in 4 bits failed."
-    else:
-        steps = (
-            f"A decoder with {decoder['parameters'] / 1e9:.1f} billion parameters in 4 bits trained "
-            f"{decoder['steps']} steps at {decoder['tokens_per_s']:.0f} tokens/s within "
-            f"{decoder['peak_gib']:.2f} GiB; its losses are {'' if decoder['finite'] else 'not '}finite."
-        )
-    forecast = "none" if not plan or plan["time_s"] is None else f"{plan['time_s'] / 3600:.2f} h"
+    if "blog" in result:
+        lines += ["", _published_run(result["blog"])]
+    if "decoder" in result:
+        lines += ["", _decoder(result["decoder"])]
     return [
         f"The shape of XLM-RoBERTa-large with random weights, bfloat16, {settings['rows']} texts a turn with "
         f"the lengths of complaints (cut at {settings['max_length']}), {settings['batch']} examples a step; "
         f"matrix products peak at {result['matmul_peak_flops'] / 1e12:.0f} TFLOP/s.",
         *lines,
-        "",
-        f"{told['rows']:,} texts and {told['epochs']} epochs within the smaller share (published: "
-        f"{told['published_hours']:g} h on a 16 GB card): forecast {forecast}; at the measured speed "
-        f"{hours}.",
-        "",
-        steps,
     ]
+
+
+def _published_run(told: dict[str, Any]) -> str:
+    plan, measured = told["plan"], told["hours_at_measured_speed"]
+    forecast = "none" if not plan or plan["time_s"] is None else f"{plan['time_s'] / 3600:.2f} h"
+    hours = ", ".join(f"{name} {value:.2f} h" for name, value in measured.items())
+    return (
+        f"{told['rows']:,} texts and {told['epochs']} epochs within the smaller share (published: "
+        f"{told['published_hours']:g} h on a 16 GB card): forecast {forecast}"
+        + (f"; at the measured speed {hours}." if hours else ".")
+    )
+
+
+def _decoder(of: dict[str, Any]) -> str:
+    if "error" in of:
+        return "A decoder of 8 billion parameters in 4 bits failed."
+    return (
+        f"A decoder with {of['parameters'] / 1e9:.1f} billion parameters in 4 bits trained {of['steps']} "
+        f"steps at {of['tokens_per_s']:.0f} tokens/s within {of['peak_gib']:.2f} GiB; its losses are "
+        f"{'' if of['finite'] else 'not '}finite."
+    )
 
 
 def _on_card(name: str, of: dict[str, Any], found: dict[str, Any]) -> list[str]:
     if "error" in of:
-        return [name, of["error"], "", "", "", ""]
+        return [name, of["error"], "", "", "", "", "", ""]
     return [
         name,
         spread_cell(of["examples_per_s"], 1),
         spread_cell(of["tokens_per_s"], 0),
         spread_cell(of["mfu"], 1, scale=100, unit=" %"),
         f"{of['peak_gib']:.2f} GiB",
+        {None: "", True: "yes", False: "no"}[of.get("packed")],
+        spread_cell(found["of_bare_loop"].get(name), 0, scale=100, unit=" %"),
         spread_cell(found["ratios"].get(name), 2, unit="x"),
     ]
 

@@ -631,7 +631,8 @@ def _every_result():
         slopes={step: 0.987 for of in steps.values() for step in of} | {"read": None},
     )
     on_card = {
-        "examples_per_s": _spread(150.0), "tokens_per_s": _spread(33e3), "mfu": _spread(0.45), "peak_gib": 5.5
+        "examples_per_s": _spread(150.0), "tokens_per_s": _spread(33e3), "mfu": _spread(0.45),
+        "peak_gib": 5.5, "packed": True,
     }  # fmt: skip
     card = _result(
         "speed-gpu",
@@ -641,6 +642,7 @@ def _every_result():
             "16 GiB": {
                 "contestants": {"ours, 4096": on_card, "recipe": on_card, "worse": {"error": "no memory"}},
                 "ratios": {"recipe": _spread(5.25)},
+                "of_bare_loop": {"ours, 4096": _spread(0.95)},
             }
         },
         blog={
@@ -877,13 +879,14 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "outside kernels, at most: 6 % (ours)" in drawn
     assert "| ours | 1.25 GiB (0.75) |" in drawn
     assert "| a charm | 1,800 (1,620 to 1,980) | 50.0 % | 1.00x (0.90 to 1.10) |" in drawn
-    assert drawn.count("| yes |") == drawn.count("| no |") == 1
+    assert drawn.count("| yes |\n") == drawn.count("| no |\n") == 1
     assert "| `--engine ray`, 2 workers | 10,000,000 | 6 min 40 s | 25,000 | 0.70 GiB | all |" in drawn
     assert "setfit 1.2.0." in drawn
     assert "| tokens | 1.5 s | 1.5 s | 0.99 |" in drawn
     assert "| preparation | 0.75 GiB | 0.75 GiB |" in drawn
     assert "forecast 0.50 h; at the measured speed ours, 4096 0.67 h" in drawn
     assert "| worse | no memory |" in drawn
+    assert "| yes | 95 % (86 to 104) |" in drawn
     assert "7.5 billion parameters in 4 bits trained 2 steps at 800 tokens/s within 9.50 GiB" in drawn
     assert "| banking77 | 3080 | 0.932 | 0.931 | 1 min 15 s | 0.894 |" in drawn
     assert "not finished after 9 s" in drawn
@@ -998,7 +1001,7 @@ def tiny_card(tmp_path_factory):
     model = shapes.write_model(config, tmp_path_factory.mktemp("shape") / "model")
     options = {
         "model": str(model), "rows": 6, "repeats": 2, "batch": 4, "max_length": 24, "classes": 5,
-        "cap_gib": 16.0, "tiny": True,
+        "cap_gib": 16.0, "tiny": True, "deadline_at": float("inf"),
     }  # fmt: skip
     return config, options
 
@@ -1012,15 +1015,88 @@ def test_contestants_on_a_card_tell_speed_and_peak_of_each_turn(tiny_card, own_p
         named = {key: value for key, value in job.options.items() if key != "options"}
         card.train_turns(turns.WorkClock(), outcome.points.append, options=options, **named)
     outcomes["failed"] = turns.Outcome(error="Traceback\nRuntimeError: no memory\n")
-    found = speed_gpu.compared(outcomes, options, config, 1e12)
-    assert found["best"] == "ours, 64 tokens a micro-batch"
+    outcomes["late"] = turns.Outcome()
+    found = speed_gpu.compared(outcomes, options, config, 1e12, speed_gpu.pairs([64]))
+    assert found["best"].startswith("ours")
     assert set(found["ratios"]) == set(speed_gpu.RECIPES)
+    assert list(found["of_bare_loop"]) == [
+        "ours, 64 tokens a micro-batch",
+        "ours, padded, 64 tokens a micro-batch",
+    ]
     assert found["contestants"]["failed"] == {"error": "RuntimeError: no memory"}
-    for name in outcomes.keys() - {"failed"}:
+    assert found["contestants"]["late"] == {"error": "no turn before the deadline"}
+    waste = {}
+    for name in outcomes.keys() - {"failed", "late"}:
         of = found["contestants"][name]
         assert of["examples_per_s"]["n"] == 2
         assert 0 < of["mfu"]["median"] < 1
         assert of["peak_gib"] > 0
+        assert of.get("packed", False) is False  # on a CPU
+        waste[name] = of["padding_waste"]
+    assert waste[speed_gpu.BARE] == waste["ours, 64 tokens a micro-batch"]
+    planned = found["contestants"][speed_gpu.PLANNED]
+    assert planned["tokens_per_micro_batch"] > 0
+    json.dumps(found, allow_nan=False)
+
+
+def test_of_turns_that_one_had_no_time_for_no_ratio_is_taken():
+    assert speed_gpu._ratio([4.0, 6.0, 1.0], [2.0, 2.0]) == {"median": 2.5, "min": 2.0, "max": 3.0, "n": 2}
+
+
+def test_a_contestant_begins_nothing_after_the_deadline(tiny_card):
+    card = importlib.import_module("benchmark_lib.card")
+    options = tiny_card[1] | {"deadline_at": 0.0}
+    with pytest.raises(RuntimeError, match="deadline"):
+        card.train_turns(turns.WorkClock(), print, options=options, kind="ours")
+
+
+def test_sections_are_written_one_by_one_and_put_beside_earlier_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed_gpu, "run_in_turns", lambda jobs, *_, **__: dict.fromkeys(jobs, "outcome"))
+    monkeypatch.setattr(speed_gpu, "compared", lambda *_: {"contestants": {}})
+    monkeypatch.setattr(speed_gpu, "blog", lambda found, _: {"of": found})
+    monkeypatch.setattr(speed_gpu, "_decoder", lambda *_: {"steps": 1})
+    monkeypatch.setattr(sys, "argv", ["speed_gpu.py", "--sections", "decoder", "capped"])
+    options, written = speed_gpu._arguments(), []
+
+    def measure():
+        return speed_gpu.measure(
+            options, "model", None, 1e12, common.Deadline(), lambda found: written.append(json.dumps(found))
+        )
+
+    first = measure()
+    assert [list(json.loads(text)["speed"]) for text in written] == [["16 GiB"], ["16 GiB"]]
+    assert "blog" not in first
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(written[-1], encoding="utf-8")
+    options.resume, options.sections = earlier, ["forecast"]
+    second = measure()
+    assert second["blog"] == {"of": {"contestants": {}}}
+    assert second["decoder"] == {"steps": 1}
+    options.rows = 7
+    with pytest.raises(SystemExit, match="other settings: rows"):
+        measure()
+
+
+def test_what_a_fit_packs_hangs_on_settings_too(monkeypatch):
+    import torch
+    from transformers import BertConfig
+
+    ours = importlib.import_module("benchmark_lib.ours")
+    from snugtune.config import make_config
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    monkeypatch.setattr(ours, "kernel_takes", lambda _shape: True)
+    shape = BertConfig(attention_probs_dropout_prob=0.0)
+    card, cpu = torch.device("cuda"), torch.device("cpu")
+
+    def packs(device=card, dtype=torch.bfloat16, **settings):
+        return ours.packs(shape, make_config({"train": "x", **settings}), device, dtype)
+
+    assert packs()
+    assert not packs(packing="off")
+    assert not packs(method="prompt")
+    assert not packs(dtype=torch.float32)
+    assert not packs(device=cpu)
 
 
 def test_a_decoder_in_4_bits_trains_its_steps(tiny_card, own_precision):
