@@ -15,7 +15,8 @@ from snugtune.config import FitConfig
 from snugtune.data.labels import LabelSet
 from snugtune.data.tokens import Tokens
 from snugtune.errors import RestartNeededError
-from snugtune.memory.guard import Guard, Limit, is_out_of_memory
+from snugtune.faults import is_out_of_memory
+from snugtune.memory.guard import Guard, Limit
 from snugtune.model.adapter import load_trainable_state, trainable_state, wrap
 from snugtune.model.backbone import load_for_fit
 from snugtune.model.checkpointing import checkpoint_layers

@@ -71,7 +71,7 @@ def fit(
             job, agreed, trainee, reading.tokens, folder,
             checkpoints=checkpoints, resident_bytes_before=resident_bytes_before,
         )  # fmt: skip
-        model = on_published_weights(job, trainee.model, agreed.guard)
+        model = on_published_weights(job, trainee.model, agreed)
         logits = held_out_logits(job, model, reading.tokens, agreed.guard)
         model = in_one_piece(job, model)
         if not group.is_first:

@@ -194,10 +194,11 @@ class ToldToStop(BaseException):
 
 @dataclass(frozen=True)
 class _Outcome:
-    """How a worker ended: the last event it sent (empty if none) and its exit code."""
+    """How a worker ended: the last event it sent (empty if none), its exit code, and whether it had begun."""
 
     end: dict[str, Any]
     returncode: int
+    had_begun: bool
 
 
 class Supervisor:
@@ -265,7 +266,7 @@ class Supervisor:
             self._worker = _Worker(self.command, self._job(), on_cpu=self.recovery.caution == ON_CPU)
         try:
             end = self._worker.replay(self.observer)
-            return _Outcome(end, self._worker.wait())
+            return _Outcome(end, self._worker.wait(), self._worker.has_told)
         finally:
             worker, self._worker = self._worker, None
             worker.stop(grace_s(self.states))
@@ -290,7 +291,7 @@ class Supervisor:
             raise KeyboardInterrupt
         if self._presses:
             raise RunInterruptedError("Interrupted before the run was complete.")
-        return str(end.get("message") or _death(outcome.returncode))
+        return str(end.get("message") or _death(outcome))
 
     def _prepare_restart(self, reason: str, before: Committed | None) -> None:
         """Decide how careful the next worker is, tell of it, and wait if that may help.
@@ -382,6 +383,7 @@ class _Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment() | hidden
         )
         self._has_ended = False
+        self.has_told = False
         self._send(json.dumps(job))
 
     def replay(self, observer: Observer) -> dict[str, Any]:
@@ -389,6 +391,7 @@ class _Worker:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             event = read_event(line)
+            self.has_told = True
             if event.get("event") in ENDS:
                 self._has_ended = True
                 return event
@@ -431,10 +434,11 @@ def environment() -> dict[str, str]:
 
 
 def _is_progress(before: Committed | None, after: Committed | None) -> bool:
-    if after is None or before is None or before.fingerprint != after.fingerprint:
-        # A state of another fingerprint is one that lay there before.
-        return after is not None and before != after
-    return after.step > before.step
+    if after is None or before == after:
+        return False
+    # A state of another fingerprint is one that lay there before. One of step 0 is where training begins.
+    ours = before is not None and before.fingerprint == after.fingerprint
+    return after.step > (before.step if before is not None and ours else 0)
 
 
 def _error(name: str, message: str) -> SnugtuneError:
@@ -443,13 +447,14 @@ def _error(name: str, message: str) -> SnugtuneError:
     return kind(message) if is_ours else SnugtuneError(message)  # type: ignore[misc]
 
 
-def _death(returncode: int) -> str:
-    """What ended a worker that said nothing.
+def _death(outcome: _Outcome) -> str:
+    """What ended a worker that did not say how it ended.
 
     Raises:
         RunInterruptedError: someone sent it a signal.
-        WorkerError: it ended by itself.
+        WorkerError: it never began.
     """
+    returncode = outcome.returncode
     if returncode == RestartNeededError.exit_code:
         return "The training process could not go on."
     if returncode == TOLD_TO_STOP or -returncode in STOPPED_BY_SOMEONE:
@@ -461,6 +466,9 @@ def _death(returncode: int) -> str:
     # Windows ends a process with the number of the exception, such as 0xC0000005.
     if returncode >= 0xC0000000:
         return f"The training process was killed ({returncode:#x})."
+    if outcome.had_begun:
+        # Code below Python's ends a process so, for one where CUDA has failed.
+        return f"The training process ended with exit code {returncode} and did not say why."
     raise WorkerError(f"The training process ended with exit code {returncode} and said nothing.")
 
 

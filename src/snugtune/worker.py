@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from snugtune.config import make_config
 from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneError
+from snugtune.faults import is_out_of_memory, is_poisoned
 from snugtune.relay import RelayObserver
 from snugtune.train.recovery import Recovery, newest_committed
 
@@ -107,10 +108,6 @@ def _fit_of_the_package() -> Fit:
 
 def _is_want_of_memory(error: Exception) -> bool:
     """Whether memory ran out, or the device was lost, where nothing guards against it."""
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from snugtune.memory.guard import is_out_of_memory, is_poisoned
-
     return is_out_of_memory(error) or is_poisoned(error)
 
 

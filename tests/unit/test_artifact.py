@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -100,3 +101,16 @@ def test_a_new_process_notices_every_fault(saved, tmp_path, monkeypatch):
 def test_a_folder_that_does_not_load(tmp_path, saved):
     with pytest.raises(ArtifactError, match="does not load in a new process"):
         check_reloads([Saved(tmp_path, TEXTS, saved.logits, LABELS, 64, False)])
+
+
+def test_the_check_sees_no_card(monkeypatch):
+    asked = {}
+
+    def run(command, **options):
+        asked.update(options["env"])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(artifact.subprocess, "run", run)
+    assert check_reloads([]) == []
+    assert asked["CUDA_VISIBLE_DEVICES"] == asked["HIP_VISIBLE_DEVICES"] == ""
+    assert asked["PATH"]

@@ -19,6 +19,7 @@ from snugtune.config import make_config
 from snugtune.data.labels import LabelSet
 from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
+from snugtune.model import backbone
 from snugtune.model.adapter import wrap
 from snugtune.model.backbone import DEFAULT_MAX_LENGTH, load_backbone, resolve
 from snugtune.model.head import NEW_PARAMETERS
@@ -293,3 +294,13 @@ def test_a_length_without_room_for_text_is_refused():
     with pytest.raises(UserInputError, match=f"max_length={room} leaves no room for text"):
         tokenize(["a b"], tokenizer, room)
     assert tokenize(["a b"], tokenizer, room + 1).lengths.tolist() == [room + 1]
+
+
+def test_memory_that_runs_out_while_weights_load_is_no_fault_of_the_user(tmp_path, monkeypatch):
+    class Factory:
+        @staticmethod
+        def from_pretrained(*_args, **_options):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        backbone._load(Factory, str(tmp_path), "a model")

@@ -1,5 +1,6 @@
 """A lack of memory, wherever it strikes, must change neither the weights nor the course of a training."""
 
+import errno
 import gc
 import sys
 
@@ -10,19 +11,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scarcity import MESSAGES, Cap, FailAt
 from snugtune.errors import RestartNeededError
+from snugtune.faults import is_out_of_memory, is_poisoned
 from snugtune.memory.guard import (
+    EVALUATION,
     GROW_AFTER,
     LEAK_BYTES,
     Guard,
     HostMemory,
     Limit,
     Retreat,
-    is_out_of_memory,
-    is_poisoned,
 )
 from snugtune.memory.guard import _failure as guarding
 from snugtune.model.adapter import trainable_state
 from snugtune.progress import Observer
+from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Services
 from snugtune.train.forward import predict_logits
 from snugtune.train.retreats import retreats
@@ -200,6 +202,30 @@ def test_what_happens_after_the_last_step_is_noted_too():
     assert [row["step"] for row in result.memory if "event" in row] == [4]
 
 
+def test_what_led_to_a_restart_is_in_the_state_that_is_left(tmp_path):
+    guard, observer = Guard(HostMemory()), Observer()
+    told = []
+    observer.on_step = told.append
+
+    class FailsFromThenOn(FailAt):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if len(told) == 2 and torch.is_grad_enabled() and func is torch.ops.aten.gelu.default:
+                raise MESSAGES[0]()
+            return func(*args, **(kwargs or {}))
+
+    states = Checkpoints(tmp_path, fingerprint="a")
+    with pytest.raises(RestartNeededError):
+        train_tiny(
+            {"num_train_epochs": 1, "effective_batch_size": 8},
+            services=lambda _: Services(observer, guard, checkpoints=states),
+            inside=FailsFromThenOn(-1, None),
+        )
+    left = Checkpoints(tmp_path, fingerprint="a").newest(balance="none")
+    events = [line for line in left.memory if "event" in line]
+    assert [event["action"] for event in events] == ["cut in two"] * 3
+    assert {event["step"] for event in events} == {left.step}
+
+
 def test_only_the_failing_micro_batch_is_repeated():
     lengths = np.full(16, 4)
     done, failed = [], []
@@ -250,6 +276,27 @@ def test_evaluation_has_its_own_limit():
 @pytest.mark.parametrize("message", range(len(MESSAGES)))
 def test_a_lack_of_memory_is_known_in_every_form(message):
     assert is_out_of_memory(MESSAGES[message]())
+
+
+def test_the_system_may_say_it_too():
+    assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    assert not is_out_of_memory(OSError(errno.EACCES, "Permission denied"))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: an illegal instruction was encountered",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: the launch timed out and was terminated",
+        "CUDA error: all CUDA-capable devices are busy or unavailable",
+        "CUDA error: unknown error",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle)`",
+    ],
+)
+def test_errors_that_stick_are_known(said):
+    assert is_poisoned(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError(said))
 
 
 def test_other_errors_are_not_taken_for_it():
@@ -323,6 +370,34 @@ def test_the_tensors_of_a_failed_attempt_are_gone_when_memory_is_freed():
     with cap:
         Guard(cap).each([np.arange(2)], np.ones(2, int), work, Limit(10), during="a test")
     assert seen == [0]
+
+
+def test_a_lever_of_training_is_not_spent_on_evaluation():
+    drawn = []
+    guard = Guard(HostMemory())
+    guard.retreats = [
+        Retreat("checkpointing", lambda: not drawn.append("checkpointing"), of_training=True),
+        Retreat("embedding", lambda: not drawn.append("embedding")),
+    ]
+    failures = iter([True, False])
+
+    def work(_part):
+        if next(failures):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    guard.each([np.arange(1)], np.ones(1, int), work, Limit(10), during=EVALUATION)
+    assert drawn == ["embedding"]
+    guard.give_way()
+    assert drawn == ["embedding", "checkpointing"]
+    assert guard.retreats == []
+
+
+def test_a_plan_made_in_need_is_where_a_limit_begins_and_not_what_it_may_grow_to():
+    assert Limit(0).tokens == Limit(0).planned == 1
+    limit = Limit(1000, 10)
+    for _ in range(100 * GROW_AFTER):
+        limit.fitted()
+    assert limit.tokens == 1000
 
 
 def test_retreats_that_change_nothing_are_passed_over():

@@ -268,6 +268,19 @@ def test_an_error_nobody_foresaw_brings_its_traceback(out):
         supervisor(out, ["raise KeyError abc"]).run()
 
 
+def test_a_worker_that_ends_in_the_middle_without_a_word_is_followed_by_another(out):
+    notes = Notes()
+    supervisor(out, ["say training", "exit 1"], ["recovery"], observer=notes).run()
+    assert notes.said[1].startswith("The training process ended with exit code 1 and did not say why. A new")
+    assert notes.said[2] == "1 1 1"
+
+
+def test_the_state_that_training_begins_with_is_no_progress(out):
+    notes = Notes()
+    supervisor(out, ["commit 0", "exit 75"], ["recovery"], observer=notes).run()
+    assert "1 1 1" in notes.said
+
+
 def test_a_worker_that_says_nothing(out):
     with pytest.raises(WorkerError, match="exit code 9 and said nothing"):
         supervisor(out, ["exit 9"]).run()

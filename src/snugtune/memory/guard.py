@@ -21,32 +21,8 @@ from numpy.typing import NDArray
 
 from snugtune.data.batches import Size, padded_tokens
 from snugtune.errors import RestartNeededError
+from snugtune.faults import is_out_of_memory, is_poisoned
 from snugtune.units import gib
-
-OUT_OF_MEMORY = (
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
-    "can't allocate memory",
-    "Unable to allocate",
-    "NVML_SUCCESS == r",
-)
-"""What errors say that are not ``torch.OutOfMemoryError`` and still mean it: the driver's own, cuBLAS and
-cuDNN making a handle or workspace, PyTorch's and NumPy's allocators on the host, and an assertion that CUDA's
-caching allocator trips over while it puts its own message together."""
-
-POISONED = (
-    "illegal memory access",
-    "unspecified launch failure",
-    "device-side assert",
-    "misaligned address",
-    "context is destroyed",
-    "device is lost",
-    "fallen off the bus",
-)
-"""Errors after which every later CUDA call of the process fails, too (CUDA Runtime API, ``cudaError_t``)."""
 
 GROW_AFTER = 64
 """Micro-batches in a row that must fit before a lowered limit is raised; doubled by each failed attempt."""
@@ -59,19 +35,10 @@ LEAK_BYTES = 64 * 2**20
 
 NO_LIMIT = 2**31
 
+EVALUATION = "evaluation"
+"""What runs without gradients, where the guard tells of it."""
+
 Rows = NDArray[np.int64]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, in any of the forms it comes in."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(form in str(error) for form in OUT_OF_MEMORY)
-
-
-def is_poisoned(error: BaseException) -> bool:
-    """Whether an error leaves the CUDA context of this process unusable."""
-    return isinstance(error, RuntimeError) and any(form in str(error) for form in POISONED)
 
 
 class Memory(Protocol):
@@ -96,9 +63,17 @@ class CudaMemory:
 
     def free(self) -> None:
         """Wait for what is running, give cached segments back, and see whether the card still computes."""
+        # Accelerate's scaler and its optimiser hold each other.
+        gc.collect()
+        torch.clear_autocast_cache()
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
-        torch.zeros(1, device=self.device).add_(1).item()
+        try:
+            torch.zeros(1, device=self.device).add_(1).item()
+        except RuntimeError as error:
+            # Another process may have taken all that was given back: an answer, too.
+            if not is_out_of_memory(error):
+                raise
 
 
 class HostMemory:
@@ -121,11 +96,13 @@ class Limit:
     """Tokens, padding included, that a micro-batch may hold: lowered by failures, raised again carefully.
 
     Args:
-        planned: the limit to begin with and to grow back to.
+        planned: the limit to grow back to.
+        start: the limit to begin with, if it is another.
     """
 
-    def __init__(self, planned: int) -> None:
-        self.planned = self.tokens = planned
+    def __init__(self, planned: int, start: int | None = None) -> None:
+        self.planned = max(1, planned)
+        self.tokens = max(1, planned if start is None else start)
         self._fitted = 0
         self._wait = GROW_AFTER
         self._grown = False
@@ -154,11 +131,12 @@ class Limit:
 class Retreat:
     """A lever that keeps the result, drawn when a single example does not fit.
 
-    ``draw`` returns whether that changed anything.
+    ``draw`` returns whether that changed anything. One ``of_training`` is of no help without gradients.
     """
 
     name: str
     draw: Callable[[], bool]
+    of_training: bool = False
 
 
 @dataclass
@@ -191,6 +169,12 @@ class Guard:
         new = self.events[self._told :]
         self._told = len(self.events)
         return new
+
+    def give_way(self) -> None:
+        """Draw every lever that is left, before anything has failed."""
+        for retreat in self.retreats:
+            retreat.draw()
+        self.retreats = []
 
     def each(
         self,
@@ -294,8 +278,10 @@ class Guard:
     def _retreat(
         self, during: str, failure: str, part: Rows | None = None, lengths: NDArray[np.int64] | None = None
     ) -> None:
-        while self.retreats:
-            retreat = self.retreats.pop(0)
+        for retreat in list(self.retreats):
+            if retreat.of_training and during == EVALUATION:
+                continue
+            self.retreats.remove(retreat)
             if retreat.draw():
                 self._tell(during, failure, retreat.name, part, lengths, event="retreat")
                 return

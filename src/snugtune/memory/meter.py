@@ -36,6 +36,11 @@ class PeakMeter:
         )
         return max(here, self._earlier_bytes)
 
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether no earlier process of the run has a part in it."""
+        return self._earlier_bytes == 0
+
     def was_at_least(self, peak_bytes: int) -> None:
         """An earlier process of the same run had this peak."""
         self._earlier_bytes = max(self._earlier_bytes, peak_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -194,8 +195,12 @@ def _request(saved: Saved, quantization: dict[str, Any] | None) -> dict[str, Any
 
 
 def _ask(requests: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", "-c", _CHECK]
-    return subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, check=False)
+    # On the host: PEFT and pipelines would take a card that they see, which may be full.
+    hidden = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"), "")
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _CHECK], input=json.dumps(requests), capture_output=True,
+        text=True, check=False, env={**os.environ, **hidden},
+    )  # fmt: skip
 
 
 def _answers(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:

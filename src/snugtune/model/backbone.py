@@ -22,6 +22,7 @@ from transformers import (
 from snugtune.config import FitConfig
 from snugtune.data.labels import LabelSet
 from snugtune.errors import UserInputError, one_line
+from snugtune.faults import is_out_of_memory, is_poisoned
 from snugtune.files import sha256
 from snugtune.model import attention
 from snugtune.model.first_token import read_first_token_only
@@ -234,9 +235,9 @@ def _check_not_quantized(config: PretrainedConfig, name: str) -> None:
 def _load(factory: Any, source: str, name: str, **options: Any) -> Any:
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
-    except MemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error) or is_poisoned(error):
+            raise
         # Files made by others can make the libraries raise anything; their user needs a sentence.
         raise UserInputError(_explain(error, name, Path(source).is_dir())) from error
 

@@ -20,7 +20,8 @@ from snugtune.stages.job import Job
 from snugtune.train.forward import INFERENCE_TOKENS
 from snugtune.train.planning import plan_run
 from snugtune.train.prefix import time_share
-from snugtune.train.recovery import HALF_BATCHES, Recovery
+from snugtune.train.recovery import ALL_LEVERS, HALF_BATCHES, Recovery
+from snugtune.train.retreats import evaluation_retreats
 from snugtune.train.spending import Spending, agree
 from snugtune.train.trial import frozen_pass_s, stepwise_pass_s, training_passes
 from snugtune.units import GIB, gib
@@ -42,8 +43,8 @@ def agree_on(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None) -> 
         UserInputError: the run cannot stay within the budget that is set.
     """
     plan = _plan(job, tokens["train"])
-    guard = _guard(job, plan, recovery)
-    _place(job, plan)
+    guard = _guard(job, plan, int(tokens["train"].lengths.max(initial=1)), recovery)
+    _place(job, plan, guard, recovery)
     spending = _quoted(job, plan, tokens, guard, recovery)
     if (info := spending.quoted()) is not None:
         job.clock.on_quote(info)
@@ -100,23 +101,41 @@ def _of_first(job: Job, plan: Plan) -> Plan:
     return replace(plan, setup=Setup(**setup), micro_batch=micro_batch, tokens_per_micro_batch=tokens)
 
 
-def _place(job: Job, plan: Plan) -> None:
+def _place(job: Job, plan: Plan, guard: Guard, recovery: Recovery | None) -> None:
     """The model on its device, or a share of it on each of the group's."""
+    model = job.backbone.model
     if job.group.sharded:
-        shard(job.backbone.model, job.group.mesh(job.device))
+        shard(model, job.group.mesh(job.device))
         return
+    guard.retreats = evaluation_retreats(model) if job.on_card else []
     if plan.setup.embedding_on_host:
-        embedding_to_host(job.backbone.model)
-    job.backbone.model.to(job.device)
+        embedding_to_host(model)
+    if recovery is not None and recovery.caution >= ALL_LEVERS:
+        guard.give_way()
+
+    def move() -> None:
+        model.to(job.device)
+
+    guard.again(move, during="moving the model to the device")
 
 
-def _guard(job: Job, plan: Plan, recovery: Recovery | None) -> Guard:
-    """What keeps the run going when memory runs out after all; its limits start from the plan."""
-    chunk = plan.tokens_per_micro_batch if plan.setup.chunked_evaluation else INFERENCE_TOKENS
+def _guard(job: Job, plan: Plan, longest: int, recovery: Recovery | None) -> Guard:
+    """What keeps the run going when memory runs out after all; its limits start from the plan.
+
+    A plan that does not fit, or that a new process makes of what another one has left free, is where limits
+    begin and not what they may grow to.
+    """
+    in_need = job.on_card and (not plan.fits or (recovery is not None and recovery.restarts > 0))
+    start = plan.tokens_per_micro_batch
+    most = max(start, job.config.step_examples * longest) if in_need else start
+    chunked = plan.setup.chunked_evaluation
     guard = Guard(
         device_memory(job.device),
-        training=Limit(plan.tokens_per_micro_batch),
-        evaluation=Limit(min(chunk, INFERENCE_TOKENS)),
+        training=Limit(most, start),
+        evaluation=Limit(
+            min(most if chunked else INFERENCE_TOKENS, INFERENCE_TOKENS),
+            min(start if chunked else INFERENCE_TOKENS, INFERENCE_TOKENS),
+        ),
         say=job.clock.say,
         alone=not job.group.sharded,
     )

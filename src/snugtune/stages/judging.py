@@ -29,6 +29,7 @@ from snugtune.stages.job import Job, Logits, class_rows
 from snugtune.train.features import FrozenPass
 from snugtune.train.forward import predict_logits
 from snugtune.train.imbalance import METRICS, Balanced
+from snugtune.train.step import device_of
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,11 @@ class Judged:
 def held_out_logits(job: Job, model: torch.nn.Module, tokens: dict[str, Tokens], guard: Guard) -> Logits:
     """Logits (R, K) of the rows of validation and, where there are any, of test, by part."""
     parts = [name for name in ("validation", "test") if len(tokens[name])]
+    device = device_of(model)
     job.clock.phase("evaluate", sum(tokens[name].rows for name in parts))
     return {
         name: predict_logits(
-            model, tokens[name], pad_token_id=job.pad_token_id, device=job.device,
+            model, tokens[name], pad_token_id=job.pad_token_id, device=device,
             on_rows=job.clock.advance, max_examples=job.config.per_device_eval_batch_size, guard=guard,
             group=job.group,
         )

@@ -28,6 +28,7 @@ from snugtune.train.forward import predict_logits
 from snugtune.train.long_texts import Reading
 from snugtune.train.recovery import Recovery
 from snugtune.train.spending import Spending
+from snugtune.train.step import device_of
 
 ROWS_TO_CHECK = 16
 """Held-out rows on which the saved model must repeat the trained one's logits."""
@@ -76,7 +77,7 @@ def _stock_logits(job: Job, model: torch.nn.Module, logits: NDArray[np.float32])
         return logits[:ROWS_TO_CHECK]
     texts = job.data.parts["validation"].texts[:ROWS_TO_CHECK]
     cut = tokenize(texts, job.backbone.tokenizer, job.backbone.max_length)
-    device = next(model.parameters()).device
+    device = device_of(model)
     return predict_logits(model, cut, pad_token_id=job.pad_token_id, device=device)
 
 

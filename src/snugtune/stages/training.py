@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from snugtune.data.tokens import Tokens
-from snugtune.errors import RunInterruptedError
+from snugtune.errors import RestartNeededError, RunInterruptedError
 from snugtune.files import check_free_space
 from snugtune.memory.guard import Guard
 from snugtune.memory.meter import PeakMeter
@@ -21,6 +21,7 @@ from snugtune.model.adapter import load_trainable_state, on_trained, trainable_s
 from snugtune.model.backbone import load_for_fit
 from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.head import Head, find_head
+from snugtune.model.offload import embedding_to_host
 from snugtune.model.parameters import ParameterReport, count_parameters
 from snugtune.model.sharding import shard
 from snugtune.progress import TrainedInfo
@@ -187,7 +188,8 @@ def train_within(
     beside = 0 if job.on_card else resident_bytes_before
     predicted, limit = (beside + round(gib * GIB) for gib in (plan.predicted_peak_gib, plan.capacity_gib))
     peaks = Peaks(predicted, job.group.most(memory.peak_bytes), limit)
-    _remember(job, plan, guard, peaks.measured_bytes - beside, result, filling_s, spending)
+    if memory.is_of_this_process:
+        _remember(job, plan, guard, peaks.measured_bytes - beside, result, filling_s, spending)
     job.clock.on_trained(_told(job, result, len(tokens["train"])))
     return Trained(result, peaks)
 
@@ -202,9 +204,7 @@ def _told(job: Job, result: TrainResult, rows: int) -> TrainedInfo:
 def _draw_levers(guard: Guard, recovery: Recovery | None) -> None:
     """After restarts that did not help, everything that keeps the result is given way with at once."""
     if recovery is not None and recovery.caution >= ALL_LEVERS:
-        for retreat in guard.retreats:
-            retreat.draw()
-        guard.retreats = []
+        guard.give_way()
 
 
 def _folder_bytes(parameters: ParameterReport) -> int:
@@ -264,25 +264,52 @@ def _remember(
         spending.remember(result, filling_s)
 
 
-def on_published_weights(job: Job, model: torch.nn.Module, guard: Guard) -> torch.nn.Module:
+def on_published_weights(job: Job, model: torch.nn.Module, agreed: Agreed) -> torch.nn.Module:
     """The trained tensors on the backbone's published weights: exactly what a user of the folder loads.
 
-    Those weights are in 4 bits where the adapter was trained on such; all else is in float32.
+    Those weights are in 4 bits where the adapter was trained on such; all else is in float32. A model that in
+    float32 does not fit a card, though it was trained there, stays on the host and is scored there.
     """
-    state = trainable_state(model)
+    guard, state = agreed.guard, trainable_state(model)
     # Both at once may not fit.
     if not job.group.sharded:
         model.to("cpu")
     guard.memory.free()
-    fresh = load_for_fit(job.config, job.data.labels, device=job.device)
+    if job.group.sharded:
+        return shard(_published(job, model, state, job.device), job.group.mesh(job.device)).eval()
+    try:
+        return _published_on_card(job, model, state, agreed)
+    except RestartNeededError as error:
+        job.clock.say(f"{error} The trained model is scored on the CPU.")
+        guard.retreats = []
+        return _published(job, model, state, torch.device("cpu")).eval()
+
+
+def _published_on_card(
+    job: Job, model: torch.nn.Module, state: dict[str, torch.Tensor], agreed: Agreed
+) -> torch.nn.Module:
+    final = _published(job, model, state, job.device)
+    agreed.guard.retreats = evaluation_retreats(final) if job.on_card else []
+    if agreed.plan.setup.embedding_on_host:
+        embedding_to_host(final)
+
+    def move() -> None:
+        final.to(job.device)
+
+    agreed.guard.again(move, during="moving the trained model to the device")
+    return final.eval()
+
+
+def _published(
+    job: Job, model: torch.nn.Module, state: dict[str, torch.Tensor], device: torch.device
+) -> torch.nn.Module:
+    """As it comes from loading: on the host or, in 4 bits, on ``device``."""
+    fresh = load_for_fit(job.config, job.data.labels, device=device)
     final = wrap(fresh.model, job.config, like=model)
     load_trainable_state(final, state)
     settle_ranks(final)
     final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]
-    if job.group.sharded:
-        return shard(final, job.group.mesh(job.device)).eval()
-    guard.retreats = evaluation_retreats(final)
-    return final.to(job.device).eval()
+    return final
 
 
 def in_one_piece(job: Job, model: torch.nn.Module) -> torch.nn.Module:

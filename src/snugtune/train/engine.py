@@ -43,7 +43,7 @@ from snugtune.model.packing import pack
 from snugtune.model.sharding import divide_state, whole, whole_state
 from snugtune.progress import Observer, ResumedInfo, StepInfo, ValidationInfo
 from snugtune.train.checkpoints import LARGEST_COPY_BYTES, Checkpoints, TrainState, on_host, shared_state
-from snugtune.train.forward import Inputs, collate, predict_logits
+from snugtune.train.forward import Inputs, collate, predict_logits, rows_to_pack
 from snugtune.train.group import ALONE, GradientSum, Group
 from snugtune.train.interrupts import Interrupts
 from snugtune.train.keeper import BestKeeper
@@ -426,9 +426,11 @@ class _Run:
         if self.checkpoints is None:
             return
         self._tell(self.checkpoints.finished(wait=True))
-        last = self.checkpoints.last_step
-        if state is not None and (last is None or state.step > last):
-            self._tell(self.checkpoints.commit(state))
+        last, untold = self.checkpoints.last_step, self.guard.new_events()
+        if state is not None and (untold or last is None or state.step > last):
+            # What a step went through that was never completed is told by the process that goes on.
+            told = [{"step": state.step, **event} for event in untold]
+            self._tell(self.checkpoints.commit(replace(state, memory=[*state.memory, *told])))
 
     def _tell(self, warning: str | None) -> None:
         if warning:
@@ -622,7 +624,7 @@ class _Run:
         tokens = self.train_set.tokens
         if not self.packed:
             return collate(tokens, rows, self.pad_token_id, self.device)
-        texts = pack([tokens.ids[i] for i in rows], self.model)
+        texts = pack(rows_to_pack(tokens, rows, self.pad_token_id), self.model)
         return texts.to(lambda tensor: to_device(tensor, self.device))
 
     def _update(self, losses: list[Tensor]) -> Readback:

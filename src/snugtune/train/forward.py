@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snugtune.data.batches import micro_batches, one_length_batches, packed_tokens, padded_tokens
 from snugtune.data.tokens import Tokens
-from snugtune.memory.guard import Guard, device_memory
+from snugtune.memory.guard import EVALUATION, Guard, device_memory
 from snugtune.model.adapter import virtual_tokens
 from snugtune.model.head import pooled_positions
 from snugtune.model.packing import PackedTexts, pack, packed_logits, packs_on_cpu, row_size
@@ -53,6 +53,12 @@ def collate(
     input_ids[real] = np.concatenate([tokens.ids[i] for i in indices])
     both = to_device(torch.from_numpy(np.stack([input_ids, real])), device)
     return {"input_ids": both[0], "attention_mask": both[1]}
+
+
+def rows_to_pack(tokens: Tokens, indices: NDArray[np.int64], pad_token_id: int) -> list[NDArray[np.int32]]:
+    """Ids of some rows; an empty text is a token of padding, as in ``collate``."""
+    nothing = np.array([pad_token_id], dtype=np.int32)
+    return [tokens.ids[i] if len(tokens.ids[i]) else nothing for i in indices]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
@@ -227,9 +233,7 @@ def _map_rows(
         if not packed:
             return collate(tokens, indices, pad_token_id, device)
         size = row_size(packed_tokens(indices, tokens.lengths)) if in_bfloat16 else 0
-        # An empty text is a token of padding, as in ``collate``.
-        nothing = np.array([pad_token_id], dtype=np.int32)
-        return pack([tokens.ids[i] if lengths[i] else nothing for i in indices], model, size)
+        return pack(rows_to_pack(tokens, indices, pad_token_id), model, size)
 
     in_bfloat16 = torch.bfloat16 in (dtype, next((p.dtype for p in model.parameters()), None))
 
@@ -253,7 +257,7 @@ def _map_rows(
         with _without_gradients(model), autocast(device, dtype):
             # The longest first: what can fail fails in the first seconds.
             size = packed_tokens if packed else padded_tokens
-            guard.each(parts[::-1], lengths, run, guard.evaluation, during="evaluation", size=size)
+            guard.each(parts[::-1], lengths, run, guard.evaluation, during=EVALUATION, size=size)
             # A layer is whole only while all processes ask for it.
             for _ in range(passes - len(parts)):
                 compute(np.argmin(lengths).reshape(1))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from snugtune.faults import is_poisoned
+
 
 class Readback:
     """Values on their way to the host: the copy is asked for at once and waited for in ``read``.
@@ -20,7 +22,7 @@ class Readback:
         self._arrived: torch.cuda.Event | None = None
         self._host = values
         if values.device.type == "cuda":
-            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host = _pinned(torch.empty(values.shape, dtype=values.dtype))
             self._host.copy_(values, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
@@ -37,4 +39,14 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
     """``host`` on ``device``; on a GPU through pinned memory, without waiting for the copy."""
     if device.type != "cuda":
         return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
+    return _pinned(host).to(device, non_blocking=True)
+
+
+def _pinned(host: Tensor) -> Tensor:
+    """``host`` in pinned memory, or as it is where the system grants no more of that: a copy then waits."""
+    try:
+        return host.pin_memory()
+    except RuntimeError as error:
+        if is_poisoned(error):
+            raise
+        return host

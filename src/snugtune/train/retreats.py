@@ -18,7 +18,8 @@ def retreats(model: nn.Module, checkpointed_layers: int) -> list[Retreat]:
             return False
         return checkpoint_layers(model, count) > 0
 
-    return [Retreat(f"activation checkpointing of all {count} layers", checkpoint_all), _embedding(model)]
+    every_layer = f"activation checkpointing of all {count} layers"
+    return [Retreat(every_layer, checkpoint_all, of_training=True), _embedding(model)]
 
 
 def evaluation_retreats(model: nn.Module) -> list[Retreat]:

@@ -141,6 +141,11 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes; its frozen word embedding may lie on the host."""
+    return trained_parameters(model)[0].device
+
+
 def drop_gradients(model: nn.Module) -> None:
     """Begin a step without gradients; no operator runs for that, so nothing can fail."""
     for parameter in trained_parameters(model):
