@@ -73,7 +73,7 @@ def cases() -> list[Case]:
     )  # fmt: skip
     padded = (
         "minilm", "bert-base-uncased", "xlm-roberta-large", "distilbert-base-uncased",
-        "microsoft/deberta-v3-base", "google/gemma-3-1b-pt",
+        "microsoft/deberta-v3-base", "google/gemma-3-1b-pt", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B",
     )  # fmt: skip
     half = {"weights": "float16", "compute": "float16"}
     found = [Case(model, *shape, attention="packed") for model, shape in itertools.product(packed, shapes)]
@@ -397,6 +397,8 @@ def one(case: Case) -> dict[str, Any]:
     if case.attention == "packed" and not kernel_takes(model_shape(prepared(case)[0], LABELS)):
         return {"case": asdict(case), "left_out": "this PyTorch cannot pack texts for this model"}
     capability = torch.cuda.get_device_capability()
+    if capability < (8, 0) and (case.attention == "packed" or "bfloat16" in (case.weights, case.compute)):
+        return {"case": asdict(case), "left_out": "this card has neither bfloat16 nor packed texts"}
     free, _ = torch.cuda.mem_get_info()
     predicted = predict(case, capability)
     if predicted["reserved"] > 0.95 * free:

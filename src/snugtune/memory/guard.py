@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from snugtune.data.batches import Size, padded_tokens
 from snugtune.errors import RestartNeededError
 from snugtune.faults import is_out_of_memory, is_poisoned
+from snugtune.memory.meter import card_bytes
 from snugtune.units import gib
 
 GROW_AFTER = 64
@@ -59,7 +60,7 @@ class CudaMemory:
 
     def allocated_bytes(self) -> int:
         """Bytes of living tensors."""
-        return int(torch.cuda.memory_allocated(self.device))
+        return card_bytes(self.device).allocated
 
     def free(self) -> None:
         """Wait for what is running, give cached segments back, and see whether the card still computes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from types import TracebackType
 
 import psutil
@@ -29,11 +30,7 @@ class PeakMeter:
     @property
     def peak_bytes(self) -> int:
         """The peak so far."""
-        here = (
-            int(torch.cuda.max_memory_reserved(self.device))
-            if self._sampler is None
-            else self._sampler.look()
-        )
+        here = card_bytes(self.device).peak_reserved if self._sampler is None else self._sampler.look()
         return max(here, self._earlier_bytes)
 
     @property
@@ -47,12 +44,13 @@ class PeakMeter:
 
     def now(self) -> dict[str, float]:
         """What is taken now and was taken at most, in GiB, under the names of ``memory.jsonl``."""
-        peak = {"peak_gib": gib(self.peak_bytes)}
         if self._sampler is not None:
-            return {"resident_gib": gib(resident_bytes()), **peak}
-        allocated = torch.cuda.memory_allocated(self.device)
-        reserved = torch.cuda.memory_reserved(self.device)
-        return {"allocated_gib": gib(allocated), "reserved_gib": gib(reserved), **peak}
+            return {"resident_gib": gib(resident_bytes()), "peak_gib": gib(self.peak_bytes)}
+        card = card_bytes(self.device)
+        peak = max(card.peak_reserved, self._earlier_bytes)
+        return {
+            "allocated_gib": gib(card.allocated), "reserved_gib": gib(card.reserved), "peak_gib": gib(peak),
+        }  # fmt: skip
 
     def __enter__(self) -> PeakMeter:
         if self._sampler is None:
@@ -66,6 +64,24 @@ class PeakMeter:
     ) -> None:
         if self._sampler is not None:
             self._sampler.stop()
+
+
+@dataclass(frozen=True)
+class CardBytes:
+    """What PyTorch's allocator has handed out and reserved on a card, and has reserved at most; bytes."""
+
+    allocated: int
+    reserved: int
+    peak_reserved: int
+
+
+def card_bytes(device: torch.device) -> CardBytes:
+    """What it counts now, asked for once: each of ``torch.cuda.memory_allocated`` and its like goes through
+    every counter there is, which takes longer than many kernels.
+    """
+    found = torch.cuda.memory_stats_as_nested_dict(device)
+    allocated, reserved = (found[f"{kind}_bytes"]["all"] for kind in ("allocated", "reserved"))
+    return CardBytes(int(allocated["current"]), int(reserved["current"]), int(reserved["peak"]))
 
 
 def resident_bytes() -> int:

@@ -253,6 +253,7 @@ class _Run:
         self.logit_shift = None if shift is None else torch.from_numpy(shift).float().to(self.device)
         self.per_epoch = steps_per_epoch(len(self.train_set.y), config.step_examples)
         self.total = steps_of(len(self.train_set.y), config)
+        self.trained = trained_parameters(self.model)
         self.plain_optimizer = make_optimizer(self.model, config, self.head_names)
         self.guard.again(lambda: allocate_state(self.plain_optimizer), during="making the optimiser's state")
         self.scheduler = make_scheduler(self.plain_optimizer, config, self.total)
@@ -505,13 +506,14 @@ class _Run:
         largest = max(reversed(parts), key=lambda part: self._size(part, self.row_lengths))
         for _ in range(2 if self.device.type == "cuda" else 1):
             self._accumulate(longest, [largest])
-        drop_gradients(self.model)
+        drop_gradients(self.trained)
         set_random_state(before, self.device)
 
     def optimizer_step(self, texts: NDArray[np.int64]) -> None:
         """One step on the examples ``texts``, in micro-batches that fit; ``report`` tells of it later."""
-        self.model.train()
-        drop_gradients(self.model)
+        if not self.model.training:
+            self.model.train()
+        drop_gradients(self.trained)
         learning_rate = float(self.scheduler.get_last_lr()[0])
         losses = self._accumulate(texts, self._cut(self._own_rows(texts)))
         numbers = self._update(self._of_all_processes(losses))
@@ -558,6 +560,7 @@ class _Run:
                         autocast=self.accelerator.autocast,
                         backward=self.accelerator.backward,
                         label_smoothing=self.config.label_smoothing,
+                        parameters=self.trained,
                     )
                 )
 
@@ -584,7 +587,7 @@ class _Run:
             self.interrupts.check()
 
     def _make_gradient_sum(self) -> None:
-        self.gradient_sum = GradientSum(self.group, trained_parameters(self.model))
+        self.gradient_sum = GradientSum(self.group, self.trained)
 
     def _of_all_processes(self, losses: list[Tensor]) -> list[Tensor]:
         """Gradients, and the parts of the loss that are returned, added up over all processes."""
@@ -634,7 +637,7 @@ class _Run:
         def update() -> None:
             self.accelerator.unscale_gradients(self.optimizer)
             add_penalty_gradients(self.model)
-            norm = whole(clip_gradients(self.model, self.config.max_grad_norm))
+            norm = whole(clip_gradients(self.trained, self.config.max_grad_norm))
             numbers = Readback(torch.stack([torch.stack(losses).sum(), norm]))
             self.optimizer.step()
             made.append(numbers)
@@ -648,7 +651,7 @@ class _Run:
         return made[-1]
 
     def _snapshot(self) -> Callable[[], None]:
-        return UpdateSnapshot(self.model, self.plain_optimizer, self.accelerator.scaler).restore
+        return UpdateSnapshot(self.trained, self.plain_optimizer, self.accelerator.scaler).restore
 
     def _lower_layers_kept(self, rows: NDArray[np.int64]) -> AbstractContextManager[None]:
         """Inside, these ``rows`` pass through the model; those of validation count on from training's."""

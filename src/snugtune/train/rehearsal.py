@@ -36,7 +36,7 @@ from snugtune.model.pooling import planned_config
 from snugtune.train.forward import INFERENCE_TOKENS, classify
 from snugtune.train.optim import allocate_state, make_optimizer
 from snugtune.train.ranks import add_penalty_gradients, forget_importance, watch_importance
-from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients
+from snugtune.train.step import MicroBatch, accumulate_gradients, clip_gradients, trained_parameters
 from snugtune.train.transaction import UpdateSnapshot, is_copied_before_update
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -148,6 +148,7 @@ def run_steps(
     forget_importance(model)
     optimizer = make_optimizer(model, config, head_names)
     allocate_state(optimizer)
+    trained = trained_parameters(model)
     for state in optimizer.state.values():
         ledger.mark(state.values(), trace.STATE)
     with ledger.during(trace.BEST):
@@ -161,9 +162,9 @@ def run_steps(
         )  # fmt: skip
         with ledger.during(trace.UPDATE):
             copied = is_copied_before_update(config)
-            snapshot = UpdateSnapshot(model, optimizer, None) if copied else None
+            snapshot = UpdateSnapshot(trained, optimizer, None) if copied else None
             add_penalty_gradients(model)
-            clip_gradients(model, config.max_grad_norm)
+            clip_gradients(trained, config.max_grad_norm)
             optimizer.step()
             watch_importance(model)
             del snapshot

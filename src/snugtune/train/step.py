@@ -50,12 +50,14 @@ def accumulate_gradients(
     A micro-batch contributes its sum divided by the step's own count, so the cut changes neither loss nor
     gradient.
     """
+    parameters = trained_parameters(model)
     losses = [
         add_gradients(
-            model, batch, step_examples, autocast=autocast, backward=backward, label_smoothing=label_smoothing
+            model, batch, step_examples, autocast=autocast, backward=backward,
+            label_smoothing=label_smoothing, parameters=parameters,
         )
         for batch in micro_batches
-    ]
+    ]  # fmt: skip
     return torch.stack(losses).sum()
 
 
@@ -67,12 +69,15 @@ def add_gradients(
     autocast: Autocast,
     backward: Callable[[Tensor], None],
     label_smoothing: float = 0.0,
+    parameters: list[nn.Parameter] | None = None,
 ) -> Tensor:
     """Add what one micro-batch contributes to the step's gradients; returns its part of the loss, a scalar.
 
-    All of it or nothing: after an error the gradients are those of the micro-batches before.
+    All of it or nothing: after an error the gradients are those of the micro-batches before. ``parameters``
+    are those that are trained; to find them takes a walk through the model.
     """
-    with gradients_apart(trained_parameters(model)):
+    parameters = trained_parameters(model) if parameters is None else parameters
+    with gradients_apart(parameters):
         with autocast():
             logits = classify(model, batch.inputs)
         loss = _loss_of(logits.float(), batch, label_smoothing) / step_examples
@@ -146,12 +151,12 @@ def device_of(model: nn.Module) -> torch.device:
     return trained_parameters(model)[0].device
 
 
-def drop_gradients(model: nn.Module) -> None:
+def drop_gradients(parameters: list[nn.Parameter]) -> None:
     """Begin a step without gradients; no operator runs for that, so nothing can fail."""
-    for parameter in trained_parameters(model):
+    for parameter in parameters:
         parameter.grad = None
 
 
-def clip_gradients(model: nn.Module, max_grad_norm: float) -> Tensor:
+def clip_gradients(parameters: list[nn.Parameter], max_grad_norm: float) -> Tensor:
     """Scale the gradients to a norm of at most ``max_grad_norm``; returns the norm before, a scalar."""
-    return clip_grad_norm_(trained_parameters(model), max_grad_norm)
+    return clip_grad_norm_(parameters, max_grad_norm)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from snugtune.config import FitConfig
-from snugtune.train.step import trained_parameters
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -69,11 +68,11 @@ class UpdateSnapshot:
     On the same device; for an adapter that is four times a few megabytes.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
+    def __init__(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any) -> None:
         self._scaler = scaler
         # Its public state is numbers, read back from the device.
         scale = [] if scaler is None else [scaler._scale, scaler._growth_tracker]
-        self._tensors = [*_changed_by_update(model, optimizer), *(t for t in scale if t is not None)]
+        self._tensors = [*_changed_by_update(parameters, optimizer), *(t for t in scale if t is not None)]
         self._copies = _copies(self._tensors)
 
     def restore(self) -> None:
@@ -96,8 +95,7 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
     return copies
 
 
-def _changed_by_update(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    parameters = trained_parameters(model)
+def _changed_by_update(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Tensor]:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     state = [value for entry in optimizer.state.values() for value in entry.values()]
     return [*parameters, *gradients, *(value for value in state if isinstance(value, Tensor))]
