@@ -116,6 +116,14 @@ def test_the_embedding_on_the_host_gives_the_same_gradients_and_stays_there():
     assert {p.device.type for n, p in model.named_parameters() if "word_embeddings" not in n} == {"meta"}
 
 
+def test_a_model_as_it_is_loaded_is_told_that_its_embedding_will_be_frozen():
+    model = BertForSequenceClassification(BertConfig(**SHAPE))
+    with pytest.raises(ValueError, match="is trained"):
+        embedding_to_host(model)
+    assert embedding_to_host(model, freeze=True)
+    assert not word_embedding(model).weight.requires_grad
+
+
 def test_a_trained_embedding_must_stay_on_the_device():
     with pytest.raises(ValueError, match="is trained"):
         embedding_to_host(small(method="full"))

@@ -20,17 +20,18 @@ def word_embedding(model: nn.Module) -> nn.Embedding:
     return max(embeddings, key=lambda module: module.weight.numel())
 
 
-def embedding_to_host(model: nn.Module) -> bool:
+def embedding_to_host(model: nn.Module, *, freeze: bool = False) -> bool:
     """Keep the frozen word embedding on the CPU whatever device the model is moved to.
 
-    Returns whether that changed anything. The look-up copies the same numbers from another place, so results
-    are unchanged. Token ids are read back to the host in each forward pass.
+    With ``freeze`` it becomes so: a model as it is loaded has everything trainable, and whoever attaches an
+    adapter freezes the rest. Returns whether anything changed. The look-up copies the same numbers from
+    another place, so results are unchanged. Token ids are read back to the host in each forward pass.
 
     Raises:
         ValueError: the embedding is trained, or there is none.
     """
     embedding = word_embedding(model)
-    weight = embedding.weight
+    weight = embedding.weight.requires_grad_(embedding.weight.requires_grad and not freeze)
     if weight.requires_grad:
         raise ValueError("the word embedding is trained, so it must stay on the device")
     if "_snugtune_on_host" in embedding.__dict__:

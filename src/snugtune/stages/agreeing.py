@@ -107,9 +107,11 @@ def _place(job: Job, plan: Plan, guard: Guard, recovery: Recovery | None) -> Non
     if job.group.sharded:
         shard(model, job.group.mesh(job.device))
         return
-    guard.retreats = evaluation_retreats(model) if job.on_card else []
+    # No adapter is there yet that would freeze what is not trained.
+    freeze = job.config.method != "full"
+    guard.retreats = evaluation_retreats(model, freeze=freeze) if job.on_card else []
     if plan.setup.embedding_on_host:
-        embedding_to_host(model)
+        embedding_to_host(model, freeze=freeze)
     if recovery is not None and recovery.caution >= ALL_LEVERS:
         guard.give_way()
 

@@ -22,15 +22,15 @@ def retreats(model: nn.Module, checkpointed_layers: int) -> list[Retreat]:
     return [Retreat(every_layer, checkpoint_all, of_training=True), _embedding(model)]
 
 
-def evaluation_retreats(model: nn.Module) -> list[Retreat]:
-    """For running ``model`` without gradients."""
-    return [_embedding(model)]
+def evaluation_retreats(model: nn.Module, *, freeze: bool = False) -> list[Retreat]:
+    """For running ``model`` without gradients; ``freeze``: its word embedding will not be trained later."""
+    return [_embedding(model, freeze=freeze)]
 
 
-def _embedding(model: nn.Module) -> Retreat:
+def _embedding(model: nn.Module, *, freeze: bool = False) -> Retreat:
     def move() -> bool:
         try:
-            return embedding_to_host(model)
+            return embedding_to_host(model, freeze=freeze)
         except ValueError:  # it is trained, or there is none
             return False
 
