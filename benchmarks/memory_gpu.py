@@ -481,7 +481,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.case:
         given = json.loads(options.case)
-        print(json.dumps(one(Case(**{**given, "settings": tuple(map(tuple, given.get("settings", ())))}))))
+        case = Case(**{**given, "settings": tuple(map(tuple, given.get("settings", ())))})
+        print(json.dumps(one(case)), flush=True)
         return
     chosen = [case for case in largest_first(cases()) if (options.only or "") in key_of(case)]
     if options.list or options.dry_run:

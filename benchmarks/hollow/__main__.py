@@ -24,6 +24,10 @@ HEADERS = ("nvidia/cu13/include", "nvidia/cuda_runtime/include", "triton/backend
 """Where wheels of PyTorch's needs keep CUDA's headers, from CUDA 13 on and before."""
 
 
+LIBRARIES = {"card.c": "libhollow.so", "driver.c": "libcuda.so.1", "nvml.c": "libnvidia-ml.so.1"}
+"""What each source becomes; the first is preloaded, PyTorch opens the others by name."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -47,11 +51,11 @@ def main() -> None:
 
 
 def build(folder: Path) -> None:
-    """Compile both libraries into ``folder``."""
+    """Compile the libraries into ``folder``."""
     packages = Path(str(find_spec("torch").origin)).parents[1]  # type: ignore[union-attr]
     found = [f"-I{packages / path}" for path in HEADERS if (packages / path).is_dir()]
     compiler = ["gcc", "-O1", "-fPIC", "-shared", "-pthread", *found]
-    for source, library in (("card.c", "libhollow.so"), ("driver.c", "libcuda.so.1")):
+    for source, library in LIBRARIES.items():
         subprocess.run([*compiler, str(HERE / source), "-o", str(folder / library)], check=True)
 
 
@@ -59,7 +63,8 @@ def environment(folder: Path, settings: dict[str, str]) -> dict[str, str]:
     """That of a process, and of those it starts, which find the libraries in ``folder``."""
     before = os.environ.get("LD_LIBRARY_PATH")
     paths = os.pathsep.join(filter(None, (str(folder), before)))
-    return {**os.environ, **settings, "LD_LIBRARY_PATH": paths, "LD_PRELOAD": str(folder / "libhollow.so")}
+    preloaded = str(folder / LIBRARIES["card.c"])
+    return {**os.environ, **settings, "LD_LIBRARY_PATH": paths, "LD_PRELOAD": preloaded}
 
 
 if __name__ == "__main__":

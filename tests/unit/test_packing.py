@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -364,6 +365,14 @@ def test_the_kernels_backward_pass_takes_what_its_source_says():
 def test_this_pytorch_has_the_kernel():
     assert kernel() is not None
     assert takes_shared_heads()
+
+
+def test_no_pytorch_and_no_card_has_another_kernel_compute(monkeypatch):
+    module = import_module("torch.nn.attention.varlen")
+    monkeypatch.setattr(module, varlen.CHOOSES_CUDNN, lambda device_index: True)
+    kernel.cache_clear()
+    assert kernel() is module.varlen_attn
+    assert not getattr(module, varlen.CHOOSES_CUDNN)(0)
 
 
 def test_an_earlier_pytorch_packs_what_shares_no_heads(monkeypatch):

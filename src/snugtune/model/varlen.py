@@ -30,6 +30,9 @@ OPTIONS = {"window_size", "scale"}
 SHARED_HEADS = "enable_gqa"
 """The option for fewer heads of keys and values than of queries, which came later (PyTorch 2.12)."""
 
+CHOOSES_CUDNN = "_should_use_cudnn"
+"""Its function that says, by the card, whether cuDNN may compute instead."""
+
 EVERYTHING = (-1, -1)
 """The window of a text whose tokens see all of it."""
 
@@ -46,13 +49,25 @@ def kernel() -> Kernel | None:
     A PyTorch for CPUs has it in name, which is enough to plan for a card.
     """
     try:
-        from torch.nn.attention.varlen import varlen_attn
+        from torch.nn.attention import varlen
     except ImportError:
         return None
+    _pin_flash(varlen)
+    varlen_attn = varlen.varlen_attn
     is_built = torch.version.cuda is None or torch.backends.cuda.is_flash_attention_available()
     # On AMD's cards it is another kernel, which nobody has tried here.
     is_known = _options(varlen_attn) >= OPTIONS and torch.version.hip is None
     return varlen_attn if is_built and is_known else None
+
+
+def _pin_flash(varlen: Any) -> None:
+    """Have FlashAttention compute in every version of PyTorch and on every card.
+
+    From 2.14 on some texts on some cards would go to cuDNN, which compiles a plan for every new number of
+    tokens and takes other memory than was planned with.
+    """
+    if hasattr(varlen, CHOOSES_CUDNN):
+        setattr(varlen, CHOOSES_CUDNN, lambda *_device: False)
 
 
 def takes_shared_heads() -> bool:
