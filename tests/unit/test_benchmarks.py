@@ -755,8 +755,23 @@ def _every_result():
     few = _result("few-shot", settings={"threads": 2}, shots={"8": {"snugtune fit": shot, "SetFit": shot}})
     scored = {"rows": 900, "accuracy": 0.91, "f1_macro": 0.9}
     near = _result("near-duplicates", data={"banking77": {"test_rows": 9, "ways": {"all rows": scored}}})
+    errors = {"mean_error_percent": 0.5, "worst_error_percent": 1.5, "most_under_percent": -0.4}
+    of_case = {
+        "case": {"model": "minilm"},
+        "measured_gib": {"reserved": 0.3},
+        "error_percent": {"reserved": 1.5},
+    }
+    memory = _result(
+        "memory",
+        card="Hollow-H100", goal=memory_gpu.GOAL, cases=[of_case, {"case": {}, "left_out": "no kernel"}],
+        summary={
+            "cases": 1, "failed": 0, "left_out": 1, "goal_met": False, "reserved": errors,
+            "allocated": errors,
+        },
+    )  # fmt: skip
     speed = [
         chosen,
+        memory,
         few,
         near,
         methods,
@@ -864,6 +879,14 @@ def results(tmp_path):
     return tmp_path
 
 
+def test_the_page_says_whether_a_card_computed(results):
+    drawn = page.draw(page.read_results(results))
+    assert "on a card that computes nothing (`benchmarks/hollow`, by its description a H100)" in drawn
+    assert "1 configurations, 1 left out" in drawn
+    assert "| minilm | 1 | 0.30 to 0.30 | 1.50 % | +1.50 % | +0.00 % |" in drawn
+    assert "is missed" in drawn
+
+
 def test_the_page_shows_every_benchmark_with_its_source(results):
     drawn = page.draw(page.read_results(results))
     for title, _ in page.SECTIONS.values():
@@ -935,7 +958,7 @@ def test_a_newer_result_of_the_same_host_replaces_the_older(results):
 
 def test_results_of_other_kinds_are_left_out_of_the_page(results):
     before = page.draw(page.read_results(results))
-    (results / "2026-03-04-memory-host.json").write_text('{"cases": []}', encoding="utf-8")
+    (results / "2026-03-04-other-host.json").write_text('{"cases": []}', encoding="utf-8")
     assert page.draw(page.read_results(results)) == before
 
 
