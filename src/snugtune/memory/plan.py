@@ -6,22 +6,23 @@ offered with their price in words, and make up the plan only where nothing else 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snugtune.cost.prices import Price, cost_usd, price_of
 from snugtune.memory import trace as ledger
 from snugtune.memory.devices import Device, known_devices
+from snugtune.memory.epoch import Epoch, cut_epoch
 from snugtune.memory.fleet import ONE_DEVICE, Divided, Fleet, Units
 from snugtune.memory.limits import Limits, Verdict, Way, fewer_epochs, judge
 from snugtune.memory.residual import Residual, Subject, residual_for
 from snugtune.memory.setup import Setup
 from snugtune.memory.surface import MICRO_BATCHES, Rehearses, Surface, largest
-from snugtune.memory.timing import PADDING, micro_batch_seconds
+from snugtune.memory.timing import Costs, costs
 from snugtune.memory.workspaces import process_bytes
 from snugtune.units import GIB, gib
 
@@ -68,8 +69,8 @@ OFFERS = {
 class Job:
     """What is to be trained: a step's examples, the longest text, and how many tokens there are in all.
 
-    ``tokens`` per epoch and ``rows`` are None where no data is given; then no time can be told.
-    ``tokens_if_shorter`` are those left if texts are cut at half of ``length``.
+    ``tokens`` per epoch, ``rows`` and the texts' ``lengths`` (R,) are None where no data is given; then no
+    time can be told. ``max_examples`` bounds a micro-batch beside its tokens.
     ``cpu_tokens`` bounds a CPU's micro-batches, where larger ones gain nothing. ``quantized``: 4-bit weights
     were asked for. ``drops_out``: there is dropout to leave out. ``packable``: texts may go without padding
     through the variable-length kernel of a card that has one. ``limits_layers``: the method can adapt some
@@ -82,7 +83,8 @@ class Job:
     cpu_tokens: int = 2048
     rows: int | None = None
     tokens: int | None = None
-    tokens_if_shorter: int | None = None
+    lengths: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    max_examples: int | None = None
     epochs: float = 1.0
     weights_are_frozen: bool = True
     half_precision: bool = True
@@ -155,14 +157,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One configuration that was looked at: its largest micro-batch (0: none fits) and peak in bytes."""
+    """One configuration that was looked at: its largest micro-batch (0: none fits), peak in bytes, and what
+    one ``epoch`` computes and takes (of one step of the longest texts, where none are given).
+    """
 
     setup: Setup
     levers: tuple[str, ...]
     micro_batch: int
     peak_bytes: int
     length: int
-    token_s: float
+    epoch: Epoch
+    epoch_s: float
     price: str = ""
 
 
@@ -196,6 +201,8 @@ class Planner:
         self._rehearsals: dict[Setup, Rehearses] = {}
         self._surfaces: dict[tuple[Setup, int, bool], Surface] = {}
         self._residuals: dict[tuple[Device, Setup], Residual | None] = {}
+        self._epochs: dict[tuple[int, int, bool], Epoch] = {}
+        self._all_costs: dict[Setup, Costs] = {}
 
     def plan(
         self,
@@ -403,9 +410,8 @@ class Planner:
         budget = self._budget(device, setup)
         best = largest(lambda b: self._peak(device, setup, b, length) <= budget, self._limit(device, length))
         peak = self._peak(device, setup, max(best, 1), length)
-        return _Choice(
-            setup, levers, best, peak, length, self._token_s(device, setup, max(best, 1), length), price
-        )
+        epoch = self._epoch(setup, max(best, 1), length)
+        return _Choice(setup, levers, best, peak, length, epoch, self._epoch_s(device, setup, epoch), price)
 
     def surface(self, setup: Setup, device: Device) -> Surface:
         """Peaks of a setup on a device: with the allocator on a card, tensors alone on a CPU."""
@@ -462,29 +468,47 @@ class Planner:
     def _budget(self, device: Device, setup: Setup) -> int:
         return int(device.usable_gib * GIB * (1 - self._margin(device, setup)))
 
-    def _token_s(self, device: Device, setup: Setup, micro_batch: int, length: int) -> float:
-        trace = self.surface(setup, device).trace(micro_batch, length)
-        seconds = micro_batch_seconds(trace, device, setup)
-        return seconds / (micro_batch * length)
+    def _epoch(self, setup: Setup, micro_batch: int, length: int) -> Epoch:
+        """One epoch, in micro-batches of as many tokens as ``micro_batch`` texts of ``length``."""
+        packed = setup.attention == "packed"
+        key = micro_batch * length, length, packed
+        if key not in self._epochs:
+            given, step = self.job.lengths, self.job.step_examples
+            lengths = np.full(step, length) if given is None else np.minimum(given, length)
+            self._epochs[key] = cut_epoch(
+                lengths, step_examples=step, tokens_per_micro_batch=micro_batch * length,
+                max_examples=self.job.max_examples, packed=packed, devices=self.fleet.devices,
+            )  # fmt: skip
+        return self._epochs[key]
+
+    def _epoch_s(self, device: Device, setup: Setup, epoch: Epoch) -> float:
+        """Seconds of forward and backward, with no time for what devices exchange."""
+        seconds = self._costs(setup).seconds(device, setup.compute, epoch.tokens, epoch.pairs)
+        return epoch.of_slowest(seconds)
+
+    def _costs(self, setup: Setup) -> Costs:
+        if setup not in self._all_costs:
+            rehearsal, length = self._rehearsal(setup), self.job.length
+            few, more = (rehearsal.trace(b, length, work=True).work for b in MICRO_BATCHES)
+            micro_batches = 3 if setup.accumulates else 2
+            self._all_costs[setup] = costs(few, more, MICRO_BATCHES, length, micro_batches=micro_batches)
+        return self._all_costs[setup]
 
     def _time_s(self, choice: _Choice) -> float | None:
         computing_s = self._computing_s(choice)
         return None if computing_s is None else computing_s + self._exchange_s(choice, computing_s)
 
     def _computing_s(self, choice: _Choice) -> float | None:
-        if self.job.tokens is None or not choice.micro_batch:
+        if self.job.lengths is None or not choice.micro_batch:
             return None
-        cut = choice.length < self.job.length and self.job.tokens_if_shorter is not None
-        tokens = self.job.tokens_if_shorter if cut else self.job.tokens
-        padding = 1.0 if choice.setup.attention == "packed" else PADDING
-        return choice.token_s * float(tokens or 0) * padding * self.job.epochs / self.fleet.devices
+        return choice.epoch_s * self.job.epochs
 
     def _exchange_s(self, choice: _Choice, computing_s: float) -> float:
         """What devices wait for each other: layers are gathered while others run, sums are not hidden."""
         if self.fleet.devices == 1 or self.job.rows is None:
             return 0.0
         steps = self.job.rows / self.job.step_examples * self.job.epochs
-        passes = steps * math.ceil(self.fleet.share(self.job.step_examples) / choice.micro_batch)
+        passes = choice.epoch.passes * self.job.epochs
         parameters = self.units.layers + self.units.rest
         # Forward and back.
         gathered = 2 * passes * BYTES_OF[choice.setup.weights] * parameters if self.fleet.sharded else 0
@@ -583,7 +607,7 @@ class Planner:
 
 
 def _speed(choice: _Choice) -> tuple[float, int]:
-    return choice.token_s, len(choice.levers)
+    return choice.epoch_s, len(choice.levers)
 
 
 def _why(best: _Choice, device: Device, step_examples: int, margin: float, fleet: Fleet) -> str:
