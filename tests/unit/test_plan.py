@@ -10,13 +10,13 @@ from transformers import BertConfig, Qwen3Config
 from snugtune.config import make_config
 from snugtune.memory.devices import find_device, this_device, with_memory
 from snugtune.memory.limits import Limits
-from snugtune.memory.plan import CORRECTION, MARGIN
+from snugtune.memory.plan import CHUNKED, CORRECTION, CRAMPED, MARGIN
 from snugtune.memory.residual import record_residual
 from snugtune.model.parameters import meta_model
 from snugtune.stages import agreeing
 from snugtune.train import planning
 from snugtune.train.group import ALONE
-from snugtune.train.planning import make_job, plan_devices, plan_run, record_run
+from snugtune.train.planning import make_job, make_planner, plan_devices, plan_run, record_run
 from snugtune.train.rehearsal import model_shape
 
 SHAPE = {
@@ -166,7 +166,7 @@ def test_weights_that_leave_no_room_to_give_way_get_a_4_bit_plan_and_the_other_b
     room = with_memory(T4, 1.0)
     (plan,) = plan_devices(config, 5, [room])
     assert plan.levers[0] == "4-bit weights (NF4)"
-    assert [other.fits for other in plan.alternatives if "all layers" in " ".join(other.levers)] == [True]
+    assert [other.fits for other in plan.alternatives if "all 2 layers" in " ".join(other.levers)] == [True]
     run = plan_run(config, 5, [32], room)
     assert run.fits
     assert not run.changes_result
@@ -298,3 +298,57 @@ def test_the_loaded_model_is_room_of_the_plan_that_counts_it(bert, monkeypatch):
     monkeypatch.setattr(agreeing, "this_device", lambda: replace(free, kind="cuda"))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 << 30)
     assert agreeing._device(job).usable_gib == pytest.approx(5.0)
+
+
+def decoder(folder, **shape):
+    """A wide model whose weights outweigh everything else."""
+    wide = SHAPE | {"vocab_size": 2000, "hidden_size": 512, "num_hidden_layers": 2} | shape
+    Qwen3Config(**wide, num_key_value_heads=2, head_dim=128, pad_token_id=0).save_pretrained(folder)
+    return str(folder)
+
+
+def test_no_offer_but_4_bit_weights_takes_the_place_of_a_plan_that_fits(tmp_path):
+    model = decoder(tmp_path, intermediate_size=16384, num_hidden_layers=12)
+    for method, changes_result in (("ia3", False), ("lora", True)):
+        config = make_config({"train": "", "model": model, "max_length": 64, "method": method})
+        planner = make_planner(config, 5)
+        base = planner._base(T4)
+        everything = replace(
+            base, chunked_evaluation=True, embedding_on_host=True, activation_checkpointing=12
+        )
+        least = planner._modelled(T4, everything, 1, 64) / 2**30 / (1 - MARGIN)
+        room = with_memory(T4, 1.01 * least)
+        assert planner._weights_share(room, base) > CRAMPED
+        plan = planner.plan(room)
+        assert plan.fits
+        assert plan.changes_result is changes_result
+    assert plan.levers[:3] == ("4-bit weights (NF4)", "half-precision frozen weights", CHUNKED)
+
+
+def test_what_does_not_fit_is_told_by_the_smallest_of_all_choices(tmp_path):
+    config = make_config(
+        {"train": "", "model": decoder(tmp_path, intermediate_size=98304), "max_length": 128}
+    )
+    (plan,) = plan_devices(config, 5, [with_memory(T4, 0.3)])
+    assert not plan.fits
+    everything = [plan.predicted_peak_gib, *(other.predicted_peak_gib for other in plan.alternatives)]
+    assert plan.predicted_peak_gib == min(everything)
+    assert {"4-bit weights (NF4)", "activation checkpointing of all 2 layers"} <= set(plan.levers)
+    assert any("embedding on the CPU" in other.levers and not other.price for other in plan.alternatives)
+    missing = plan.predicted_peak_gib - 0.3 * (1 - MARGIN)
+    assert f"{missing:.2f} GiB more than there is; the whole t4 would do" in plan.why
+
+
+def test_4_bit_weights_draw_the_levers_that_keep_the_result_too(tmp_path):
+    model = decoder(tmp_path, vocab_size=200_000, intermediate_size=16384)
+    config = make_config({"train": "", "model": model, "max_length": 256})
+    planner = make_planner(config, 5)
+    base = replace(planner._base(T4), quantized=True, chunked_evaluation=True)
+    hosted = replace(base, embedding_on_host=True, activation_checkpointing=2)
+    least, plain = (planner._modelled(T4, setup, 1, 256) for setup in (hosted, base))
+    assert least < 0.8 * plain
+    room = with_memory(T4, (least + 0.1 * (plain - least)) / 2**30 / (1 - MARGIN))
+    (plan,) = plan_devices(config, 5, [room])
+    assert plan.fits
+    assert plan.setup.quantized
+    assert plan.setup.embedding_on_host

@@ -6,6 +6,7 @@ offered with their price in words, and make up the plan only where nothing else 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -214,13 +215,10 @@ class Planner:
     ) -> Plan:
         """The fastest configuration that fits ``device``; the smallest one if none does."""
         safe = self._safe_choices(device)
-        fitting = [choice for choice in safe if choice.micro_batch]
+        fits = any(choice.micro_batch for choice in safe)
         cramped = self._weights_share(device, self._base(device)) > CRAMPED and not self.job.quantized
-        offers = self._offers(device, safe[-1]) if may_change_result and (cramped or not fitting) else []
-        offered = [choice for choice in offers if choice.micro_batch]
-        if offered and (cramped or not fitting):
-            fitting = offered[:1]
-        best = min(fitting, key=_speed) if fitting else min(safe, key=lambda c: c.peak_bytes)
+        offers = self._offers(device, safe[-1]) if may_change_result and (cramped or not fits) else []
+        best = _pick(safe, offers)
         others = [choice for choice in (*safe, *offers) if choice is not best]
         price = price_of(device.card or device.name, price_per_hour_usd)
         if price is not None and price_per_hour_usd is None:
@@ -268,53 +266,58 @@ class Planner:
     def _safe_choices(self, device: Device) -> list[_Choice]:
         """Configurations with the same result, from no lever to all; stops where more would gain nothing."""
         base = self._base(device)
-        first = (HALF,) if base.weights != "float32" and device.kind == "cuda" else ()
-        if self.job.quantized:
-            first = (QUANTIZED, *first)
-        choices = [self._choose(device, base, first)]
-        enough = self._enough(device)
-        share = self._weights_share(device, base)
-        if choices[0].micro_batch >= enough or share > 1:
+        asked = (QUANTIZED,) if self.job.quantized else ()
+        return self._climb(device, base, (*asked, *_half(base)), enough=self._enough(device))
+
+    def _climb(
+        self, device: Device, base: Setup, levers: tuple[str, ...], *, enough: int, price: str = ""
+    ) -> list[_Choice]:
+        """From ``base`` through the levers that keep the result, until a micro-batch of ``enough`` fits."""
+        choices = [self._choose(device, base, levers, price=price)]
+        if choices[0].micro_batch >= enough:
             return choices
-        setup, levers = replace(base, chunked_evaluation=True), (*first, CHUNKED)
-        if share > CRAMPED:
-            checkpointed = self.layers if self.job.recomputes else 0
-            everything = replace(
-                setup, embedding_on_host=self.embedding_bytes > 0, activation_checkpointing=checkpointed
-            )
-            named = (
-                *levers,
-                *((HOST,) if self.embedding_bytes else ()),
-                *((f"{CHECKPOINT} of all layers",) if checkpointed else ()),
-            )
-            return [*choices, self._choose(device, everything, named)]
-        choices.append(self._choose(device, setup, levers))
-        if choices[-1].micro_batch >= enough:
-            return choices
+        setup = replace(base, chunked_evaluation=True)
+        if setup != base:
+            levers = (*levers, CHUNKED)
+        if self._weights_share(device, base) > CRAMPED:
+            return [*choices, self._with_everything(device, setup, levers, price)]
+        if setup != base:
+            choices.append(self._choose(device, setup, levers, price=price))
+            if choices[-1].micro_batch >= enough:
+                return choices
         if device.kind == "cuda" and self.embedding_bytes > 0.02 * device.usable_gib * GIB:
             setup, levers = replace(setup, embedding_on_host=True), (*levers, HOST)
-            choices.append(self._choose(device, setup, levers))
+            choices.append(self._choose(device, setup, levers, price=price))
             if choices[-1].micro_batch >= enough:
                 return choices
         if self.job.recomputes:
-            choices += self._checkpointed(device, setup, levers)
+            choices += self._checkpointed(device, setup, levers, enough, price)
         return choices
 
-    def _checkpointed(self, device: Device, setup: Setup, levers: tuple[str, ...]) -> list[_Choice]:
-        """All layers checkpointed, and the fewest that let a micro-batch of usual size through."""
+    def _with_everything(self, device: Device, setup: Setup, levers: tuple[str, ...], price: str) -> _Choice:
+        """Every lever that keeps the result."""
+        if self.embedding_bytes:
+            setup, levers = replace(setup, embedding_on_host=True), (*levers, HOST)
+        if self.job.recomputes:
+            setup = replace(setup, activation_checkpointing=self.layers)
+            levers = (*levers, f"{CHECKPOINT} of all {self.layers} layers")
+        return self._choose(device, setup, levers, price=price)
+
+    def _checkpointed(
+        self, device: Device, setup: Setup, levers: tuple[str, ...], enough: int, price: str
+    ) -> list[_Choice]:
+        """All layers checkpointed, and the fewest that let a micro-batch of ``enough`` through."""
         everything = self._choose(
             device, replace(setup, activation_checkpointing=self.layers),
-            (*levers, f"{CHECKPOINT} of all {self.layers} layers"),
+            (*levers, f"{CHECKPOINT} of all {self.layers} layers"), price=price,
         )  # fmt: skip
         found = [everything]
         if everything.micro_batch:
-            wanted = min(everything.micro_batch, self._enough(device))
-            k = self._fewest_layers(device, setup, wanted)
+            k = self._fewest_layers(device, setup, min(everything.micro_batch, enough))
             if 0 < k < self.layers:
                 some = f"{CHECKPOINT} of the last {k} of {self.layers} layers"
-                found.append(
-                    self._choose(device, replace(setup, activation_checkpointing=k), (*levers, some))
-                )
+                fewer = replace(setup, activation_checkpointing=k)
+                found.append(self._choose(device, fewer, (*levers, some), price=price))
         return found[::-1]
 
     def _fewest_layers(self, device: Device, setup: Setup, micro_batch: int) -> int:
@@ -334,13 +337,9 @@ class Planner:
         offers: list[_Choice] = []
         may_quantize = self.job.may_quantize and self.job.weights_are_frozen and not self.job.quantized
         if may_quantize and device.kind == "cuda":
-            quantized = replace(self._base(device), quantized=True, chunked_evaluation=True)
-            plain = self._choose(device, quantized, (QUANTIZED,), price=OFFERS[QUANTIZED])
-            offers.append(plain)
-            if not plain.micro_batch:
-                rest = (QUANTIZED, f"{CHECKPOINT} of all {self.layers} layers")
-                checkpointed = replace(quantized, activation_checkpointing=self.layers)
-                offers.append(self._choose(device, checkpointed, rest, price=OFFERS[QUANTIZED]))
+            base = replace(self._base(device), quantized=True, chunked_evaluation=True)
+            levers = (QUANTIZED, *_half(base), CHUNKED)
+            offers += self._climb(device, base, levers, enough=1, price=OFFERS[QUANTIZED])
             if self._weights_share(device, smallest.setup) > CRAMPED:
                 return offers
         if self.job.drops_out:
@@ -359,13 +358,10 @@ class Planner:
         return offers
 
     def _weights_share(self, device: Device, setup: Setup) -> float:
-        """Share of the memory that weights take even with the embedding on the host.
-
-        Past 1 no lever on activations helps, and none needs to be looked at.
-        """
+        """Share of the memory that weights take even with the embedding on the host; past 1 nothing fits."""
         if device.kind == "cpu" or not self.job.weights_are_frozen:
             return 0.0
-        storages = self.surface(setup, device).trace(2, self.job.length).storages
+        storages = self._rehearsal(setup).trace(MICRO_BATCHES[0], self.job.length, work=True).storages
         weights = sum(s.n_bytes for s in storages if s.category == ledger.WEIGHTS)
         moved = 0 if setup.embedding_on_host else self.embedding_bytes
         fixed = device.context_bytes + LIBRARIES * device.library_bytes
@@ -408,10 +404,12 @@ class Planner:
     ) -> _Choice:
         length = length or self.job.length
         budget = self._budget(device, setup)
-        best = largest(lambda b: self._peak(device, setup, b, length) <= budget, self._limit(device, length))
+        limit = self._limit(device, length) if self._weights_share(device, setup) <= 1 else 0
+        best = largest(lambda b: self._peak(device, setup, b, length) <= budget, limit)
         peak = self._peak(device, setup, max(best, 1), length)
         epoch = self._epoch(setup, max(best, 1), length)
-        return _Choice(setup, levers, best, peak, length, epoch, self._epoch_s(device, setup, epoch), price)
+        epoch_s = self._epoch_s(device, setup, epoch) if best else math.inf
+        return _Choice(setup, levers, best, peak, length, epoch, epoch_s, price)
 
     def surface(self, setup: Setup, device: Device) -> Surface:
         """Peaks of a setup on a device: with the allocator on a card, tensors alone on a CPU."""
@@ -610,18 +608,49 @@ def _speed(choice: _Choice) -> tuple[float, int]:
     return choice.epoch_s, len(choice.levers)
 
 
+def _half(setup: Setup) -> tuple[str, ...]:
+    """The lever that is in use already where frozen weights are in half precision on a card."""
+    return (HALF,) if setup.weights != "float32" and setup.device == "cuda" else ()
+
+
+def _pick(safe: list[_Choice], offers: list[_Choice]) -> _Choice:
+    """The fastest choice that keeps the result, unless weights leave it no room and 4 bits are offered; the
+    first offer that fits where none does; and what needs least where nothing fits.
+    """
+    fitting = [choice for choice in safe if choice.micro_batch]
+    offered = [choice for choice in offers if choice.micro_batch]
+    in_4_bits = [choice for choice in offered if choice.setup.quantized]
+    before = in_4_bits if fitting else offered
+    if before:
+        return before[0]
+    return min(fitting, key=_speed) if fitting else min((*safe, *offers), key=lambda c: c.peak_bytes)
+
+
+def _would_do(smallest: _Choice, device: Device, margin: float) -> str:
+    """Which known card, no smaller than the one that was asked for, has room for it."""
+    known = known_devices()
+    asked = known[device.card].usable_gib if device.card in known else 0.0
+    least_gib = max(asked, device.usable_gib)
+    tensors_bytes = smallest.peak_bytes - device.context_bytes
+    large = sorted(
+        (card.usable_gib, card.name)
+        for card in set(known.values())
+        if card.usable_gib >= least_gib
+        and card.usable_gib * (1 - margin) * GIB >= tensors_bytes + card.context_bytes
+    )
+    if not large:
+        return "no known single card would do"
+    return f"the {'whole ' if large[0][1] == device.card else ''}{large[0][1]} would do"
+
+
 def _why(best: _Choice, device: Device, step_examples: int, margin: float, fleet: Fleet) -> str:
     at = f"{max(best.micro_batch, 1)} x {best.length} tokens"
     if not best.micro_batch:
-        peak_bytes = best.peak_bytes
-        missing = gib(peak_bytes) - device.usable_gib * (1 - margin)
-        large = sorted(
-            (d.usable_gib, d.name)
-            for d in set(known_devices().values())
-            if d.usable_gib * (1 - margin) * GIB >= peak_bytes
+        missing = gib(best.peak_bytes) - device.usable_gib * (1 - margin)
+        return (
+            f"Even {at} needs {gib(best.peak_bytes):.2f} GiB, {missing:.2f} GiB more than there is; "
+            f"{_would_do(best, device, margin)}."
         )
-        would = f"; the {large[0][1]} would do" if large else "; no known single card would do"
-        return f"Even {at} needs {gib(peak_bytes):.2f} GiB, {missing:.2f} GiB more than there is{would}."
     if best.price:
         return f"Nothing else fits with room to spare, and it changes the result: {best.price}."
     if fleet.devices > 1 and best.micro_batch == fleet.share(step_examples):
