@@ -52,8 +52,8 @@ def find_config(name: str, num_labels: int, *, revision: str | None = None) -> P
     config = _read_config(name, num_labels, revision)
     if getattr(config, "is_encoder_decoder", False):
         raise UserInputError(
-            f"The model {name} ({config.model_type}) has an encoder and a decoder, and snugtune trains models "
-            "that are one of them; choose another model."
+            f"The model {name} ({config.model_type}) has an encoder and a decoder, and snugtune trains "
+            "models that are one of them; choose another model."
         )
     return config
 
@@ -110,7 +110,7 @@ def no_text_classifier(model_type: str) -> str:
 def bad_values(what: str, error: Exception) -> str:
     """The sentence for a configuration that no model can be made of."""
     said = one_line(error).rstrip(".")
-    return f"The configuration of {what} cannot be used: {said}; correct its config.json or choose another model."
+    return f"The configuration of {what} cannot be used: {said}; correct its config.json or take another."
 
 
 def _hub_answers() -> bool:
