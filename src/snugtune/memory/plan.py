@@ -14,12 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from snugtune.cost.prices import Price, cost_usd, price_of
+from snugtune.cost.prices import Price, cost_usd, price_of, prices
 from snugtune.memory import trace as ledger
 from snugtune.memory.devices import Device, known_devices
 from snugtune.memory.epoch import Epoch, cut_epoch
 from snugtune.memory.fleet import ONE_DEVICE, Divided, Fleet, Units
-from snugtune.memory.limits import Limits, Verdict, Way, fewer_epochs, judge
+from snugtune.memory.limits import (
+    DOES_NOT_FIT,
+    NO_RATES,
+    NO_TEXTS,
+    Limits,
+    Verdict,
+    Way,
+    fewer_epochs,
+    judge,
+)
 from snugtune.memory.residual import Residual, Subject, residual_for
 from snugtune.memory.setup import Setup
 from snugtune.memory.surface import MICRO_BATCHES, Rehearses, Surface, largest
@@ -50,7 +59,7 @@ MOST_WAYS = 6
 HALF, HOST, CHECKPOINT = "half-precision frozen weights", "embedding on the CPU", "activation checkpointing"
 CHUNKED = "validation in micro-batches of the training's size"
 TOP, QUANTIZED, SHORTER = "adapters in the top layers only", "4-bit weights (NF4)", "shorter texts"
-UNDROPPED, SMALLER = "no dropout", "a smaller model"
+UNDROPPED, SMALLER, ADAPTED = "no dropout", "a smaller model", "LoRA in place of full fine-tuning"
 
 CONTEXT, ROUNDING = "context and cuBLAS", "allocator: reserved, not in use"
 PROCESS, CORRECTION = "libraries and heap", "missed by the model, measured here"
@@ -62,6 +71,7 @@ OFFERS = {
     QUANTIZED: "weights are rounded to 4 bits, slower on most cards; needs bitsandbytes; costs little",
     SHORTER: "what lies beyond the shorter length is not read; harmless only if few texts are that long",
     SMALLER: "fewer parameters know less; often a few points of accuracy",
+    ADAPTED: "the weights stay as published, adapters and the head are trained; often as accurate",
 }
 """Levers that change the result, with their price."""
 
@@ -121,6 +131,10 @@ class Plan:
     step like it; ``measured``, by this very step), ``basis_why`` says why and what is left free; ``bases``
     are those of all figures. ``modelled_bytes`` is the peak without any correction.
 
+    ``time_s`` and ``cost_usd`` are those of training, ``fit_time_s`` and ``fit_cost_usd`` those of a whole
+    fit (None: no time is known). ``asked`` is the device's name as the user gave it, ``other_prices`` are
+    known ones of one such card that were not taken.
+
     Of several ``devices`` peak and micro-batch are each one's, time and cost those of all together;
     ``exchange_s`` is what of the time they wait for each other's numbers.
     """
@@ -150,6 +164,10 @@ class Plan:
     subject: Subject = field(default_factory=lambda: Subject("", "", ""))
     devices: int = 1
     exchange_s: float | None = None
+    asked: str = ""
+    fit_time_s: float | None = None
+    fit_cost_usd: float | None = None
+    other_prices: tuple[Price, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -159,7 +177,8 @@ class Plan:
 @dataclass(frozen=True)
 class _Choice:
     """One configuration that was looked at: its largest micro-batch (0: none fits), peak in bytes, and what
-    one ``epoch`` computes and takes (of one step of the longest texts, where none are given).
+    one ``epoch`` computes and takes (of one step of the longest texts, where none are given). ``is_timed``
+    says whether that may be told.
     """
 
     setup: Setup
@@ -169,6 +188,7 @@ class _Choice:
     length: int
     epoch: Epoch
     epoch_s: float
+    is_timed: bool
     price: str = ""
 
 
@@ -182,6 +202,7 @@ class Planner:
         subject: what is trained, for what real steps have shown of it; None for no such correction.
         fleet: how many devices train together, and how.
         units: the model's parameters by unit of sharding; needed by a fleet that shards.
+        beside_s: seconds that a fit on a device takes beside training, given those of training.
     """
 
     def __init__(
@@ -194,7 +215,9 @@ class Planner:
         subject: Subject | None = None,
         fleet: Fleet = ONE_DEVICE,
         units: Units | None = None,
+        beside_s: Callable[[float, Device], float] = lambda *_: 0.0,
     ) -> None:
+        self.beside_s = beside_s
         self.fleet, self.units = fleet, units or Units(0, 0, 0)
         self.job, self.layers, self.embedding_bytes = job, layers, embedding_bytes
         self.subject = subject
@@ -213,7 +236,10 @@ class Planner:
         may_change_result: bool = True,
         limits: Limits | None = None,
     ) -> Plan:
-        """The fastest configuration that fits ``device``; the smallest one if none does."""
+        """The fastest configuration that fits ``device``; the smallest one if none does.
+
+        The price is that of all devices together.
+        """
         safe = self._safe_choices(device)
         fits = any(choice.micro_batch for choice in safe)
         cramped = self._weights_share(device, self._base(device)) > CRAMPED and not self.job.quantized
@@ -224,23 +250,33 @@ class Planner:
         if price is not None and price_per_hour_usd is None:
             price = replace(price, usd_per_hour=self.fleet.devices * price.usd_per_hour)
         plan = self._as_plan(best, others, device, price)
+        if price_per_hour_usd is None:
+            plan = replace(plan, other_prices=tuple(prices(device.card or device.name)[1:]))
         return self._within(plan, best, device, limits) if limits else plan
 
     def _within(self, plan: Plan, best: _Choice, device: Device, limits: Limits) -> Plan:
         """The plan with the verdict on the limits, and what would keep to them where it does not."""
-        verdict = judge(limits, plan.time_s, plan.cost_usd)
-        if verdict.kept is False and plan.time_s is not None:
+        untold = NO_TEXTS if self.job.lengths is None else NO_RATES
+        untold = untold if plan.fits else DOES_NOT_FIT
+        verdict = judge(limits, plan.fit_time_s, plan.fit_cost_usd, train_s=plan.time_s, untold=untold)
+        if verdict.kept is False and plan.time_s is not None and plan.fit_time_s is not None:
             ways = (*self._levers_within(plan, best, device, limits), *self._cards_within(device, limits))
-            fewer = fewer_epochs(limits, self.job.epochs, plan.time_s, plan.cost_usd)
+            per_hour = plan.price.usd_per_hour if plan.price else None
+            beside_s = plan.fit_time_s - plan.time_s
+            fewer = fewer_epochs(limits, self.job.epochs, plan.time_s, beside_s, per_hour)
             chosen = ways[: MOST_WAYS - 1]
             verdict = replace(verdict, ways=(*chosen, fewer) if fewer else chosen)
         return replace(plan, limits=verdict)
+
+    def _fit_s(self, train_s: float | None, device: Device) -> float | None:
+        """Seconds of a whole fit, of which training takes so many."""
+        return None if train_s is None else train_s + self.beside_s(train_s, device)
 
     def _levers_within(self, plan: Plan, best: _Choice, device: Device, limits: Limits) -> Iterable[Way]:
         """Levers that change the result and make the run short enough on this device."""
         per_hour = plan.price.usd_per_hour if plan.price else None
         for choice in self._offers(device, best):
-            time_s = self._time_s(choice)
+            time_s = self._fit_s(self._time_s(choice), device)
             cost = cost_usd(time_s, per_hour)
             if time_s is not None and limits.keeps(time_s, cost):
                 added = [lever for lever in choice.levers if lever not in best.levers]
@@ -253,13 +289,14 @@ class Planner:
             if card.card == device.card:
                 continue
             other = self.plan(card, may_change_result=False)
-            if other.fits and other.time_s is not None and limits.keeps(other.time_s, other.cost_usd):
+            time_s, cost = other.fit_time_s, other.fit_cost_usd
+            if other.fits and time_s is not None and limits.keeps(time_s, cost):
                 told = (
                     f" at {other.price.usd_per_hour:.2f} USD an hour ({other.price.provider})"
                     if other.price
                     else ""
                 )
-                found.append(Way(f"the {card.name}{told}", "", other.time_s, other.cost_usd))
+                found.append(Way(f"the {card.name}{told}", "", time_s, cost))
         unknown = float("inf")
         return sorted(found, key=lambda w: (unknown if w.cost_usd is None else w.cost_usd, w.time_s))[:3]
 
@@ -409,7 +446,8 @@ class Planner:
         peak = self._peak(device, setup, max(best, 1), length)
         epoch = self._epoch(setup, max(best, 1), length)
         epoch_s = self._epoch_s(device, setup, epoch) if best else math.inf
-        return _Choice(setup, levers, best, peak, length, epoch, epoch_s, price)
+        is_timed = best > 0 and self.job.lengths is not None and device.knows_rates
+        return _Choice(setup, levers, best, peak, length, epoch, epoch_s, is_timed, price)
 
     def surface(self, setup: Setup, device: Device) -> Surface:
         """Peaks of a setup on a device: with the allocator on a card, tensors alone on a CPU."""
@@ -497,9 +535,7 @@ class Planner:
         return None if computing_s is None else computing_s + self._exchange_s(choice, computing_s)
 
     def _computing_s(self, choice: _Choice) -> float | None:
-        if self.job.lengths is None or not choice.micro_batch:
-            return None
-        return choice.epoch_s * self.job.epochs
+        return choice.epoch_s * self.job.epochs if choice.is_timed else None
 
     def _exchange_s(self, choice: _Choice, computing_s: float) -> float:
         """What devices wait for each other: layers are gathered while others run, sums are not hidden."""
@@ -526,6 +562,7 @@ class Planner:
         per_hour = price.usd_per_hour if price else None
         time_s = self._time_s(best)
         computing_s = self._computing_s(best)
+        fit_s = self._fit_s(time_s, device)
         basis, basis_why = self._basis(device, best)
         margin = self._margin(device, best.setup)
         return Plan(
@@ -542,8 +579,9 @@ class Planner:
             basis=basis,
             basis_why=basis_why,
             bases={
-                "capacity_gib": MEASURED if device.is_here else ESTIMATED, "predicted_peak_gib": basis,
-                "time_s": ESTIMATED, "cost_usd": ESTIMATED,
+                "capacity_gib": MEASURED if device.is_here and not device.is_capped else ESTIMATED,
+                "predicted_peak_gib": basis, "time_s": ESTIMATED, "cost_usd": ESTIMATED,
+                "fit_time_s": ESTIMATED, "fit_cost_usd": ESTIMATED, "exchange_s": ESTIMATED,
             },
             changes_result=bool(best.price),
             composition=self._composition(best, device),
@@ -556,6 +594,9 @@ class Planner:
             subject=self.subject or Subject("", "", ""),
             devices=self.fleet.devices,
             exchange_s=None if computing_s is None else self._exchange_s(best, computing_s),
+            asked=device.asked,
+            fit_time_s=fit_s,
+            fit_cost_usd=cost_usd(fit_s, per_hour),
         )  # fmt: skip
 
     def _basis(self, device: Device, choice: _Choice) -> tuple[str, str]:
@@ -563,7 +604,8 @@ class Planner:
         residual, margin = self._residual(device, choice.setup), self._margin(device, choice.setup)
         free = f"{100 * margin:.0f} % of the device is left free"
         if residual is None or self.subject is None:
-            return ESTIMATED, f"No step on this card has confirmed it yet; {free} for that."
+            why = f"Uncalibrated: no step on this card has confirmed it yet; {free} for that."
+            return ESTIMATED, why + _of_unknown(device)
         micro_batch = max(choice.micro_batch, 1)
         modelled = self._modelled(device, choice.setup, micro_batch, choice.length)
         taken = modelled - (0 if device.is_here else device.context_bytes)
@@ -606,6 +648,14 @@ class Planner:
 
 def _speed(choice: _Choice) -> tuple[float, int]:
     return choice.epoch_s, len(choice.levers)
+
+
+def _of_unknown(device: Device) -> str:
+    """What is taken for granted of a card that is not in the table; empty for any other."""
+    if device.knows_rates:
+        return ""
+    assumed = "" if device.is_here else "float16 and fused attention are assumed, and "
+    return f" {device.name} is not in the table of cards: {assumed}no time is told."
 
 
 def _half(setup: Setup) -> tuple[str, ...]:
