@@ -34,7 +34,7 @@ from snugtune.report.inline import (
 )
 from snugtune.report.page import RunFiles, read_run_files
 from snugtune.supervise import fit
-from snugtune.train.planning import labels_and_lengths, plan_devices
+from snugtune.train.planning import labels_and_lengths, own_prices, plan_devices
 
 if TYPE_CHECKING:
     import polars as pl
@@ -190,16 +190,18 @@ def plan(
         memory: the most to be used, as ``"15GiB"``.
         max_hours: a limit of time; the plan says what would keep it.
         max_cost_usd: likewise, of money.
-        **settings: of the fit.
+        **settings: of the fit; ``price_per_hour_usd`` of several cards as ``"t4=0.35,l4=0.8"``.
 
     Raises:
         UserInputError: the table, a setting or a card cannot be used.
     """
     quiet_libraries()
+    devices = devices_named(gpu, memory)
+    prices = own_prices(settings.pop("price_per_hour_usd", None), devices)
     config = make_config({**settings, "train": train or ""})
-    labels, lengths = labels_and_lengths(config, labels, rows)
+    labels, lengths, _ = labels_and_lengths(config, labels, rows)
     limits = Limits(max_hours, max_cost_usd)
-    plans = plan_devices(config, labels, devices_named(gpu, memory), lengths=lengths, limits=limits)
+    plans = plan_devices(config, labels, devices, lengths=lengths, limits=limits, prices=prices)
     return Plans(config.model, labels, plan_parameters(config, labels), tuple(plans))
 
 

@@ -70,8 +70,34 @@ def test_an_unknown_card_names_some_that_are_known():
         find_device("a1000")
 
 
+def test_old_prices_stand_behind_recent_ones_and_are_not_confirmed():
+    recent, *_, old = prices("t4")
+    assert old.provider == "Colab"
+    assert old.usd_per_hour < recent.usd_per_hour
+    assert old.date < "2023" < recent.date
+    assert not old.confirmed
+    assert [price.usd_per_hour for price in prices("l4")] == sorted(p.usd_per_hour for p in prices("l4"))
+
+
+def test_a_card_that_is_not_known_needs_its_memory():
+    (card,) = devices_named("GTX 480", "1.5 GiB")
+    assert (card.name, card.usable_gib, card.half, card.card) == ("GTX 480", 1.5, "float16", "")
+    assert not card.knows_rates
+    with pytest.raises(UserInputError, match="not known"):
+        devices_named("GTX 480", None)
+
+
 @pytest.mark.parametrize(
-    ("text", "gib"), [("15GiB", 15), ("15 g", 15), ("15", 15), ("512MiB", 0.5), ("2.147483648 GB", 2)]
+    ("text", "gib"),
+    [
+        ("1TiB", 1024),
+        ("1.099511627776 tb", 1024),
+        ("15GiB", 15),
+        ("15 g", 15),
+        ("15", 15),
+        ("512MiB", 0.5),
+        ("2.147483648 GB", 2),
+    ],
 )
 def test_amounts_of_memory(text, gib):
     assert parse_memory(text) == pytest.approx(gib)
@@ -116,7 +142,7 @@ def test_prices_have_dates_and_sources_and_known_cards():
 def test_the_user_s_own_price_wins_and_zero_is_a_price():
     assert usd_per_hour("t4", 7.0) == 7.0
     assert usd_per_hour("t4", 0.0) == 0.0
-    assert usd_per_hour("t4") == min(price.usd_per_hour for price in prices("t4"))
+    assert usd_per_hour("t4") == prices("t4")[0].usd_per_hour
     assert usd_per_hour("rtx3060") is None
     assert cost_usd(1800, 2.0) == 1.0
     assert cost_usd(None, 2.0) is None
@@ -148,7 +174,14 @@ def test_another_card_is_not_taken_for_a_known_one(name):
 
 
 @pytest.mark.parametrize(
-    ("alias", "name"), [("A100 80GB", "a100-80"), ("4090", "rtx4090"), ("V100", "v100-16")]
+    ("alias", "name"),
+    [
+        ("Tesla T4", "t4"),
+        ("tesla_t4", "t4"),
+        ("A100 80GB", "a100-80"),
+        ("4090", "rtx4090"),
+        ("V100", "v100-16"),
+    ],
 )
 def test_aliases(alias, name):
     assert find_device(alias).name == name

@@ -1,3 +1,4 @@
+import json
 import socket
 
 import pytest
@@ -5,8 +6,10 @@ import torch
 import transformers
 from transformers import AutoConfig
 
+from snugtune.config import make_config
 from snugtune.errors import UserInputError
 from snugtune.model.known import close_names, find_config, known_config, known_models
+from snugtune.model.parameters import plan_parameters
 
 NAMES = sorted({model.name for model in known_models().values()})
 
@@ -122,3 +125,22 @@ def test_a_folder_of_an_architecture_that_transformers_has_not(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "homemade"}', encoding="utf-8")
     with pytest.raises(UserInputError, match="cannot be used"):
         find_config(str(tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "t5"}, "has an encoder and a decoder"),
+        ({"model_type": "bert", "hidden_size": "x"}, "cannot be used: .*hidden_size"),
+        ({"model_type": "bert", "hidden_size": 100, "num_attention_heads": 12}, "100.* is not a multiple of"),
+        ({"model_type": "bert", "hidden_size": -4}, "cannot be used: "),
+        ({"model_type": "bert", "pad_token_id": 10**6}, "cannot be used: "),
+        ({"model_type": "vit"}, "no text classifier of the architecture vit"),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_one_true_sentence(tmp_path, values, message):
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(UserInputError, match=message) as caught:
+        plan_parameters(make_config({"train": "", "model": str(tmp_path)}), 3)
+    assert str(caught.value).count("\n") == 0
+    assert str(caught.value).endswith(".")

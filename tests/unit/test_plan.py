@@ -8,15 +8,24 @@ import torch
 from transformers import BertConfig, Qwen3Config
 
 from snugtune.config import make_config
-from snugtune.memory.devices import find_device, this_device, with_memory
+from snugtune.cost.quote import START_S
+from snugtune.errors import UserInputError
+from snugtune.memory.devices import devices_named, find_device, this_device, with_memory
 from snugtune.memory.limits import Limits
-from snugtune.memory.plan import CORRECTION, MARGIN
+from snugtune.memory.plan import CHUNKED, CORRECTION, CRAMPED, MARGIN
 from snugtune.memory.residual import record_residual
 from snugtune.model.parameters import meta_model
 from snugtune.stages import agreeing
 from snugtune.train import planning
 from snugtune.train.group import ALONE
-from snugtune.train.planning import make_job, plan_devices, plan_run, record_run
+from snugtune.train.planning import (
+    make_job,
+    make_planner,
+    own_prices,
+    plan_devices,
+    plan_run,
+    record_run,
+)
 from snugtune.train.rehearsal import model_shape
 
 SHAPE = {
@@ -105,16 +114,21 @@ def test_limits_name_levers_cards_and_epochs_that_keep_to_them(bert):
     config = make_config({"train": "", "model": bert, "lora_dropout": 0.1})
     (plain,) = plan_devices(config, 5, [T4], lengths=LENGTHS)
     assert plain.limits is None
-    limits = Limits(max_hours=0.9 * plain.time_s / 3600, max_cost_usd=1.0)
+    # A fit does more than to train.
+    beside_s = plain.fit_time_s - plain.time_s
+    assert beside_s > START_S
+    assert plain.fit_cost_usd == pytest.approx(plain.cost_usd * plain.fit_time_s / plain.time_s)
+    limits = Limits(max_hours=(beside_s + 0.9 * plain.time_s) / 3600, max_cost_usd=1.0)
     (plan,) = plan_devices(config, 5, [T4], lengths=LENGTHS, limits=limits)
     assert plan.limits.kept is False
+    assert "of it training" in plan.limits.why
     changes = {way.change: way for way in plan.limits.ways}
-    assert changes["3 of the 4 epochs"].time_s == pytest.approx(0.75 * plan.time_s)
+    assert changes["3 of the 4 epochs"].time_s == pytest.approx(beside_s + 0.75 * plan.time_s)
     assert changes["adapters in the top layers only (1 of 3)"].price
     assert any(change.startswith("the ") and "USD an hour" in change for change in changes)
     assert all(limits.keeps(way.time_s, way.cost_usd) for way in plan.limits.ways)
     json.dumps(plan.as_dict(), allow_nan=False)
-    (kept,) = plan_devices(config, 5, [T4], lengths=LENGTHS, limits=Limits(max_hours=plain.time_s / 3000))
+    (kept,) = plan_devices(config, 5, [T4], lengths=LENGTHS, limits=Limits(max_hours=plain.fit_time_s / 3000))
     assert kept.limits.kept is True
     assert kept.limits.ways == ()
 
@@ -166,7 +180,7 @@ def test_weights_that_leave_no_room_to_give_way_get_a_4_bit_plan_and_the_other_b
     room = with_memory(T4, 1.0)
     (plan,) = plan_devices(config, 5, [room])
     assert plan.levers[0] == "4-bit weights (NF4)"
-    assert [other.fits for other in plan.alternatives if "all layers" in " ".join(other.levers)] == [True]
+    assert [other.fits for other in plan.alternatives if "all 2 layers" in " ".join(other.levers)] == [True]
     run = plan_run(config, 5, [32], room)
     assert run.fits
     assert not run.changes_result
@@ -238,9 +252,15 @@ def test_no_dropout_and_a_smaller_model_are_offered_where_nothing_fits(bert, tmp
     ).save_pretrained(tmp_path)
     monkeypatch.setattr(planning, "smaller_models", lambda model: [bert, str(tmp_path)])
     config = make_config({"train": "", "model": bert, "hidden_dropout": 0.1, "method": "full"})
-    (plan,) = plan_devices(config, 5, [with_memory(T4, 0.44)], lengths=LENGTHS)
+    (plan,) = plan_devices(config, 5, [with_memory(T4, 0.44)], lengths=LENGTHS, limits=Limits(max_hours=1))
     assert not plan.fits
-    assert any("no dropout" in other.levers for other in plan.alternatives)
+    assert plan.limits.kept is None
+    assert plan.limits.why.endswith("cannot be told because it does not fit.")
+    assert any("no dropout" in other.levers for other in (plan, *plan.alternatives))
+    (adapted,) = (other for other in plan.alternatives if "LoRA" in " ".join(other.levers))
+    assert adapted.fits
+    assert adapted.predicted_peak_gib < plan.predicted_peak_gib
+    assert "adapters and the head are trained" in adapted.price
     smaller = plan.alternatives[-1]
     assert smaller.levers[0] == f"a smaller model ({tmp_path})"
     assert smaller.fits
@@ -298,3 +318,124 @@ def test_the_loaded_model_is_room_of_the_plan_that_counts_it(bert, monkeypatch):
     monkeypatch.setattr(agreeing, "this_device", lambda: replace(free, kind="cuda"))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 << 30)
     assert agreeing._device(job).usable_gib == pytest.approx(5.0)
+
+
+def decoder(folder, **shape):
+    """A wide model whose weights outweigh everything else."""
+    wide = SHAPE | {"vocab_size": 2000, "hidden_size": 512, "num_hidden_layers": 2} | shape
+    Qwen3Config(**wide, num_key_value_heads=2, head_dim=128, pad_token_id=0).save_pretrained(folder)
+    return str(folder)
+
+
+def test_no_offer_but_4_bit_weights_takes_the_place_of_a_plan_that_fits(tmp_path):
+    model = decoder(tmp_path, intermediate_size=16384, num_hidden_layers=12)
+    for method, changes_result in (("ia3", False), ("lora", True)):
+        config = make_config({"train": "", "model": model, "max_length": 64, "method": method})
+        planner = make_planner(config, 5)
+        base = planner._base(T4)
+        everything = replace(
+            base, chunked_evaluation=True, embedding_on_host=True, activation_checkpointing=12
+        )
+        least = planner._modelled(T4, everything, 1, 64) / 2**30 / (1 - MARGIN)
+        room = with_memory(T4, 1.01 * least)
+        assert planner._weights_share(room, base) > CRAMPED
+        plan = planner.plan(room)
+        assert plan.fits
+        assert plan.changes_result is changes_result
+    assert plan.levers[:3] == ("4-bit weights (NF4)", "half-precision frozen weights", CHUNKED)
+
+
+def test_what_does_not_fit_is_told_by_the_smallest_of_all_choices(tmp_path):
+    config = make_config(
+        {"train": "", "model": decoder(tmp_path, intermediate_size=98304), "max_length": 128}
+    )
+    (plan,) = plan_devices(config, 5, [with_memory(T4, 0.3)])
+    assert not plan.fits
+    everything = [plan.predicted_peak_gib, *(other.predicted_peak_gib for other in plan.alternatives)]
+    assert plan.predicted_peak_gib == min(everything)
+    assert {"4-bit weights (NF4)", "activation checkpointing of all 2 layers"} <= set(plan.levers)
+    assert any("embedding on the CPU" in other.levers and not other.price for other in plan.alternatives)
+    missing = plan.predicted_peak_gib - 0.3 * (1 - MARGIN)
+    assert f"{missing:.2f} GiB more than there is; the whole t4 would do" in plan.why
+
+
+def test_4_bit_weights_draw_the_levers_that_keep_the_result_too(tmp_path):
+    model = decoder(tmp_path, vocab_size=200_000, intermediate_size=16384)
+    config = make_config({"train": "", "model": model, "max_length": 256})
+    planner = make_planner(config, 5)
+    base = replace(planner._base(T4), quantized=True, chunked_evaluation=True)
+    hosted = replace(base, embedding_on_host=True, activation_checkpointing=2)
+    least, plain = (planner._modelled(T4, setup, 1, 256) for setup in (hosted, base))
+    assert least < 0.8 * plain
+    room = with_memory(T4, (least + 0.1 * (plain - least)) / 2**30 / (1 - MARGIN))
+    (plan,) = plan_devices(config, 5, [room])
+    assert plan.fits
+    assert plan.setup.quantized
+    assert plan.setup.embedding_on_host
+
+
+def test_a_card_that_is_not_in_the_table_is_planned_for_and_no_time_told(bert):
+    config = make_config({"train": "", "model": bert})
+    (unknown,) = devices_named("RTX 9999", "10GiB")
+    (plan,) = plan_devices(config, 5, [unknown], lengths=LENGTHS, limits=Limits(max_hours=1))
+    assert plan.fits
+    assert (plan.name, plan.asked, plan.capacity_gib) == ("RTX 9999", "RTX 9999", 10.0)
+    assert (plan.setup.compute, plan.setup.attention) == ("float16", "fused")
+    assert plan.time_s is plan.cost_usd is plan.fit_time_s is None
+    assert "RTX 9999 is not in the table of cards: float16 and fused attention are assumed" in plan.basis_why
+    assert plan.limits.why.endswith("because the card's speed is not known.")
+    # An own card of an unknown kind has the rates of none.
+    here = replace(T4, name="Quadro 1", card="", driver="CUDA driver 13000", knows_rates=False)
+    (own,) = plan_devices(config, 5, [here], lengths=LENGTHS)
+    assert own.time_s is None
+    assert own.basis_why.endswith("Quadro 1 is not in the table of cards: no time is told.")
+
+
+def test_memory_that_the_user_gives_is_not_measured(bert):
+    config = make_config({"train": "", "model": bert})
+    given, there = (plan_devices(config, 5, devices_named(None, memory))[0] for memory in ("500GiB", None))
+    assert given.bases["capacity_gib"] == "estimated"
+    assert there.bases["capacity_gib"] == "measured"
+
+
+def test_bfloat16_needs_a_card_that_has_it(bert):
+    config = make_config({"train": "", "model": bert, "bf16": True})
+    with pytest.raises(UserInputError, match=r"capability 8.0 or later, and the t4 has 7.5; leave it out"):
+        plan_devices(config, 5, [T4])
+
+
+def test_more_tokens_than_the_model_reads_are_refused(bert):
+    config = make_config({"train": "", "model": bert, "max_length": 513})
+    with pytest.raises(UserInputError, match="max_length=513 is more than the 512 tokens"):
+        plan_devices(config, 5, [T4])
+
+
+def test_own_prices_are_of_one_device_or_named():
+    cards = devices_named("Tesla T4,h100", None)
+    assert own_prices(None, cards) == {}
+    assert own_prices("0.35", cards[:1]) == own_prices(0.35, cards[:1]) == {"t4": 0.35}
+    assert own_prices("t4=0.35, H100=2.5", cards) == {"t4": 0.35, "h100": 2.5}
+    assert own_prices("tesla t4=0.35", cards) == {"t4": 0.35}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("0.35", "is one price for 2 devices; give t4=0.35,h100=0.35"),
+        ("l4=0.35", "'l4' is not among the devices"),
+        ("t4=cheap", "not 'cheap'"), ("t4=-1", "not '-1'"), ("t4=nan", "not 'nan'"), ("0.35,1", "NAME=USD"),
+    ],
+)  # fmt: skip
+def test_prices_that_cannot_be_used(given, message):
+    with pytest.raises(UserInputError, match=message):
+        own_prices(given, devices_named("t4,h100", None))
+
+
+def test_each_device_has_its_own_price(bert):
+    config = make_config({"train": "", "model": bert})
+    cards = devices_named("t4,l4", None)
+    t4, l4 = plan_devices(config, 5, cards, lengths=LENGTHS, prices={"t4": 36.0})
+    assert t4.price.usd_per_hour == 36.0
+    assert t4.other_prices == ()
+    assert l4.price.usd_per_hour < 1
+    assert l4.other_prices

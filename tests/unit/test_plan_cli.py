@@ -57,7 +57,14 @@ def test_a_budget(model):
 def test_a_table_for_people(model):
     result = run("--model", model, "--labels", "7", "--max-length", "64", "--gpu", "t4")
     assert result.exit_code == 0, result.exception
-    for words in ("t4", "estimated", "No step on this card", "consists of", "It falls on", "weights"):
+    for words in (
+        "t4",
+        "uncalibrated",
+        "Uncalibrated: no step on this card",
+        "consists of",
+        "It falls on",
+        "weights",
+    ):
         assert words in result.stdout
 
 
@@ -78,15 +85,17 @@ def test_limits_that_are_kept_and_that_are_not(model):
     assert kept["limits"]["kept"] is True
     assert kept["limits"]["ways"] == []
     more = ("--rows", "20000000", "--epochs", "4", "--price", "1")
-    seconds = json.loads(run(*arguments, *more).stdout)["devices"][0]["time_s"]
-    most = str(0.6 * seconds / 3600)
+    device = json.loads(run(*arguments, *more).stdout)["devices"][0]
+    seconds = device["fit_time_s"] - 0.4 * device["time_s"]
+    most = str(seconds / 3600)
     (missed,) = json.loads(run(*arguments, *more, "--max-hours", most).stdout)["devices"]
+    assert missed["time_s"] < missed["fit_time_s"]
     verdict = missed["limits"]
     assert verdict["kept"] is False
     assert "does not keep to" in verdict["why"]
     changes = [way["change"] for way in verdict["ways"]]
     assert "2 of the 4 epochs" in changes
-    assert all(way["time_s"] <= 0.6 * seconds * 1.0001 for way in verdict["ways"])
+    assert all(way["time_s"] <= seconds * 1.0001 for way in verdict["ways"])
 
 
 def test_limits_without_any_texts_cannot_be_told(model):
@@ -148,6 +157,18 @@ def test_a_picture(model, tmp_path, suffix):
         (("--labels", "5", "--gpu", "a1000"), "'a1000' is not known"),
         (("--labels", "5", "--memory", "lots"), "15GiB"),
         (("--recipe", "soup"), "'soup' is not known"),
+        (("--recipe", "blog", "--gpu", "t4", "--devices", "1"), "leave --gpu, --devices out"),
+        (("--labels", "5", "--gpu", ","), "must name a GPU"),
+        (
+            ("--labels", "5", "--gpu", "t4", "--memory", "15GiB"),
+            "15.00 GiB is more than the 14.56 GiB of the t4",
+        ),
+        (
+            ("--labels", "5", "--max-length", "16", "--gpu", "t4,l4", "--price", "1"),
+            "one price for 2 devices",
+        ),
+        (("table.csv", "--labels", "5", "--gpu", "t4"), "--labels is for plans without a table"),
+        (("table.csv", "--rows", "5", "--gpu", "t4"), "--rows is for plans without a table"),
         (("--labels", "1"), "at least 2 labels"),
     ],
 )
@@ -171,8 +192,21 @@ def test_the_recipe_beside_our_plan():
     assert ours["time_s"] < recipe["time_s"]
     assert found["ours_by_formula"]["cost_usd"] < 2
     shown = run("--recipe", "blog").stdout
-    assert all(words in shown for words in ("around 15 GB", "135 (9 h x 15 GB)", "13.49", "three times less"))
+    for words in (
+        "around 15 GB",
+        "135 (9 h x 15 GB)",
+        "13.49",
+        "three times less",
+        "230 tokens",
+        "dropout 0.1",
+    ):
+        assert words in shown
     full = found["full_fine_tuning"]
+    # Both are counted by the same model of time, and what was published is told apart.
+    assert recipe["estimated_compute_units"] > found["ours_by_formula"]["compute_units"]
+    assert recipe["estimated_cost_usd"] < recipe["cost_usd"]
+    assert "holds at 1 x 512 (3." in full["why"]
+    assert "does not hold at 8 x 512 (2." in full["why"]
     # The claim holds for short work and not for the recipe's own batch.
     assert full["micro_batch_1"]["ratio"] > full["micro_batch_8"]["ratio"]
     assert full["micro_batch_8"]["ratio"] < 3

@@ -15,7 +15,7 @@ Option = typer.Option
 WHERE = "Where"
 NOT_SETTINGS = {
     "data", "labels", "rows", "gpu", "memory", "devices", "link", "max_hours", "max_time", "max_cost",
-    "recipe", "picture", "config", "json",
+    "recipe", "picture", "config", "json", "price",
 }  # fmt: skip
 
 
@@ -125,7 +125,15 @@ def plan(
     sharding: options.Sharding = None,
     fp16: options.Fp16 = None,
     bf16: options.Bf16 = None,
-    price_per_hour_usd: options.Price = None,
+    price: Annotated[
+        str | None,
+        Option(
+            "--price",
+            "--price-per-hour-usd",
+            help="USD per hour of what it runs on; of several GPUs as t4=0.35,h100=2.5.",
+            rich_help_panel=options.RESULT,
+        ),
+    ] = None,
 ) -> None:
     """Say what a fit trains, takes and costs, before it runs."""
     from snugtune.cli.plan_tables import show_parameters, show_plans, show_recipe
@@ -135,12 +143,12 @@ def plan(
     from snugtune.memory.limits import Limits
     from snugtune.model.parameters import plan_parameters
     from snugtune.quiet import quiet_libraries
-    from snugtune.train.planning import labels_and_lengths, plan_devices
+    from snugtune.train.planning import labels_and_lengths, own_prices, plan_devices
 
     quiet_libraries()
     given_limits = Limits(_hours(max_hours, max_time), _positive("--max-cost", max_cost))
     if recipe is not None:
-        found = _recipe(recipe, price_per_hour_usd)
+        found = _recipe(recipe, price, context)
         typer.echo(json_module.dumps(found)) if json else show_recipe(found)
         return
     given = {key: value for key, value in context.params.items() if key not in NOT_SETTINGS}
@@ -150,22 +158,28 @@ def plan(
     # Those of a fit's configuration hold here, too.
     in_config = None if settings.max_time_s is None else settings.max_time_s / 3600
     limits = Limits(given_limits.max_hours or in_config, given_limits.max_cost_usd or settings.max_cost_usd)
-    labels, lengths = labels_and_lengths(settings, labels, rows)
+    on = devices_named(gpu, memory)
+    own = settings.price_per_hour_usd if price is None else price
+    prices = own_prices(own, on)
+    labels, lengths, are_exact = labels_and_lengths(settings, labels, rows)
     report = plan_parameters(settings, labels)
     fleet = fleet_of(devices, settings.sharding, link)
-    plans = plan_devices(
-        settings, labels, devices_named(gpu, memory), lengths=lengths, limits=limits, fleet=fleet
-    )
+    plans = plan_devices(settings, labels, on, lengths=lengths, limits=limits, fleet=fleet, prices=prices)
     if picture is not None:
         from snugtune.report.peak_picture import draw_peaks
 
         draw_peaks(plans, picture, title=f"{settings.model}, {labels:,} labels")
     if json:
         told = {"model": settings.model, "labels": labels, "parameters": report.as_dict()}
+        told |= {"lengths": None if lengths is None else "measured" if are_exact else "estimated"}
         typer.echo(json_module.dumps(told | {"devices": [one.as_dict() for one in plans]}))
     else:
         show_parameters(settings.model, labels, report)
         show_plans(plans)
+        if settings.train and not are_exact:
+            typer.echo(
+                "Lengths are estimated from characters: the model's tokenizer is neither here nor to be had."
+            )
 
 
 def _hours(max_hours: float | None, max_time: str | None) -> float | None:
@@ -187,9 +201,26 @@ def _positive(option: str, value: float | None) -> float | None:
     return value
 
 
-def _recipe(name: str, price: float | None) -> dict[str, Any]:
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _recipe(name: str, price: str | None, context: typer.Context) -> dict[str, Any]:
+    """The comparison; what it compares is fixed, so everything but a price is refused beside it."""
     if name != "blog":
         raise UserInputError(f"The recipe {name!r} is not known; there is 'blog'.")
-    from snugtune.train.recipes import compare_with_blog
+    from snugtune.memory.devices import find_device
+    from snugtune.train.planning import own_prices
+    from snugtune.train.recipes import CARD, compare_with_blog
 
-    return compare_with_blog(price)
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in {"recipe", "price", "json"} and _is_given(context, str(parameter.name))
+    ]
+    if given:
+        raise UserInputError(
+            f"--recipe {name} has its own model, texts and card; leave {', '.join(given)} out."
+        )
+    return compare_with_blog(own_prices(price, [find_device(CARD)]).get(CARD))

@@ -10,9 +10,12 @@ from rich.table import Column, Table
 
 from snugtune.cli.terminal import escape, plain
 from snugtune.memory.limits import Verdict
-from snugtune.memory.plan import Alternative, Plan
+from snugtune.memory.plan import ESTIMATED, Alternative, Plan
 from snugtune.model.parameters import ParameterReport
 from snugtune.units import duration
+
+UNCALIBRATED = "uncalibrated"
+"""What an estimated peak is called, until a step on the card has confirmed it."""
 
 
 def show_parameters(model: str, labels: int, report: ParameterReport) -> None:
@@ -31,14 +34,14 @@ def show_parameters(model: str, labels: int, report: ParameterReport) -> None:
 
 def show_plans(plans: Sequence[Plan]) -> None:
     """The table of devices, the plans' reasons and alternatives, and what the first peak is made of."""
-    names = ("GiB there", "GiB needed", "batch", "time", "USD")
+    names = ("GiB", "of", "batch", "training", "USD")
     table = Table("device", "fits", *map(_right, names), "peak is")
     for one in plans:
         table.add_row(
             escape(_name(one)), "yes" if one.fits else "no",
-            f"{one.capacity_gib:.2f}", f"{one.predicted_peak_gib:.2f}",
+            f"{one.predicted_peak_gib:.2f}", f"{one.capacity_gib:.2f}",
             str(one.micro_batch or "-"), _time(one.time_s), _usd(one.cost_usd),
-            one.basis,
+            UNCALIBRATED if one.basis == ESTIMATED else one.basis,
         )  # fmt: skip
     Console().print(table)
     for alike, one in _alike(plans):
@@ -60,7 +63,9 @@ def show_plans(plans: Sequence[Plan]) -> None:
                 f"{_name(one)}: {duration(one.exchange_s)} of the time they wait for each other's numbers, "
                 "estimated from --link."
             )
-    if any(one.time_s is not None for one in plans):
+    told = [f"{_name(one)} {duration(one.fit_time_s)}" for one in plans if one.fit_time_s is not None]
+    if told:
+        _say(f"A whole fit, with all that is beside training: {', '.join(told)}.")
         _say("Times are estimated from the cards' rates, to compare them by; costs follow from them.")
 
 
@@ -74,17 +79,28 @@ def show_recipe(found: dict[str, Any]) -> None:
     table.add_row(
         "micro-batch", f"{recipe['micro_batch']} x {length}", f"{ours['micro_batch']} x {ours['length']}"
     )
-    told = f"{_time(recipe['time_s'])} (its author: {recipe['reported_hours']:.0f} h)"
-    table.add_row(f"time, {recipe['epochs']} epochs", told, _time(ours["time_s"]))
-    units = (
-        f"{recipe['compute_units']:.0f} ({recipe['reported_hours']:.0f} h x {recipe['reported_gb']:.0f} GB)"
+    table.add_row(
+        f"time, {recipe['epochs']} epochs, estimated", _time(recipe["time_s"]), _time(ours["time_s"])
     )
-    table.add_row("compute units, 1 GB x 1 h", units, f"{found['ours_by_formula']['compute_units']:.1f}")
-    by_formula = found["ours_by_formula"]["cost_usd"]
-    table.add_row("USD by its author's formula", f"{recipe['cost_usd']:.2f}", f"{by_formula:.2f}")
+    by_formula = found["ours_by_formula"]
+    table.add_row(
+        "compute units, 1 GB x 1 h, estimated", f"{recipe['estimated_compute_units']:.1f}",
+        f"{by_formula['compute_units']:.1f}",
+    )  # fmt: skip
+    table.add_row(
+        "USD by its author's formula, estimated",
+        _usd(recipe["estimated_cost_usd"]),
+        _usd(by_formula["cost_usd"]),
+    )
     table.add_row(f"USD at {_hourly(ours['price'])}", _usd(recipe["rented_usd"]), _usd(ours["cost_usd"]))
     table.add_row("levers", "", "; ".join(ours["levers"]))
     Console().print(table)
+    _say(
+        f"Its author published {recipe['compute_units']:.0f} ({recipe['reported_hours']:.0f} h x "
+        f"{recipe['reported_gb']:.0f} GB) compute units and {recipe['cost_usd']:.2f} USD."
+    )
+    for sentence in found["assumptions"]:
+        _say(sentence)
     for micro_batch in (1, recipe["micro_batch"]):
         row = full[f"micro_batch_{micro_batch}"]
         _say(
@@ -136,6 +152,9 @@ def _show_prices(plans: Sequence[Plan]) -> None:
     told = [f"{name} {_hourly(vars(price))}" for name, price in prices.items()]
     if told:
         _say(f"Prices an hour: {'; '.join(told)}.")
+    others = {one.name: one.other_prices for one in plans if one.other_prices and one.cost_usd is not None}
+    for name, known in others.items():
+        _say(f"  others of one {name}: {'; '.join(_hourly(vars(price)) for price in known)}.")
 
 
 def _hourly(price: dict[str, Any] | None) -> str:

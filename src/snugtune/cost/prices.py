@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 BLOG_UNITS_PER_GB_HOUR = 1.0
 """The formula of the well-known recipe's author: one compute unit is one GB of GPU memory for one hour."""
+
+RECENT_YEARS = 2
+"""Prices older than this, counted back from the newest in the table, stand behind all others."""
 
 OWN = "your own price"
 """Stands for the provider of a price that the user gave."""
@@ -28,7 +32,7 @@ class Price:
 
 
 def prices(device: str) -> list[Price]:
-    """Known prices of a device, cheapest first."""
+    """Known prices of a device: recent ones, cheapest first, then old ones, which count as not confirmed."""
     table = _table()
     found = [Price(**row) for row in table["prices"] if row["device"] == device]
     colab = table["colab"]
@@ -36,11 +40,17 @@ def prices(device: str) -> list[Price]:
     if units is not None:
         per_hour = units * colab["usd_per_unit"]
         found.append(Price(device, "Colab", per_hour, colab["units_date"], colab["units_source"]))
-    return sorted(found, key=lambda price: price.usd_per_hour)
+    told = [replace(price, confirmed=price.confirmed and _is_recent(price)) for price in found]
+    return sorted(told, key=lambda price: (not _is_recent(price), price.usd_per_hour))
+
+
+def _is_recent(price: Price) -> bool:
+    newest = date.fromisoformat(max(row["date"] for row in _table()["prices"]))
+    return (newest - date.fromisoformat(price.date)).days <= RECENT_YEARS * 365.25
 
 
 def price_of(device: str, own: float | None = None) -> Price | None:
-    """The user's ``own`` price, else the cheapest known one, else None."""
+    """The user's ``own`` price, else the cheapest recent one, else the cheapest of all, else None."""
     if own is not None:
         return Price(device, OWN, own, "", "")
     return next(iter(prices(device)), None)

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -24,6 +24,9 @@ CPU_BFLOAT16_GAIN = 2.3
 CPU_BANDWIDTH_GB_S = 20
 """Rough rates of a server core, for estimates only."""
 
+CARD_FULL_PRECISION_GAIN = 0.5
+"""A card comes nearer to its peak rate in float32 than on tensor cores, whose peak is far higher."""
+
 PROBE, PROBES = (1024, 384, 1536), 12
 """Rows, inputs and outputs of the product that is timed, and how often: some 40 ms."""
 
@@ -36,6 +39,8 @@ class Device:
     is taken by the driver before the first tensor. Rates are peaks: dense tensor-core TFLOP/s and GB/s.
     ``card`` is the table's name of it (for a machine's own card: of the one like it), ``title`` the maker's.
     ``driver`` is known of this machine alone, and so is ``gain``: how many times as fast as its rates say.
+    Of a card that is not in the table, ``knows_rates`` is False: its rates are another's, to choose by and
+    not to tell a time. ``asked`` is the name that the user gave; ``is_capped``: the memory is the user's.
     """
 
     name: str
@@ -52,11 +57,20 @@ class Device:
     card: str = ""
     driver: str = ""
     gain: float = 1.0
+    knows_rates: bool = True
+    asked: str = field(default="", compare=False)
+    is_capped: bool = False
 
     @property
     def is_here(self) -> bool:
         """Whether it is this machine's own, whose memory was measured."""
         return bool(self.driver)
+
+    @property
+    def full_precision_slowdown(self) -> float:
+        """How much longer a forward pass takes in float32 than in half precision; at least 1."""
+        gain = CARD_FULL_PRECISION_GAIN if self.kind == "cuda" else 1.0
+        return max(1.0, self.half_tflops / self.float32_tflops * gain)
 
     @property
     def half(self) -> str:
@@ -91,14 +105,32 @@ def find_device(name: str) -> Device:
     Raises:
         UserInputError: no card of that name is known; similar names are given.
     """
-    key = name.strip().lower().replace(" ", "").replace("_", "-")
-    devices = known_devices()
-    if key not in devices:
-        close = get_close_matches(key, devices, 3, cutoff=0.4) or sorted(devices)
-        raise UserInputError(
-            f"The GPU {name!r} is not known; use one of {', '.join(close)}, or give its memory with --memory."
-        )
-    return devices[key]
+    devices, (key, *spelt) = known_devices(), _spellings(name)
+    for spelling in (key, *spelt):
+        if spelling in devices:
+            return devices[spelling]
+    close = get_close_matches(key, devices, 3, cutoff=0.4) or sorted(devices)
+    raise UserInputError(
+        f"The GPU {name!r} is not known; use one of {', '.join(close)}, or give its memory with --memory."
+    )
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    """``Tesla T4`` as the table may call it: ``teslat4``, ``tesla-t4``."""
+    plain = name.strip().lower().replace("_", "-")
+    return plain.replace(" ", ""), "-".join(plain.split())
+
+
+def unknown_card(name: str, memory_gib: float) -> Device:
+    """A card that is not in the table: float16, fused attention, the largest driver context of those known,
+    and no rates of its own.
+    """
+    known = known_devices()
+    context_gib = max(card.context_gib for card in known.values())
+    return replace(
+        known["t4"], name=name, usable_gib=memory_gib, context_gib=context_gib, compute_capability=(0, 0),
+        source="", title=name, card="", knows_rates=False,
+    )  # fmt: skip
 
 
 def with_memory(device: Device, memory_gib: float) -> Device:
@@ -107,15 +139,16 @@ def with_memory(device: Device, memory_gib: float) -> Device:
 
 
 def parse_memory(text: str) -> float:
-    """GiB from text such as ``15GiB``, ``15 GB`` (10**9 bytes), ``15G`` or ``15`` (GiB).
+    """GiB from text such as ``15GiB``, ``15 GB`` (10**9 bytes), ``15G`` or ``15`` (GiB), ``1TiB``.
 
     Raises:
         UserInputError: it is no positive amount of memory.
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(gib|gb|g|mib|mb|m|)\s*", text.lower())
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(tib|tb|t|gib|gb|g|mib|mb|m|)\s*", text.lower())
     if match is None or float(match.group(1)) <= 0:
         raise UserInputError(f"--memory must be an amount such as 15GiB, not {text!r}.")
-    factor = {"gb": 1e9, "mb": 1e6, "mib": 2**20, "m": 2**20}.get(match.group(2), GIB)
+    units = {"tb": 1e12, "tib": 2**40, "t": 2**40, "gb": 1e9, "mb": 1e6, "mib": 2**20, "m": 2**20}
+    factor = units.get(match.group(2), GIB)
     return gib(float(match.group(1)) * factor)
 
 
@@ -123,16 +156,32 @@ def devices_named(names: str | None, memory: str | None) -> list[Device]:
     """The cards of a list by commas, or this machine, each with no more than so much ``memory``.
 
     Raises:
-        UserInputError: a card is not known, or ``memory`` is no amount.
+        UserInputError: no card is named, one is not known and no memory given, or ``memory`` is no amount, or
+            more than a card has.
     """
-    if names:
-        devices = [find_device(name) for name in names.split(",") if name.strip()]
-    else:
-        devices = [with_measured_gain(this_device())]
-    if memory is None:
-        return devices
-    budget = parse_memory(memory)
-    return [with_memory(device, min(budget, device.usable_gib) if names else budget) for device in devices]
+    budget = None if memory is None else parse_memory(memory)
+    if names is None:
+        here = with_measured_gain(this_device())
+        return [here if budget is None else replace(here, usable_gib=budget, is_capped=True)]
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    if not asked:
+        raise UserInputError(f"--gpu must name a GPU, as in --gpu t4,l4, not {names!r}.")
+    return [_card_asked(name, budget) for name in asked]
+
+
+def _card_asked(name: str, budget_gib: float | None) -> Device:
+    """The card that the user calls ``name``, with no more memory than the budget, if there is one."""
+    if budget_gib is not None and not any(key in known_devices() for key in _spellings(name)):
+        return replace(unknown_card(name, budget_gib), asked=name, is_capped=True)
+    card = replace(find_device(name), asked=name)
+    if budget_gib is None:
+        return card
+    if budget_gib > card.usable_gib:
+        raise UserInputError(
+            f"--memory {budget_gib:.2f} GiB is more than the {card.usable_gib:.2f} GiB of the {card.name}; "
+            "give less, or leave it out."
+        )
+    return replace(card, usable_gib=budget_gib, is_capped=True)
 
 
 def this_device() -> Device:
@@ -154,7 +203,7 @@ def _this_gpu() -> Device:
     return Device(
         properties.name, "cuda", gib(free), 0.0, capability, rates.half_tflops, capability >= (8, 0),
         rates.float32_tflops, rates.bandwidth_gb_s, "torch.cuda.mem_get_info", properties.name,
-        like.card if like else "", _cuda_driver(),
+        like.card if like else "", _cuda_driver(), knows_rates=like is not None,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""Whether a plan keeps to the user's limits of time and money, and if not, what would."""
+"""Whether a fit by a plan keeps to the user's limits of time and money, and if not, what would."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from snugtune.units import duration
@@ -26,15 +27,6 @@ class Limits:
             found.append(None if cost_usd is None else cost_usd <= self.max_cost_usd)
         return False if False in found else None if None in found else True
 
-    def share(self, time_s: float, cost_usd: float | None) -> float:
-        """The share of the run that stays within: 0.5 for a run that takes twice what it may."""
-        shares = []
-        if self.max_hours is not None and time_s > 0:
-            shares.append(3600 * self.max_hours / time_s)
-        if self.max_cost_usd is not None and cost_usd:
-            shares.append(self.max_cost_usd / cost_usd)
-        return min(shares, default=1.0)
-
     def __str__(self) -> str:
         parts = []
         if self.max_hours is not None:
@@ -46,7 +38,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Way:
-    """One thing that would keep to the limits: ``change``, and its ``price`` in words (empty: none)."""
+    """One thing that would keep to the limits: ``change``, and its ``price`` in words (empty: none). Time and
+    cost are those of a whole fit.
+    """
 
     change: str
     price: str
@@ -65,30 +59,46 @@ class Verdict:
     ways: tuple[Way, ...] = ()
 
 
-def judge(limits: Limits, time_s: float | None, cost_usd: float | None) -> Verdict:
-    """The verdict on a plan of such time and cost."""
+NO_TEXTS = "without a table or --rows"
+DOES_NOT_FIT = "because it does not fit"
+NO_RATES = "because the card's speed is not known"
+NO_PRICE = "without --price: no price is known for it"
+"""Why it cannot be told whether limits are kept."""
+
+
+def judge(
+    limits: Limits, time_s: float | None, cost_usd: float | None, *, train_s: float | None, untold: str
+) -> Verdict:
+    """The verdict on a fit of such time and cost, ``train_s`` of it training; ``untold`` says why no time is
+    known, where none is.
+    """
     kept = limits.keeps(time_s, cost_usd)
-    return Verdict(limits.max_hours, limits.max_cost_usd, kept, _why(limits, kept, time_s, cost_usd))
+    return Verdict(
+        limits.max_hours, limits.max_cost_usd, kept, _why(limits, kept, time_s, cost_usd, train_s, untold)
+    )
 
 
-def fewer_epochs(limits: Limits, epochs: float, time_s: float, cost_usd: float | None) -> Way | None:
-    """Whole epochs that stay within the limits; None if not even one does."""
-    share = limits.share(time_s, cost_usd)
-    possible = int(epochs * share)
-    if possible < 1 or possible >= epochs:
-        return None
-    left = possible / epochs
-    return Way(
-        f"{possible} of the {epochs:g} epochs", "the model sees the texts fewer times and learns less",
-        time_s * left, None if cost_usd is None else cost_usd * left,
-    )  # fmt: skip
+def fewer_epochs(
+    limits: Limits, epochs: float, train_s: float, beside_s: float, per_hour_usd: float | None
+) -> Way | None:
+    """Whole epochs that stay within the limits, everything ``beside_s`` training as before; None if not even
+    one does.
+    """
+    for possible in range(math.ceil(epochs) - 1, 0, -1):
+        time_s = beside_s + train_s * possible / epochs
+        cost = None if per_hour_usd is None else time_s / 3600 * per_hour_usd
+        if limits.keeps(time_s, cost):
+            price = "the model sees the texts fewer times and learns less"
+            return Way(f"{possible} of the {epochs:g} epochs", price, time_s, cost)
+    return None
 
 
-def _why(limits: Limits, kept: bool | None, time_s: float | None, cost_usd: float | None) -> str:
-    if kept is None:
-        missing = (
-            "without a table or --rows" if time_s is None else "without --price: no price is known for it"
-        )
-        return f"Whether it keeps to {limits} cannot be told {missing}."
-    told = f"{duration(time_s or 0.0)}" + ("" if cost_usd is None else f", {cost_usd:.2f} USD")
+def _why(
+    limits: Limits, kept: bool | None, time_s: float | None, cost_usd: float | None, train_s: float | None,
+    untold: str,
+) -> str:  # fmt: skip
+    if time_s is None or kept is None:
+        return f"Whether it keeps to {limits} cannot be told {untold if time_s is None else NO_PRICE}."
+    told = f"{duration(time_s)}, {duration(train_s or 0.0)} of it training"
+    told += "" if cost_usd is None else f", {cost_usd:.2f} USD"
     return f"It keeps to {limits}: {told}." if kept else f"It does not keep to {limits}: it takes {told}."

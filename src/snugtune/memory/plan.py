@@ -12,16 +12,27 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from snugtune.cost.prices import Price, cost_usd, price_of
+from snugtune.cost.prices import Price, cost_usd, price_of, prices
 from snugtune.memory import trace as ledger
 from snugtune.memory.devices import Device, known_devices
+from snugtune.memory.epoch import Epoch, cut_epoch
 from snugtune.memory.fleet import ONE_DEVICE, Divided, Fleet, Units
-from snugtune.memory.limits import Limits, Verdict, Way, fewer_epochs, judge
+from snugtune.memory.limits import (
+    DOES_NOT_FIT,
+    NO_RATES,
+    NO_TEXTS,
+    Limits,
+    Verdict,
+    Way,
+    fewer_epochs,
+    judge,
+)
 from snugtune.memory.residual import Residual, Subject, residual_for
 from snugtune.memory.setup import Setup
 from snugtune.memory.surface import MICRO_BATCHES, Rehearses, Surface, largest
-from snugtune.memory.timing import PADDING, micro_batch_seconds
+from snugtune.memory.timing import Costs, costs
 from snugtune.memory.workspaces import process_bytes
 from snugtune.units import GIB, gib
 
@@ -48,7 +59,7 @@ MOST_WAYS = 6
 HALF, HOST, CHECKPOINT = "half-precision frozen weights", "embedding on the CPU", "activation checkpointing"
 CHUNKED = "validation in micro-batches of the training's size"
 TOP, QUANTIZED, SHORTER = "adapters in the top layers only", "4-bit weights (NF4)", "shorter texts"
-UNDROPPED, SMALLER = "no dropout", "a smaller model"
+UNDROPPED, SMALLER, ADAPTED = "no dropout", "a smaller model", "LoRA in place of full fine-tuning"
 
 CONTEXT, ROUNDING = "context and cuBLAS", "allocator: reserved, not in use"
 PROCESS, CORRECTION = "libraries and heap", "missed by the model, measured here"
@@ -60,6 +71,7 @@ OFFERS = {
     QUANTIZED: "weights are rounded to 4 bits, slower on most cards; needs bitsandbytes; costs little",
     SHORTER: "what lies beyond the shorter length is not read; harmless only if few texts are that long",
     SMALLER: "fewer parameters know less; often a few points of accuracy",
+    ADAPTED: "the weights stay as published, adapters and the head are trained; often as accurate",
 }
 """Levers that change the result, with their price."""
 
@@ -68,8 +80,8 @@ OFFERS = {
 class Job:
     """What is to be trained: a step's examples, the longest text, and how many tokens there are in all.
 
-    ``tokens`` per epoch and ``rows`` are None where no data is given; then no time can be told.
-    ``tokens_if_shorter`` are those left if texts are cut at half of ``length``.
+    ``tokens`` per epoch, ``rows`` and the texts' ``lengths`` (R,) are None where no data is given; then no
+    time can be told. ``max_examples`` bounds a micro-batch beside its tokens.
     ``cpu_tokens`` bounds a CPU's micro-batches, where larger ones gain nothing. ``quantized``: 4-bit weights
     were asked for. ``drops_out``: there is dropout to leave out. ``packable``: texts may go without padding
     through the variable-length kernel of a card that has one. ``limits_layers``: the method can adapt some
@@ -82,7 +94,8 @@ class Job:
     cpu_tokens: int = 2048
     rows: int | None = None
     tokens: int | None = None
-    tokens_if_shorter: int | None = None
+    lengths: NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    max_examples: int | None = None
     epochs: float = 1.0
     weights_are_frozen: bool = True
     half_precision: bool = True
@@ -118,6 +131,10 @@ class Plan:
     step like it; ``measured``, by this very step), ``basis_why`` says why and what is left free; ``bases``
     are those of all figures. ``modelled_bytes`` is the peak without any correction.
 
+    ``time_s`` and ``cost_usd`` are those of training, ``fit_time_s`` and ``fit_cost_usd`` those of a whole
+    fit (None: no time is known). ``asked`` is the device's name as the user gave it, ``other_prices`` are
+    known ones of one such card that were not taken.
+
     Of several ``devices`` peak and micro-batch are each one's, time and cost those of all together;
     ``exchange_s`` is what of the time they wait for each other's numbers.
     """
@@ -147,6 +164,10 @@ class Plan:
     subject: Subject = field(default_factory=lambda: Subject("", "", ""))
     devices: int = 1
     exchange_s: float | None = None
+    asked: str = ""
+    fit_time_s: float | None = None
+    fit_cost_usd: float | None = None
+    other_prices: tuple[Price, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -155,14 +176,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One configuration that was looked at: its largest micro-batch (0: none fits) and peak in bytes."""
+    """One configuration that was looked at: its largest micro-batch (0: none fits), peak in bytes, and what
+    one ``epoch`` computes and takes (of one step of the longest texts, where none are given). ``is_timed``
+    says whether that may be told.
+    """
 
     setup: Setup
     levers: tuple[str, ...]
     micro_batch: int
     peak_bytes: int
     length: int
-    token_s: float
+    epoch: Epoch
+    epoch_s: float
+    is_timed: bool
     price: str = ""
 
 
@@ -176,6 +202,7 @@ class Planner:
         subject: what is trained, for what real steps have shown of it; None for no such correction.
         fleet: how many devices train together, and how.
         units: the model's parameters by unit of sharding; needed by a fleet that shards.
+        beside_s: seconds that a fit on a device takes beside training, given those of training.
     """
 
     def __init__(
@@ -188,7 +215,9 @@ class Planner:
         subject: Subject | None = None,
         fleet: Fleet = ONE_DEVICE,
         units: Units | None = None,
+        beside_s: Callable[[float, Device], float] = lambda *_: 0.0,
     ) -> None:
+        self.beside_s = beside_s
         self.fleet, self.units = fleet, units or Units(0, 0, 0)
         self.job, self.layers, self.embedding_bytes = job, layers, embedding_bytes
         self.subject = subject
@@ -196,6 +225,8 @@ class Planner:
         self._rehearsals: dict[Setup, Rehearses] = {}
         self._surfaces: dict[tuple[Setup, int, bool], Surface] = {}
         self._residuals: dict[tuple[Device, Setup], Residual | None] = {}
+        self._epochs: dict[tuple[int, int, bool], Epoch] = {}
+        self._all_costs: dict[Setup, Costs] = {}
 
     def plan(
         self,
@@ -205,37 +236,47 @@ class Planner:
         may_change_result: bool = True,
         limits: Limits | None = None,
     ) -> Plan:
-        """The fastest configuration that fits ``device``; the smallest one if none does."""
+        """The fastest configuration that fits ``device``; the smallest one if none does.
+
+        The price is that of all devices together.
+        """
         safe = self._safe_choices(device)
-        fitting = [choice for choice in safe if choice.micro_batch]
+        fits = any(choice.micro_batch for choice in safe)
         cramped = self._weights_share(device, self._base(device)) > CRAMPED and not self.job.quantized
-        offers = self._offers(device, safe[-1]) if may_change_result and (cramped or not fitting) else []
-        offered = [choice for choice in offers if choice.micro_batch]
-        if offered and (cramped or not fitting):
-            fitting = offered[:1]
-        best = min(fitting, key=_speed) if fitting else min(safe, key=lambda c: c.peak_bytes)
+        offers = self._offers(device, safe[-1]) if may_change_result and (cramped or not fits) else []
+        best = _pick(safe, offers)
         others = [choice for choice in (*safe, *offers) if choice is not best]
         price = price_of(device.card or device.name, price_per_hour_usd)
         if price is not None and price_per_hour_usd is None:
             price = replace(price, usd_per_hour=self.fleet.devices * price.usd_per_hour)
         plan = self._as_plan(best, others, device, price)
+        if price_per_hour_usd is None:
+            plan = replace(plan, other_prices=tuple(prices(device.card or device.name)[1:]))
         return self._within(plan, best, device, limits) if limits else plan
 
     def _within(self, plan: Plan, best: _Choice, device: Device, limits: Limits) -> Plan:
         """The plan with the verdict on the limits, and what would keep to them where it does not."""
-        verdict = judge(limits, plan.time_s, plan.cost_usd)
-        if verdict.kept is False and plan.time_s is not None:
+        untold = NO_TEXTS if self.job.lengths is None else NO_RATES
+        untold = untold if plan.fits else DOES_NOT_FIT
+        verdict = judge(limits, plan.fit_time_s, plan.fit_cost_usd, train_s=plan.time_s, untold=untold)
+        if verdict.kept is False and plan.time_s is not None and plan.fit_time_s is not None:
             ways = (*self._levers_within(plan, best, device, limits), *self._cards_within(device, limits))
-            fewer = fewer_epochs(limits, self.job.epochs, plan.time_s, plan.cost_usd)
+            per_hour = plan.price.usd_per_hour if plan.price else None
+            beside_s = plan.fit_time_s - plan.time_s
+            fewer = fewer_epochs(limits, self.job.epochs, plan.time_s, beside_s, per_hour)
             chosen = ways[: MOST_WAYS - 1]
             verdict = replace(verdict, ways=(*chosen, fewer) if fewer else chosen)
         return replace(plan, limits=verdict)
+
+    def _fit_s(self, train_s: float | None, device: Device) -> float | None:
+        """Seconds of a whole fit, of which training takes so many."""
+        return None if train_s is None else train_s + self.beside_s(train_s, device)
 
     def _levers_within(self, plan: Plan, best: _Choice, device: Device, limits: Limits) -> Iterable[Way]:
         """Levers that change the result and make the run short enough on this device."""
         per_hour = plan.price.usd_per_hour if plan.price else None
         for choice in self._offers(device, best):
-            time_s = self._time_s(choice)
+            time_s = self._fit_s(self._time_s(choice), device)
             cost = cost_usd(time_s, per_hour)
             if time_s is not None and limits.keeps(time_s, cost):
                 added = [lever for lever in choice.levers if lever not in best.levers]
@@ -248,66 +289,72 @@ class Planner:
             if card.card == device.card:
                 continue
             other = self.plan(card, may_change_result=False)
-            if other.fits and other.time_s is not None and limits.keeps(other.time_s, other.cost_usd):
+            time_s, cost = other.fit_time_s, other.fit_cost_usd
+            if other.fits and time_s is not None and limits.keeps(time_s, cost):
                 told = (
                     f" at {other.price.usd_per_hour:.2f} USD an hour ({other.price.provider})"
                     if other.price
                     else ""
                 )
-                found.append(Way(f"the {card.name}{told}", "", other.time_s, other.cost_usd))
+                found.append(Way(f"the {card.name}{told}", "", time_s, cost))
         unknown = float("inf")
         return sorted(found, key=lambda w: (unknown if w.cost_usd is None else w.cost_usd, w.time_s))[:3]
 
     def _safe_choices(self, device: Device) -> list[_Choice]:
         """Configurations with the same result, from no lever to all; stops where more would gain nothing."""
         base = self._base(device)
-        first = (HALF,) if base.weights != "float32" and device.kind == "cuda" else ()
-        if self.job.quantized:
-            first = (QUANTIZED, *first)
-        choices = [self._choose(device, base, first)]
-        enough = self._enough(device)
-        share = self._weights_share(device, base)
-        if choices[0].micro_batch >= enough or share > 1:
+        asked = (QUANTIZED,) if self.job.quantized else ()
+        return self._climb(device, base, (*asked, *_half(base)), enough=self._enough(device))
+
+    def _climb(
+        self, device: Device, base: Setup, levers: tuple[str, ...], *, enough: int, price: str = ""
+    ) -> list[_Choice]:
+        """From ``base`` through the levers that keep the result, until a micro-batch of ``enough`` fits."""
+        choices = [self._choose(device, base, levers, price=price)]
+        if choices[0].micro_batch >= enough:
             return choices
-        setup, levers = replace(base, chunked_evaluation=True), (*first, CHUNKED)
-        if share > CRAMPED:
-            checkpointed = self.layers if self.job.recomputes else 0
-            everything = replace(
-                setup, embedding_on_host=self.embedding_bytes > 0, activation_checkpointing=checkpointed
-            )
-            named = (
-                *levers,
-                *((HOST,) if self.embedding_bytes else ()),
-                *((f"{CHECKPOINT} of all layers",) if checkpointed else ()),
-            )
-            return [*choices, self._choose(device, everything, named)]
-        choices.append(self._choose(device, setup, levers))
-        if choices[-1].micro_batch >= enough:
-            return choices
+        setup = replace(base, chunked_evaluation=True)
+        if setup != base:
+            levers = (*levers, CHUNKED)
+        if self._weights_share(device, base) > CRAMPED:
+            return [*choices, self._with_everything(device, setup, levers, price)]
+        if setup != base:
+            choices.append(self._choose(device, setup, levers, price=price))
+            if choices[-1].micro_batch >= enough:
+                return choices
         if device.kind == "cuda" and self.embedding_bytes > 0.02 * device.usable_gib * GIB:
             setup, levers = replace(setup, embedding_on_host=True), (*levers, HOST)
-            choices.append(self._choose(device, setup, levers))
+            choices.append(self._choose(device, setup, levers, price=price))
             if choices[-1].micro_batch >= enough:
                 return choices
         if self.job.recomputes:
-            choices += self._checkpointed(device, setup, levers)
+            choices += self._checkpointed(device, setup, levers, enough, price)
         return choices
 
-    def _checkpointed(self, device: Device, setup: Setup, levers: tuple[str, ...]) -> list[_Choice]:
-        """All layers checkpointed, and the fewest that let a micro-batch of usual size through."""
+    def _with_everything(self, device: Device, setup: Setup, levers: tuple[str, ...], price: str) -> _Choice:
+        """Every lever that keeps the result."""
+        if self.embedding_bytes:
+            setup, levers = replace(setup, embedding_on_host=True), (*levers, HOST)
+        if self.job.recomputes:
+            setup = replace(setup, activation_checkpointing=self.layers)
+            levers = (*levers, f"{CHECKPOINT} of all {self.layers} layers")
+        return self._choose(device, setup, levers, price=price)
+
+    def _checkpointed(
+        self, device: Device, setup: Setup, levers: tuple[str, ...], enough: int, price: str
+    ) -> list[_Choice]:
+        """All layers checkpointed, and the fewest that let a micro-batch of ``enough`` through."""
         everything = self._choose(
             device, replace(setup, activation_checkpointing=self.layers),
-            (*levers, f"{CHECKPOINT} of all {self.layers} layers"),
+            (*levers, f"{CHECKPOINT} of all {self.layers} layers"), price=price,
         )  # fmt: skip
         found = [everything]
         if everything.micro_batch:
-            wanted = min(everything.micro_batch, self._enough(device))
-            k = self._fewest_layers(device, setup, wanted)
+            k = self._fewest_layers(device, setup, min(everything.micro_batch, enough))
             if 0 < k < self.layers:
                 some = f"{CHECKPOINT} of the last {k} of {self.layers} layers"
-                found.append(
-                    self._choose(device, replace(setup, activation_checkpointing=k), (*levers, some))
-                )
+                fewer = replace(setup, activation_checkpointing=k)
+                found.append(self._choose(device, fewer, (*levers, some), price=price))
         return found[::-1]
 
     def _fewest_layers(self, device: Device, setup: Setup, micro_batch: int) -> int:
@@ -327,13 +374,9 @@ class Planner:
         offers: list[_Choice] = []
         may_quantize = self.job.may_quantize and self.job.weights_are_frozen and not self.job.quantized
         if may_quantize and device.kind == "cuda":
-            quantized = replace(self._base(device), quantized=True, chunked_evaluation=True)
-            plain = self._choose(device, quantized, (QUANTIZED,), price=OFFERS[QUANTIZED])
-            offers.append(plain)
-            if not plain.micro_batch:
-                rest = (QUANTIZED, f"{CHECKPOINT} of all {self.layers} layers")
-                checkpointed = replace(quantized, activation_checkpointing=self.layers)
-                offers.append(self._choose(device, checkpointed, rest, price=OFFERS[QUANTIZED]))
+            base = replace(self._base(device), quantized=True, chunked_evaluation=True)
+            levers = (QUANTIZED, *_half(base), CHUNKED)
+            offers += self._climb(device, base, levers, enough=1, price=OFFERS[QUANTIZED])
             if self._weights_share(device, smallest.setup) > CRAMPED:
                 return offers
         if self.job.drops_out:
@@ -352,13 +395,10 @@ class Planner:
         return offers
 
     def _weights_share(self, device: Device, setup: Setup) -> float:
-        """Share of the memory that weights take even with the embedding on the host.
-
-        Past 1 no lever on activations helps, and none needs to be looked at.
-        """
+        """Share of the memory that weights take even with the embedding on the host; past 1 nothing fits."""
         if device.kind == "cpu" or not self.job.weights_are_frozen:
             return 0.0
-        storages = self.surface(setup, device).trace(2, self.job.length).storages
+        storages = self._rehearsal(setup).trace(MICRO_BATCHES[0], self.job.length, work=True).storages
         weights = sum(s.n_bytes for s in storages if s.category == ledger.WEIGHTS)
         moved = 0 if setup.embedding_on_host else self.embedding_bytes
         fixed = device.context_bytes + LIBRARIES * device.library_bytes
@@ -401,11 +441,13 @@ class Planner:
     ) -> _Choice:
         length = length or self.job.length
         budget = self._budget(device, setup)
-        best = largest(lambda b: self._peak(device, setup, b, length) <= budget, self._limit(device, length))
+        limit = self._limit(device, length) if self._weights_share(device, setup) <= 1 else 0
+        best = largest(lambda b: self._peak(device, setup, b, length) <= budget, limit)
         peak = self._peak(device, setup, max(best, 1), length)
-        return _Choice(
-            setup, levers, best, peak, length, self._token_s(device, setup, max(best, 1), length), price
-        )
+        epoch = self._epoch(setup, max(best, 1), length)
+        epoch_s = self._epoch_s(device, setup, epoch) if best else math.inf
+        is_timed = best > 0 and self.job.lengths is not None and device.knows_rates
+        return _Choice(setup, levers, best, peak, length, epoch, epoch_s, is_timed, price)
 
     def surface(self, setup: Setup, device: Device) -> Surface:
         """Peaks of a setup on a device: with the allocator on a card, tensors alone on a CPU."""
@@ -462,29 +504,45 @@ class Planner:
     def _budget(self, device: Device, setup: Setup) -> int:
         return int(device.usable_gib * GIB * (1 - self._margin(device, setup)))
 
-    def _token_s(self, device: Device, setup: Setup, micro_batch: int, length: int) -> float:
-        trace = self.surface(setup, device).trace(micro_batch, length)
-        seconds = micro_batch_seconds(trace, device, setup)
-        return seconds / (micro_batch * length)
+    def _epoch(self, setup: Setup, micro_batch: int, length: int) -> Epoch:
+        """One epoch, in micro-batches of as many tokens as ``micro_batch`` texts of ``length``."""
+        packed = setup.attention == "packed"
+        key = micro_batch * length, length, packed
+        if key not in self._epochs:
+            given, step = self.job.lengths, self.job.step_examples
+            lengths = np.full(step, length) if given is None else np.minimum(given, length)
+            self._epochs[key] = cut_epoch(
+                lengths, step_examples=step, tokens_per_micro_batch=micro_batch * length,
+                max_examples=self.job.max_examples, packed=packed, devices=self.fleet.devices,
+            )  # fmt: skip
+        return self._epochs[key]
+
+    def _epoch_s(self, device: Device, setup: Setup, epoch: Epoch) -> float:
+        """Seconds of forward and backward, with no time for what devices exchange."""
+        seconds = self._costs(setup).seconds(device, setup.compute, epoch.tokens, epoch.pairs)
+        return epoch.of_slowest(seconds)
+
+    def _costs(self, setup: Setup) -> Costs:
+        if setup not in self._all_costs:
+            rehearsal, length = self._rehearsal(setup), self.job.length
+            few, more = (rehearsal.trace(b, length, work=True).work for b in MICRO_BATCHES)
+            micro_batches = 3 if setup.accumulates else 2
+            self._all_costs[setup] = costs(few, more, MICRO_BATCHES, length, micro_batches=micro_batches)
+        return self._all_costs[setup]
 
     def _time_s(self, choice: _Choice) -> float | None:
         computing_s = self._computing_s(choice)
         return None if computing_s is None else computing_s + self._exchange_s(choice, computing_s)
 
     def _computing_s(self, choice: _Choice) -> float | None:
-        if self.job.tokens is None or not choice.micro_batch:
-            return None
-        cut = choice.length < self.job.length and self.job.tokens_if_shorter is not None
-        tokens = self.job.tokens_if_shorter if cut else self.job.tokens
-        padding = 1.0 if choice.setup.attention == "packed" else PADDING
-        return choice.token_s * float(tokens or 0) * padding * self.job.epochs / self.fleet.devices
+        return choice.epoch_s * self.job.epochs if choice.is_timed else None
 
     def _exchange_s(self, choice: _Choice, computing_s: float) -> float:
         """What devices wait for each other: layers are gathered while others run, sums are not hidden."""
         if self.fleet.devices == 1 or self.job.rows is None:
             return 0.0
         steps = self.job.rows / self.job.step_examples * self.job.epochs
-        passes = steps * math.ceil(self.fleet.share(self.job.step_examples) / choice.micro_batch)
+        passes = choice.epoch.passes * self.job.epochs
         parameters = self.units.layers + self.units.rest
         # Forward and back.
         gathered = 2 * passes * BYTES_OF[choice.setup.weights] * parameters if self.fleet.sharded else 0
@@ -504,6 +562,7 @@ class Planner:
         per_hour = price.usd_per_hour if price else None
         time_s = self._time_s(best)
         computing_s = self._computing_s(best)
+        fit_s = self._fit_s(time_s, device)
         basis, basis_why = self._basis(device, best)
         margin = self._margin(device, best.setup)
         return Plan(
@@ -520,8 +579,9 @@ class Planner:
             basis=basis,
             basis_why=basis_why,
             bases={
-                "capacity_gib": MEASURED if device.is_here else ESTIMATED, "predicted_peak_gib": basis,
-                "time_s": ESTIMATED, "cost_usd": ESTIMATED,
+                "capacity_gib": MEASURED if device.is_here and not device.is_capped else ESTIMATED,
+                "predicted_peak_gib": basis, "time_s": ESTIMATED, "cost_usd": ESTIMATED,
+                "fit_time_s": ESTIMATED, "fit_cost_usd": ESTIMATED, "exchange_s": ESTIMATED,
             },
             changes_result=bool(best.price),
             composition=self._composition(best, device),
@@ -534,6 +594,9 @@ class Planner:
             subject=self.subject or Subject("", "", ""),
             devices=self.fleet.devices,
             exchange_s=None if computing_s is None else self._exchange_s(best, computing_s),
+            asked=device.asked,
+            fit_time_s=fit_s,
+            fit_cost_usd=cost_usd(fit_s, per_hour),
         )  # fmt: skip
 
     def _basis(self, device: Device, choice: _Choice) -> tuple[str, str]:
@@ -541,7 +604,8 @@ class Planner:
         residual, margin = self._residual(device, choice.setup), self._margin(device, choice.setup)
         free = f"{100 * margin:.0f} % of the device is left free"
         if residual is None or self.subject is None:
-            return ESTIMATED, f"No step on this card has confirmed it yet; {free} for that."
+            why = f"Uncalibrated: no step on this card has confirmed it yet; {free} for that."
+            return ESTIMATED, why + _of_unknown(device)
         micro_batch = max(choice.micro_batch, 1)
         modelled = self._modelled(device, choice.setup, micro_batch, choice.length)
         taken = modelled - (0 if device.is_here else device.context_bytes)
@@ -583,21 +647,60 @@ class Planner:
 
 
 def _speed(choice: _Choice) -> tuple[float, int]:
-    return choice.token_s, len(choice.levers)
+    return choice.epoch_s, len(choice.levers)
+
+
+def _of_unknown(device: Device) -> str:
+    """What is taken for granted of a card that is not in the table; empty for any other."""
+    if device.knows_rates:
+        return ""
+    assumed = "" if device.is_here else "float16 and fused attention are assumed, and "
+    return f" {device.name} is not in the table of cards: {assumed}no time is told."
+
+
+def _half(setup: Setup) -> tuple[str, ...]:
+    """The lever that is in use already where frozen weights are in half precision on a card."""
+    return (HALF,) if setup.weights != "float32" and setup.device == "cuda" else ()
+
+
+def _pick(safe: list[_Choice], offers: list[_Choice]) -> _Choice:
+    """The fastest choice that keeps the result, unless weights leave it no room and 4 bits are offered; the
+    first offer that fits where none does; and what needs least where nothing fits.
+    """
+    fitting = [choice for choice in safe if choice.micro_batch]
+    offered = [choice for choice in offers if choice.micro_batch]
+    in_4_bits = [choice for choice in offered if choice.setup.quantized]
+    before = in_4_bits if fitting else offered
+    if before:
+        return before[0]
+    return min(fitting, key=_speed) if fitting else min((*safe, *offers), key=lambda c: c.peak_bytes)
+
+
+def _would_do(smallest: _Choice, device: Device, margin: float) -> str:
+    """Which known card, no smaller than the one that was asked for, has room for it."""
+    known = known_devices()
+    asked = known[device.card].usable_gib if device.card in known else 0.0
+    least_gib = max(asked, device.usable_gib)
+    tensors_bytes = smallest.peak_bytes - device.context_bytes
+    large = sorted(
+        (card.usable_gib, card.name)
+        for card in set(known.values())
+        if card.usable_gib >= least_gib
+        and card.usable_gib * (1 - margin) * GIB >= tensors_bytes + card.context_bytes
+    )
+    if not large:
+        return "no known single card would do"
+    return f"the {'whole ' if large[0][1] == device.card else ''}{large[0][1]} would do"
 
 
 def _why(best: _Choice, device: Device, step_examples: int, margin: float, fleet: Fleet) -> str:
     at = f"{max(best.micro_batch, 1)} x {best.length} tokens"
     if not best.micro_batch:
-        peak_bytes = best.peak_bytes
-        missing = gib(peak_bytes) - device.usable_gib * (1 - margin)
-        large = sorted(
-            (d.usable_gib, d.name)
-            for d in set(known_devices().values())
-            if d.usable_gib * (1 - margin) * GIB >= peak_bytes
+        missing = gib(best.peak_bytes) - device.usable_gib * (1 - margin)
+        return (
+            f"Even {at} needs {gib(best.peak_bytes):.2f} GiB, {missing:.2f} GiB more than there is; "
+            f"{_would_do(best, device, margin)}."
         )
-        would = f"; the {large[0][1]} would do" if large else "; no known single card would do"
-        return f"Even {at} needs {gib(peak_bytes):.2f} GiB, {missing:.2f} GiB more than there is{would}."
     if best.price:
         return f"Nothing else fits with room to spare, and it changes the result: {best.price}."
     if fleet.devices > 1 and best.micro_batch == fleet.share(step_examples):

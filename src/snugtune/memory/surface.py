@@ -79,8 +79,7 @@ class Surface:
         return self._peaks[key]
 
     def _peak_bytes(self, micro_batch: int, length: int) -> int:
-        column = self.column(length)
-        if column is None or micro_batch < min(MICRO_BATCHES):
+        if micro_batch < min(MICRO_BATCHES) or (column := self.column(length)) is None:
             return self.exact_peak_bytes(micro_batch, length)
         return self._peak(column.few, self._sizes(column, micro_batch))
 
@@ -91,8 +90,8 @@ class Surface:
 
     def trace(self, micro_batch: int, length: int) -> Trace:
         """The trace at this point with its work: put together where two traces give it exactly, else made."""
-        column = self.column(length)
-        if column is None or micro_batch < min(MICRO_BATCHES) or not _same_work(column):
+        small = micro_batch < min(MICRO_BATCHES)
+        if small or (column := self.column(length)) is None or not _same_work(column):
             return self.exact_trace(micro_batch, length)
         storages = _resized(column.few, self._sizes(column, micro_batch))
         few, more = column.few.work, column.more.work
@@ -111,7 +110,7 @@ class Surface:
 
     def exact_peak_bytes(self, micro_batch: int, length: int) -> int:
         """The same from a trace of this very shape."""
-        trace = self.rehearsal.trace(micro_batch, length)
+        trace = self.rehearsal.trace(micro_batch, length, work=True)
         return self._peak(trace, trace.sized(trace.sizes, self.library_bytes))
 
     def peak_event(self, trace: Trace) -> int:

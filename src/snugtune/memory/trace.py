@@ -66,11 +66,16 @@ class Storage:
 
 @dataclass(frozen=True)
 class Work:
-    """Arithmetic and traffic of each operator call, in order: FLOPs, bytes read plus written, and phase."""
+    """Arithmetic and traffic of each operator call, in order: FLOPs, bytes read plus written, and phase.
+
+    ``square_flops`` and ``square_n_bytes`` are what of them grows with the square of the length: attention's.
+    """
 
     flops: NDArray[np.float64]
     n_bytes: NDArray[np.float64]
     phase: NDArray[np.str_]
+    square_flops: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    square_n_bytes: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive: dict[int, tuple[int, Any]] = {}
         self._flops: list[float] = []
         self._moved: list[float] = []
+        self._squares: list[tuple[float, float]] = []
         self._phases: list[str] = []
         self._stack: list[str] = []
         self._mark_at: list[int] = []
@@ -233,7 +239,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Trace(
             [Storage(*row) for row in columns],
             np.array(self._events, dtype=np.int64),
-            Work(np.array(self._flops, float), np.array(self._moved, float), np.array(self._phases, np.str_)),
+            Work(
+                np.array(self._flops, float),
+                np.array(self._moved, float),
+                np.array(self._phases, np.str_),
+                *np.array(self._squares, float).reshape(-1, 2).T,
+            ),
         )
 
     def enter_module(self, name: str) -> None:
@@ -325,9 +336,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._events.append(-(index + 1))
 
     def _add_work(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        self._flops.append(_flops(func, args, kwargs, out))
-        moved = sum(t.numel() * t.element_size() for t in (*_tensors(args), *_tensors(out)))
-        self._moved.append(float(moved))
+        flops, tensors = _flops(func, args, kwargs, out), (*_tensors(args), *_tensors(out))
+        self._flops.append(flops)
+        self._moved.append(float(sum(t.numel() * t.element_size() for t in tensors)))
+        is_attention = _kind(func) == "attention"
+        square = sum(t.numel() * t.element_size() for t in tensors if is_attention and _is_square(t))
+        self._squares.append((flops if is_attention else 0.0, float(square)))
         self._phases.append(self.phase)
 
 
@@ -361,6 +375,11 @@ def _name(func: Any) -> str:
     """``addmm`` of ``aten::addmm.out``."""
     name: str = func._schema.name.rpartition("::")[2]
     return name
+
+
+def _is_square(tensor: Tensor) -> bool:
+    """Scores or their mask, of shape (B, heads, L, L)."""
+    return tensor.ndim == 4 and tensor.shape[-1] == tensor.shape[-2]
 
 
 def _kind(func: Any) -> str:

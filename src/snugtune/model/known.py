@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import constants, get_session
 from transformers import AutoConfig, PretrainedConfig
 
-from snugtune.errors import UserInputError
+from snugtune.errors import UserInputError, one_line
 
 HUB_TIMEOUT_S = 5.0
 """How long the Hub may take to answer before only local files are used."""
@@ -46,8 +46,19 @@ def find_config(name: str, num_labels: int, *, revision: str | None = None) -> P
     """The configuration of a local folder, a known model or, last, a name on the Hub.
 
     Raises:
-        UserInputError: it is none of the three, or Transformers cannot use it without running its code.
+        UserInputError: it is none of the three, Transformers cannot use it without running its code, it has
+            values that its architecture cannot have, or an encoder and a decoder.
     """
+    config = _read_config(name, num_labels, revision)
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserInputError(
+            f"The model {name} ({config.model_type}) has an encoder and a decoder, and snugtune trains "
+            "models that are one of them; choose another model."
+        )
+    return config
+
+
+def _read_config(name: str, num_labels: int, revision: str | None) -> PretrainedConfig:
     is_folder = Path(name).is_dir()
     if is_folder and not (Path(name) / "config.json").is_file():
         raise UserInputError(_not_in_folder(name))
@@ -66,6 +77,9 @@ def find_config(name: str, num_labels: int, *, revision: str | None = None) -> P
             f"The model {name} cannot be used: its architecture is not part of the installed Transformers, "
             "or it asks to run its own code, which snugtune never does; choose another model."
         ) from error
+    except Exception as error:
+        # Each version of Transformers and huggingface_hub checks values in its own way.
+        raise UserInputError(bad_values(name, error)) from error
 
 
 def known_config(name: str, num_labels: int) -> PretrainedConfig | None:
@@ -91,6 +105,12 @@ def hub_options(name: str) -> dict[str, Any]:
 def no_text_classifier(model_type: str) -> str:
     """The sentence for an architecture that cannot classify texts."""
     return f"Transformers has no text classifier of the architecture {model_type}; choose another model."
+
+
+def bad_values(what: str, error: Exception) -> str:
+    """The sentence for a configuration that no model can be made of."""
+    said = one_line(error).rstrip(".")
+    return f"The configuration of {what} cannot be used: {said}; correct its config.json or take another."
 
 
 def _hub_answers() -> bool:

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from snugtune.config import FitConfig
 from snugtune.errors import UserInputError
 from snugtune.model.adapter import wrap
-from snugtune.model.known import find_config, no_text_classifier
+from snugtune.model.known import bad_values, find_config, no_text_classifier
 from snugtune.model.pooling import planned_config
 from snugtune.model.quantization import count_weights
 from snugtune.model.unscripted import import_unscripted
@@ -76,14 +81,18 @@ def meta_model(config: PretrainedConfig, *, dtype: torch.dtype | None = None) ->
     """The sequence-classification model of ``config`` on the meta device: shapes, no memory.
 
     Raises:
-        UserInputError: Transformers has no sequence-classification model of this architecture.
+        UserInputError: Transformers has no sequence-classification model of this architecture, or none can be
+            made of such values.
     """
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserInputError(no_text_classifier(config.model_type))
     import_unscripted(config)
     try:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(config, dtype=dtype)
-    except ValueError as error:
-        raise UserInputError(no_text_classifier(config.model_type)) from error
+    except Exception as error:
+        # What a model cannot do with a value it tells in any way: ValueError, RuntimeError, an assertion.
+        raise UserInputError(bad_values(config.name_or_path or config.model_type, error)) from error
 
 
 def count_parameters(model: nn.Module) -> ParameterReport:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from transformers import PretrainedConfig, PreTrainedModel
 
 from snugtune.config import FitConfig
+from snugtune.cost.quote import Work, quote
 from snugtune.errors import UserInputError
 from snugtune.memory.devices import Device, this_device
 from snugtune.memory.fleet import ONE_DEVICE, Fleet, Units
 from snugtune.memory.limits import Limits, Way
-from snugtune.memory.plan import OFFERS, SMALLER, Alternative, Job, Plan, Planner
+from snugtune.memory.plan import ADAPTED, OFFERS, SMALLER, Alternative, Job, Plan, Planner
 from snugtune.memory.residual import Subject, record_residual
 from snugtune.methods import METHODS
 from snugtune.model.backbone import DEFAULT_MAX_LENGTH, set_dropout, usable_positions
@@ -26,6 +28,12 @@ from snugtune.model.packing import is_packable, kernel_takes
 from snugtune.model.parameters import meta_model
 from snugtune.train.rehearsal import Rehearsal, model_shape
 from snugtune.train.survey import survey
+
+TOKENS_PER_WORD = 1.3
+"""Of English in common vocabularies, roughly."""
+
+LOAD_BYTES_PER_S = 5e8
+"""Assumed of a disk that a published model's weights are read from."""
 
 
 def plan_run(
@@ -70,25 +78,90 @@ def plan_devices(
     lengths: NDArray[np.int64] | None = None,
     limits: Limits | None = None,
     fleet: Fleet = ONE_DEVICE,
+    prices: Mapping[str, float] | None = None,
 ) -> list[Plan]:
     """One plan for each device, with levers that change the result where nothing else fits.
 
-    With a ``fleet``, for several of each together.
-    Where the model does not fit, or not within the ``limits``, a smaller one of its kind is looked at, too.
+    With a ``fleet``, for several of each together. ``prices`` are the user's own in USD an hour, by the
+    devices' names; those not among them have the setting ``price_per_hour_usd``.
+    Where the model does not fit, or not within the ``limits``, LoRA in place of full fine-tuning and a
+    smaller model of its kind are looked at, too.
+
+    Raises:
+        UserInputError: the settings cannot be used with the model, or not on a device.
     """
-    planner = make_planner(config, num_labels, lengths, fleet)
-    plans = [
-        planner.plan(device, price_per_hour_usd=config.price_per_hour_usd, limits=limits)
-        for device in devices
-    ]
-    smaller = [
-        make_planner(config.model_copy(update={"model": name}), num_labels, lengths, fleet)
-        for name in (smaller_models(config.model) if any(map(_wants, plans)) else [])
-    ]
+    for device in devices:
+        _check_format(config, device)
+    own = {device.name: (prices or {}).get(device.name, config.price_per_hour_usd) for device in devices}
+    planner = make_planner(config, num_labels, lengths, fleet, checks_length=True)
+    plans = [planner.plan(device, price_per_hour_usd=own[device.name], limits=limits) for device in devices]
+    others = _other_planners(config, num_labels, lengths, fleet) if any(map(_wants, plans)) else {}
     return [
-        _with_smaller(plan, device, smaller, config.price_per_hour_usd, limits) if _wants(plan) else plan
+        _with_others(plan, device, others, own[device.name], limits) if _wants(plan) else plan
         for plan, device in zip(plans, devices, strict=True)
     ]
+
+
+def own_prices(given: str | float | None, devices: Sequence[Device]) -> dict[str, float]:
+    """The user's own prices in USD an hour by the devices' names: of ``0.35``, or ``t4=0.35,h100=2.5``.
+
+    Raises:
+        UserInputError: one price for several devices, one of a device that is not planned for, or no number.
+    """
+    if given is None:
+        return {}
+    named = [piece.partition("=") for piece in str(given).split(",") if piece.strip()]
+    if [sign for _, sign, _ in named] == [""]:
+        if len(devices) > 1:
+            example = ",".join(f"{device.name}=0.35" for device in devices[:2])
+            raise UserInputError(f"--price {given} is one price for {len(devices)} devices; give {example}.")
+        return {device.name: _price(str(given)) for device in devices}
+    names = {
+        asked: device.name for device in devices for asked in (device.asked.lower(), device.name.lower())
+    }
+    found = {}
+    for name, _, price in named:
+        if name.strip().lower() not in names:
+            raise UserInputError(
+                f"--price {given}: {name.strip()!r} is not among the devices "
+                f"({', '.join(device.name for device in devices)}); give NAME=USD for those."
+            )
+        found[names[name.strip().lower()]] = _price(price)
+    return found
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise UserInputError(
+            f"--price must be USD per hour, as 0.35 or t4=0.35,h100=2.5, not {text.strip()!r}."
+        )
+    return price
+
+
+def _check_format(config: FitConfig, device: Device) -> None:
+    known = device.kind == "cuda" and device.compute_capability > (0, 0)
+    if config.bf16 and known and not device.has_bfloat16:
+        major, minor = device.compute_capability
+        raise UserInputError(
+            f"bf16 needs a GPU of compute capability 8.0 or later, and the {device.name} has "
+            f"{major}.{minor}; leave it out or take fp16."
+        )
+
+
+def _other_planners(
+    config: FitConfig, num_labels: int, lengths: NDArray[np.int64] | None, fleet: Fleet
+) -> dict[str, list[Planner]]:
+    """By the lever that they stand for (``ADAPTED``, ``SMALLER``): what is less to train, largest first."""
+
+    def planner(**changes: str) -> Planner:
+        return make_planner(config.model_copy(update=changes), num_labels, lengths, fleet)
+
+    adapted = [planner(method="lora")] if config.method == "full" else []
+    return {ADAPTED: adapted, SMALLER: [planner(model=name) for name in smaller_models(config.model)]}
 
 
 def _wants(plan: Plan) -> bool:
@@ -118,27 +191,31 @@ def _family(name: str) -> str:
     return SIZE_IN_NAME.sub("", name)
 
 
-def _with_smaller(
-    plan: Plan, device: Device, smaller: list[Planner], price: float | None, limits: Limits | None
+def _with_others(
+    plan: Plan, device: Device, others: dict[str, list[Planner]], price: float | None, limits: Limits | None
 ) -> Plan:
-    """The plan with the largest smaller model that does (or the smallest) as an alternative, and as a way to
-    keep to the limits where it is one.
+    """The plan with, for each lever, the first of its planners that does (or the last) as an alternative, and
+    as a way to keep to the limits where it is one.
     """
-    for planner in smaller:
-        other = planner.plan(device, price_per_hour_usd=price, may_change_result=False)
-        does = other.fits and not (limits and limits.keeps(other.time_s, other.cost_usd) is False)
-        if does or planner is smaller[-1]:
-            break
-    else:
-        return plan
-    lever = f"{SMALLER} ({other.subject.model})"
+    for lever, planners in others.items():
+        for planner in planners:
+            other = planner.plan(device, price_per_hour_usd=price, may_change_result=False)
+            does = other.fits and not (limits and limits.keeps(other.fit_time_s, other.fit_cost_usd) is False)
+            if does or planner is planners[-1]:
+                plan = _with_other(plan, other, lever, does)
+                break
+    return plan
+
+
+def _with_other(plan: Plan, other: Plan, lever: str, does: bool) -> Plan:
+    told = f"{lever} ({other.subject.model})" if lever == SMALLER else lever
     offer = Alternative(
-        (lever, *other.levers), other.fits, other.predicted_peak_gib, other.micro_batch, other.time_s,
-        OFFERS[SMALLER], other.cost_usd, other.composition,
+        (told, *other.levers), other.fits, other.predicted_peak_gib, other.micro_batch, other.time_s,
+        OFFERS[lever], other.cost_usd, other.composition,
     )  # fmt: skip
     verdict = plan.limits
-    if does and verdict is not None and verdict.kept is False and other.time_s is not None:
-        way = Way(lever, OFFERS[SMALLER], other.time_s, other.cost_usd)
+    if does and verdict is not None and verdict.kept is False and other.fit_time_s is not None:
+        way = Way(told, OFFERS[lever], other.fit_time_s, other.fit_cost_usd)
         verdict = replace(verdict, ways=(*verdict.ways, way))
     return replace(plan, alternatives=(*plan.alternatives, offer), limits=verdict)
 
@@ -148,8 +225,15 @@ def make_planner(
     num_labels: int,
     lengths: NDArray[np.int64] | Sequence[int] | None = None,
     fleet: Fleet = ONE_DEVICE,
+    *,
+    checks_length: bool = False,
 ) -> Planner:
-    """The planner of a fit; without ``lengths``, every text is taken to be as long as the model reads."""
+    """The planner of a fit; without ``lengths``, every text is taken to be as long as the model reads.
+
+    Raises:
+        UserInputError: fewer than two labels; the model cannot be found or is no text classifier; where it
+            ``checks_length``, ``max_length`` is more than the model reads.
+    """
     if num_labels < 2:
         raise UserInputError(f"A classifier needs at least 2 labels, not {num_labels}; give their number.")
     shape = model_shape(config, num_labels)
@@ -157,7 +241,13 @@ def make_planner(
     embedding = word_embedding(model).weight
     full = config.method == "full"
     packable = _may_pack(config, model.config) and not fleet.sharded
-    job = make_job(config, length_limit(config, model), lengths, packable=packable)
+    limit = length_limit(config, model)
+    if checks_length and config.max_length is not None and config.max_length > limit:
+        raise UserInputError(
+            f"max_length={config.max_length} is more than the {limit} tokens that {config.model} can read; "
+            "lower it."
+        )
+    job = make_job(config, limit, lengths, packable=packable)
     # Virtual tokens of some methods are read from it once more; what is divided stays on the devices.
     stays = full or config.virtual_tokens or fleet.sharded
     return Planner(
@@ -168,7 +258,39 @@ def make_planner(
         subject=Subject(config.model, shape.model_type, config.method),
         fleet=fleet,
         units=_units(model),
+        beside_s=_beside(config, num_labels, job, model.num_parameters()),
     )
+
+
+def _beside(
+    config: FitConfig, num_labels: int, job: Job, parameters: int
+) -> Callable[[float, Device], float]:
+    """Tells the seconds of what a fit does beside training, by what its quote adds up: the frozen pass, the
+    looks at validation, the audit, the final scores in float32, baselines, loading, saving, checking.
+
+    All of the job's rows are taken to be trained on, and held-out ones to come on top.
+    """
+    rows = job.rows or 0
+    whole = Work(
+        train_rows=rows,
+        validation_rows=round(rows * config.validation_fraction),
+        test_rows=round(rows * config.test_fraction),
+        words=round((job.tokens or 0) / TOKENS_PER_WORD),
+        classes=num_labels,
+        epochs=config.num_train_epochs,
+        train_s=None,
+        load_s=4 * parameters / LOAD_BYTES_PER_S,
+        probe=config.probe_start,
+        forward_share=1 / METHODS[config.method].passes,
+        audit=config.audit,
+    )
+
+    def beside_s(train_s: float, device: Device) -> float:
+        slowdown = device.full_precision_slowdown if job.mixed_precision else 1.0
+        told = quote(replace(whole, train_s=train_s, full_precision_slowdown=slowdown))
+        return told.time_s - train_s if told else 0.0
+
+    return beside_s
 
 
 def _units(model: PreTrainedModel) -> Units:
@@ -179,24 +301,28 @@ def _units(model: PreTrainedModel) -> Units:
 
 def labels_and_lengths(
     config: FitConfig, labels: int | None, rows: int | None
-) -> tuple[int, NDArray[np.int64] | None]:
-    """The number of classes, and the texts' lengths in tokens (R,), None where nothing is known of them.
+) -> tuple[int, NDArray[np.int64] | None, bool]:
+    """The number of classes, the texts' lengths in tokens (R,), None where nothing is known of them, and
+    whether these are counted (or else estimated).
 
     From the table of ``config``, if it names one, else from ``labels`` and ``rows``.
 
     Raises:
-        UserInputError: there is no table and no number of classes, or the table cannot be used.
+        UserInputError: there is no table and no number of classes, or both; or the table cannot be used.
     """
     if config.train:
+        for option, value in (("--labels", labels), ("--rows", rows)):
+            if value is not None:
+                raise UserInputError(f"{option} is for plans without a table; leave it out, or the table.")
         found = survey(config)
-        return labels or found.labels, found.lengths
+        return found.labels, found.lengths, found.exact
     if labels is None:
         raise UserInputError("Give the number of classes with --labels, or a table to count them in.")
     if rows is None:
-        return labels, None
+        return labels, None, False
     if rows < 1:
         raise UserInputError(f"--rows must be at least 1, not {rows}.")
-    return labels, longest_texts(config, labels, rows)
+    return labels, longest_texts(config, labels, rows), False
 
 
 def longest_texts(config: FitConfig, num_labels: int, rows: int) -> NDArray[np.int64]:
@@ -233,7 +359,8 @@ def make_job(
         cpu_tokens=config.tokens_on_cpu,
         rows=None if cut is None else len(cut),
         tokens=None if cut is None else int(cut.sum()),
-        tokens_if_shorter=None if cut is None else int(np.minimum(cut, length // 2).sum()),
+        lengths=cut,
+        max_examples=config.per_device_train_batch_size,
         epochs=config.num_train_epochs,
         weights_are_frozen=not full,
         half_precision=not full and (config.fp16 or config.bf16 is not False),

@@ -28,9 +28,6 @@ from snugtune.units import GIB
 BYTES_PER_GB = 1e9
 """The recipe's author counts decimal GB."""
 
-CARD_FULL_PRECISION_GAIN = 0.5
-"""A card comes nearer to its peak rate in float32 than on tensor cores, whose peak is far higher."""
-
 
 @dataclass(frozen=True)
 class Spending:
@@ -147,8 +144,7 @@ def agree(
     device = this_device()
     on_card = device.kind == "cuda"
     if half_precision:
-        slowdown = device.half_tflops / device.float32_tflops * (CARD_FULL_PRECISION_GAIN if on_card else 1)
-        work = replace(work, full_precision_slowdown=max(1.0, slowdown))
+        work = replace(work, full_precision_slowdown=device.full_precision_slowdown)
     work = replace(work, pace=known_pace(plan, device))
     known = rates(
         device.card or device.name,

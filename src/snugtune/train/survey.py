@@ -18,6 +18,7 @@ from snugtune.data.table import Table, read_table
 from snugtune.data.tokens import tokenize
 from snugtune.errors import UserInputError
 from snugtune.model.backbone import DEFAULT_MAX_LENGTH, resolve
+from snugtune.model.known import hub_options
 
 CHARACTERS_PER_TOKEN = 4.0
 """For a model whose tokenizer is not at hand: English text in common vocabularies has 4 to 4.5."""
@@ -30,7 +31,7 @@ class Survey:
     """Number of labels, and lengths (R,) in tokens of the rows that are read of labelled texts.
 
     Spellings of a label are counted as a fit would merge them. Lengths are exact if a tokenizer was there;
-    without one, every text is taken to be cut off.
+    without one they are estimated from characters (``CHARACTERS_PER_TOKEN``).
     """
 
     labels: int
@@ -90,8 +91,9 @@ def _tokenizer(config: FitConfig) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        name = resolve(config.model)
         return AutoTokenizer.from_pretrained(
-            resolve(config.model), revision=config.revision, trust_remote_code=False
+            name, revision=config.revision, trust_remote_code=False, **hub_options(name)
         )
     except (OSError, ValueError):
         return None
