@@ -87,7 +87,8 @@ def _run(job: dict[str, Any], events: RelayObserver, fit: Fit | None) -> int:
     except Exception as error:
         if _is_want_of_memory(error):
             first_line = str(error).partition("\n")[0]
-            events.send("restart", message=f"Memory ran out ({first_line[:200]}).")
+            what = "The device is lost" if is_poisoned(error) else "Memory ran out"
+            events.send("restart", message=f"{what} ({first_line[:200]}).")
             return RestartNeededError.exit_code
         events.send("crash", traceback=traceback.format_exc())
         return 1

@@ -6,7 +6,7 @@ from snugtune.config import make_config
 from snugtune.memory.trace import Ledger
 from snugtune.model.adapter import wrap
 from snugtune.model.checkpointing import checkpoint_layers, encoder_layers, trained_layers
-from snugtune.model.offload import embedding_to_host, word_embedding
+from snugtune.model.offload import embedding_to_host, move_whole, word_embedding
 
 SHAPE = {
     "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2,
@@ -122,6 +122,26 @@ def test_a_model_as_it_is_loaded_is_told_that_its_embedding_will_be_frozen():
         embedding_to_host(model)
     assert embedding_to_host(model, freeze=True)
     assert not word_embedding(model).weight.requires_grad
+
+
+def test_a_model_that_does_not_fit_is_whole_on_the_host_again():
+    model = small()
+    moved = []
+
+    class Full(torch.nn.Module):
+        def _apply(self, function, recurse=True):
+            if not moved:
+                moved.append({p.device.type for p in model.parameters()})
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super()._apply(function, recurse)
+
+    model.full = Full()
+    back = []
+    model.to = lambda device: back.append(device) or torch.nn.Module.to(model, device)
+    with pytest.raises(torch.OutOfMemoryError):
+        move_whole(model, torch.device("cpu"))
+    assert [str(device) for device in back] == ["cpu", "cpu"]
+    assert moved
 
 
 def test_a_trained_embedding_must_stay_on_the_device():

@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from types import FunctionType
 
 import pytest
 import torch
@@ -19,6 +20,15 @@ def test_no_function_is_compiled(model_type, monkeypatch):
     assert torch.jit.script is script
     compiled = [f for f in vars(sys.modules[name]).values() if isinstance(f, torch.jit.ScriptFunction)]
     assert not compiled
+
+
+def test_functions_of_an_earlier_transformers_stay_plain(tmp_path, monkeypatch):
+    (tmp_path / "scripted.py").write_text("import torch\n@torch.jit.script\ndef add(x):\n    return x + 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SCRIPTED, "deberta", "scripted")
+    monkeypatch.delitem(sys.modules, "scripted", raising=False)
+    import_unscripted(AutoConfig.for_model("deberta"))
+    assert isinstance(sys.modules.pop("scripted").add, FunctionType)
 
 
 def test_what_is_imported_already_stays(monkeypatch):

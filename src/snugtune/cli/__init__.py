@@ -29,7 +29,8 @@ from snugtune.cli.serve import serve
 from snugtune.cli.terminal import plain
 from snugtune.cli.watch import watch
 from snugtune.cli.weak_label import weak_label
-from snugtune.errors import SnugtuneError
+from snugtune.errors import SnugtuneError, one_line
+from snugtune.faults import is_out_of_memory
 from snugtune.quiet import quiet_imports
 
 app = typer.Typer(
@@ -89,6 +90,12 @@ def main() -> None:
         if str(error):
             sys.stderr.write(f"{plain(str(error))}\n")
         sys.exit(error.exit_code)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = one_line(error)
+        sys.stderr.write(f"Memory ran out ({said}); free some memory, or take a smaller model.\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         sys.exit(130)

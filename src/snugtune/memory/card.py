@@ -43,6 +43,11 @@ SOFTMAX: dict[Callable[..., Any], Callable[..., Any]] = {
 """Autocast gives these ``dtype=float32``. Of float16 they then write float32 in one kernel, of bfloat16 they
 copy first (``aten/src/ATen/native/SoftMax.cpp``)."""
 
+SOFTMAX_ARGUMENTS = dict.fromkeys(
+    (functional.softmax, functional.log_softmax), ("input", "dim", "_stacklevel", "dtype")
+)
+"""Names of positional arguments where they are not input, dim and dtype."""
+
 SUMS: frozenset[Callable[..., Any]] = frozenset({torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum})
 """These get ``dtype=float32``, too, and copy nothing."""
 
@@ -63,14 +68,14 @@ class CardSemantics(TorchFunctionMode):
             return _dropout(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
             return _efficient_attention(*args, **kwargs)
-        if torch.is_autocast_enabled("cpu"):
-            if func in RUN_IN_FLOAT32:
-                args = tuple(map(_float32, args))
-                kwargs = {key: _float32(value) for key, value in kwargs.items()}
-            elif kwargs.get("dtype") is None and (func in SOFTMAX or (func in SUMS and _is_half(args[0]))):
-                kwargs = {**kwargs, "dtype": torch.float32}
-        if func in SOFTMAX and _writes_float32(args, kwargs):
-            return SOFTMAX[func](args[0], kwargs.get("dim", args[1] if len(args) > 1 else None), True)
+        is_autocast = torch.is_autocast_enabled("cpu")
+        if func in SOFTMAX:
+            return _softmax(func, args, kwargs, is_autocast=is_autocast)
+        if is_autocast and func in RUN_IN_FLOAT32:
+            args = tuple(map(_float32, args))
+            kwargs = {key: _float32(value) for key, value in kwargs.items()}
+        elif is_autocast and func in SUMS and args and _is_half(args[0]) and kwargs.get("dtype") is None:
+            kwargs = {**kwargs, "dtype": torch.float32}
         return func(*args, **kwargs)
 
 
@@ -97,8 +102,20 @@ def _is_half(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
 
 
-def _writes_float32(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return bool(args) and kwargs.get("dtype") == torch.float32 and args[0].dtype == torch.float16
+def _softmax(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, is_autocast: bool
+) -> Any:
+    """Softmax as a card computes it, however its arguments were given."""
+    given = dict(zip(SOFTMAX_ARGUMENTS.get(func, ("input", "dim", "dtype")), args, strict=False)) | kwargs
+    values, dim, dtype = (given.get(name) for name in ("input", "dim", "dtype"))
+    if dtype is None and is_autocast:
+        dtype = torch.float32
+    if dtype is None or dim is None or not isinstance(values, Tensor):
+        return func(*args, **kwargs)
+    if dtype == torch.float32 and values.dtype == torch.float16:
+        return SOFTMAX[func](values, dim, True)
+    plain = torch.softmax if SOFTMAX[func] is torch.ops.aten._softmax else torch.log_softmax
+    return plain(values, dim, dtype=dtype)
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002

@@ -75,11 +75,15 @@ class CardBytes:
     peak_reserved: int
 
 
+NOTHING_YET = {f"{kind}_bytes": {"all": {"current": 0, "peak": 0}} for kind in ("allocated", "reserved")}
+
+
 def card_bytes(device: torch.device) -> CardBytes:
     """What it counts now, asked for once: each of ``torch.cuda.memory_allocated`` and its like goes through
     every counter there is, which takes longer than many kernels.
     """
-    found = torch.cuda.memory_stats_as_nested_dict(device)
+    # Before CUDA is initialised there is nothing.
+    found = torch.cuda.memory_stats_as_nested_dict(device) or NOTHING_YET
     allocated, reserved = (found[f"{kind}_bytes"]["all"] for kind in ("allocated", "reserved"))
     return CardBytes(int(allocated["current"]), int(reserved["current"]), int(reserved["peak"]))
 

@@ -82,7 +82,8 @@ class Job:
 
     ``tokens`` per epoch, ``rows`` and the texts' ``lengths`` (R,) are None where no data is given; then no
     time can be told. ``max_examples`` bounds a micro-batch beside its tokens.
-    ``cpu_tokens`` bounds a CPU's micro-batches, where larger ones gain nothing. ``quantized``: 4-bit weights
+    ``cpu_tokens`` bounds a CPU's micro-batches, where larger ones gain nothing. ``float16`` was asked for,
+    whatever half-precision format suits the device. ``quantized``: 4-bit weights
     were asked for. ``drops_out``: there is dropout to leave out. ``packable``: texts may go without padding
     through the variable-length kernel of a card that has one. ``limits_layers``: the method can adapt some
     layers only; ``may_quantize``: it goes with 4-bit weights; ``recomputes``: with activation checkpointing.
@@ -100,6 +101,7 @@ class Job:
     weights_are_frozen: bool = True
     half_precision: bool = True
     mixed_precision: bool = True
+    float16: bool = False
     quantized: bool = False
     drops_out: bool = False
     packable: bool = False
@@ -415,10 +417,11 @@ class Planner:
 
     def _base(self, device: Device) -> Setup:
         can = device.kind == "cuda" or device.has_bfloat16
+        half = "float16" if self.job.float16 and device.kind == "cuda" else device.half
         return Setup(
             device=device.kind,
-            weights=device.half if self.job.half_precision and can else "float32",
-            compute=device.half if self.job.mixed_precision and can else "float32",
+            weights=half if self.job.half_precision and can else "float32",
+            compute=half if self.job.mixed_precision and can else "float32",
             attention="packed" if self._packs(device) else "fused",
             quantized=self.job.quantized,
             accumulates=True,

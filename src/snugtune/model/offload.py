@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -43,6 +44,19 @@ def embedding_to_host(model: nn.Module, *, freeze: bool = False) -> bool:
     embedding._apply = lambda _fn, recurse=True: embedding  # type: ignore[method-assign]  # noqa: ARG005
     embedding._snugtune_on_host = True  # type: ignore[assignment]
     return True
+
+
+def move_whole(model: nn.Module, device: torch.device) -> None:
+    """Move ``model`` to ``device``, or leave it on the host: it goes tensor by tensor, and what has arrived
+    when memory runs out would stay there.
+    """
+    was_on_host = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    try:
+        model.to(device)
+    except BaseException:
+        if was_on_host:
+            model.to("cpu")
+        raise
 
 
 def _on_host(forward: Callable[..., Any]) -> Callable[[Tensor], Tensor]:

@@ -11,10 +11,10 @@ from snugtune.cost.quote import Work
 from snugtune.data.tokens import Tokens
 from snugtune.memory.devices import Device, this_device, with_memory
 from snugtune.memory.fleet import Fleet
-from snugtune.memory.guard import Guard, Limit, device_memory
+from snugtune.memory.guard import NO_LIMIT, Guard, Limit, device_memory
 from snugtune.memory.plan import Plan
 from snugtune.memory.setup import Setup
-from snugtune.model.offload import embedding_to_host
+from snugtune.model.offload import embedding_to_host, move_whole
 from snugtune.model.sharding import shard
 from snugtune.stages.job import Job
 from snugtune.train.forward import INFERENCE_TOKENS
@@ -43,7 +43,8 @@ def agree_on(job: Job, tokens: dict[str, Tokens], recovery: Recovery | None) -> 
         UserInputError: the run cannot stay within the budget that is set.
     """
     plan = _plan(job, tokens["train"])
-    guard = _guard(job, plan, int(tokens["train"].lengths.max(initial=1)), recovery)
+    longest = int(tokens["train"].lengths.max(initial=1)) + job.config.virtual_tokens
+    guard = _guard(job, plan, longest, recovery)
     _place(job, plan, guard, recovery)
     spending = _quoted(job, plan, tokens, guard, recovery)
     if (info := spending.quoted()) is not None:
@@ -107,18 +108,14 @@ def _place(job: Job, plan: Plan, guard: Guard, recovery: Recovery | None) -> Non
     if job.group.sharded:
         shard(model, job.group.mesh(job.device))
         return
-    # No adapter is there yet that would freeze what is not trained.
-    freeze = job.config.method != "full"
+    # No adapter is there yet to freeze what is not trained; virtual tokens are read from it once more.
+    freeze = job.config.method != "full" and not job.config.virtual_tokens
     guard.retreats = evaluation_retreats(model, freeze=freeze) if job.on_card else []
     if plan.setup.embedding_on_host:
         embedding_to_host(model, freeze=freeze)
     if recovery is not None and recovery.caution >= ALL_LEVERS:
         guard.give_way()
-
-    def move() -> None:
-        model.to(job.device)
-
-    guard.again(move, during="moving the model to the device")
+    guard.again(lambda: move_whole(model, job.device), during="moving the model to the device")
 
 
 def _guard(job: Job, plan: Plan, longest: int, recovery: Recovery | None) -> Guard:
@@ -129,7 +126,8 @@ def _guard(job: Job, plan: Plan, longest: int, recovery: Recovery | None) -> Gua
     """
     in_need = job.on_card and (not plan.fits or (recovery is not None and recovery.restarts > 0))
     start = plan.tokens_per_micro_batch
-    most = max(start, job.config.step_examples * longest) if in_need else start
+    whole_step = min(job.config.step_examples * longest, job.config.tokens_per_micro_batch or NO_LIMIT)
+    most = max(start, whole_step) if in_need else start
     chunked = plan.setup.chunked_evaluation
     guard = Guard(
         device_memory(job.device),

@@ -21,7 +21,7 @@ from snugtune.model.adapter import load_trainable_state, on_trained, trainable_s
 from snugtune.model.backbone import load_for_fit
 from snugtune.model.checkpointing import checkpoint_layers
 from snugtune.model.head import Head, find_head
-from snugtune.model.offload import embedding_to_host
+from snugtune.model.offload import embedding_to_host, move_whole
 from snugtune.model.parameters import ParameterReport, count_parameters
 from snugtune.model.sharding import shard
 from snugtune.progress import TrainedInfo
@@ -94,6 +94,9 @@ def make_trainee(job: Job, agreed: Agreed, reading: Reading, recovery: Recovery 
     begin_from = write_start(model, head, *balanced.probes) if balanced.probes else {}
     torch.manual_seed(job.config.seed)
     trained = wrap(model, job.config)
+    if not job.group.sharded:
+        # Adapters are made where the word embedding lies, and that may be the host.
+        trained.to(job.device)
     _start_from_data(job, trained, reading.tokens["train"])
     checkpoint_layers(trained, plan.setup.activation_checkpointing)
     guard.retreats = retreats(trained, plan.setup.activation_checkpointing)
@@ -183,7 +186,7 @@ def train_within(
             )  # fmt: skip
         filling_s = time.perf_counter() - began
         services = Services(job.clock, guard, memory, checkpoints, spending.budget, prefix, job.group)
-        result = _run_engine(job, plan, trainee, tokens, services)
+        result = _run_engine(job, plan, guard.training.planned, trainee, tokens, services)
     # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
     beside = 0 if job.on_card else resident_bytes_before
     predicted, limit = (beside + round(gib * GIB) for gib in (plan.predicted_peak_gib, plan.capacity_gib))
@@ -226,14 +229,14 @@ def _prefix(
 
 
 def _run_engine(
-    job: Job, plan: Plan, trainee: Trainee, tokens: dict[str, Tokens], services: Services
+    job: Job, plan: Plan, most_tokens: int, trainee: Trainee, tokens: dict[str, Tokens], services: Services
 ) -> TrainResult:
     part, validation = job.data.parts["train"], job.data.parts["validation"]
     result = train(
         trainee.model,
         Examples(tokens["train"], part.y, np.where(part.rows < 0, -1, part.rows + job.data.first_row)),
         Examples(tokens["validation"], validation.y),
-        job.config.model_copy(update={"tokens_per_micro_batch": plan.tokens_per_micro_batch}),
+        job.config.model_copy(update={"tokens_per_micro_batch": most_tokens}),
         head_names=trainee.head_names,
         pad_token_id=job.pad_token_id,
         dtype=job.dtype,
@@ -258,7 +261,8 @@ def _remember(
         return  # plans of one device do not learn from it
     undisturbed = result.steps > 0 and not any("event" in row for row in result.memory)
     # After a restart micro-batches may be smaller than planned, or the device another.
-    by_plan = guard.training.tokens == guard.training.planned and plan.setup.device == job.device.type
+    limits = {guard.training.tokens, guard.training.planned, plan.tokens_per_micro_batch}
+    by_plan = len(limits) == 1 and plan.setup.device == job.device.type
     if undisturbed and by_plan:
         record_run(plan, measured_bytes)
         spending.remember(result, filling_s)
@@ -280,9 +284,11 @@ def on_published_weights(job: Job, model: torch.nn.Module, agreed: Agreed) -> to
     try:
         return _published_on_card(job, model, state, agreed)
     except RestartNeededError as error:
-        job.clock.say(f"{error} The trained model is scored on the CPU.")
-        guard.retreats = []
-        return _published(job, model, state, torch.device("cpu")).eval()
+        failure = str(error)
+    # The handler is left, and with it what its traceback held.
+    job.clock.say(f"{failure} The trained model is scored on the CPU.")
+    guard.retreats = []
+    return _published(job, model, state, torch.device("cpu")).eval()
 
 
 def _published_on_card(
@@ -292,11 +298,8 @@ def _published_on_card(
     agreed.guard.retreats = evaluation_retreats(final) if job.on_card else []
     if agreed.plan.setup.embedding_on_host:
         embedding_to_host(final)
-
-    def move() -> None:
-        final.to(job.device)
-
-    agreed.guard.again(move, during="moving the trained model to the device")
+    during = "moving the trained model to the device"
+    agreed.guard.again(lambda: move_whole(final, job.device), during=during)
     return final.eval()
 
 

@@ -419,19 +419,24 @@ class _Run:
         # Before it has begun, the model is not yet what training begins from.
         if not (self.has_states and self.has_begun):
             return
-        state = self.good
-        if self.interrupts.at_rest:
+        state, at_rest = self.good, self.interrupts.at_rest
+        if at_rest:
             # Gradients of the step in hand go; the step is done again from its beginning.
             self.report()
+        # What a step went through that was never completed is told, too, by whoever goes on.
+        untold = self.guard.new_events()
+        self.result.note(untold)
+        if at_rest:
             state = replace(self._state(), rng=self.rng_at_rest)
+        elif state is not None:
+            told = [{"step": state.step, **event} for event in untold]
+            state = replace(state, memory=[*state.memory, *told])
         if self.checkpoints is None:
             return
         self._tell(self.checkpoints.finished(wait=True))
-        last, untold = self.checkpoints.last_step, self.guard.new_events()
+        last = self.checkpoints.last_step
         if state is not None and (untold or last is None or state.step > last):
-            # What a step went through that was never completed is told by the process that goes on.
-            told = [{"step": state.step, **event} for event in untold]
-            self._tell(self.checkpoints.commit(replace(state, memory=[*state.memory, *told])))
+            self._tell(self.checkpoints.commit(state))
 
     def _tell(self, warning: str | None) -> None:
         if warning:

@@ -365,6 +365,7 @@ def make_job(
         weights_are_frozen=not full,
         half_precision=not full and (config.fp16 or config.bf16 is not False),
         mixed_precision=bool(asked) if full else config.fp16 or config.bf16 is not False,
+        float16=config.fp16,
         quantized=config.load_in_4bit,
         packable=packable,
         drops_out=config.hidden_dropout > 0 or config.lora_dropout > 0,

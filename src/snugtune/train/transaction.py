@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from snugtune.config import FitConfig
 
@@ -77,22 +78,33 @@ class UpdateSnapshot:
 
     def restore(self) -> None:
         """Write the copies back; nothing is allocated."""
-        if self._tensors:
-            with torch.no_grad():
-                torch._foreach_copy_(self._tensors, self._copies)
+        with torch.no_grad():
+            _copy_all(self._tensors, self._copies)
         if self._scaler is not None:
             # The scaler notes that gradients are unscaled already, and has no public way to take it back.
             self._scaler._per_optimizer_states.clear()
 
 
 def _copies(tensors: list[Tensor]) -> list[Tensor]:
-    """A copy of each, made by few kernels where a clone each would be hundreds."""
-    if not tensors:
-        return []
     with torch.no_grad():
         copies = [torch.empty_like(tensor) for tensor in tensors]
-        torch._foreach_copy_(copies, tensors)
+        _copy_all(copies, tensors)
     return copies
+
+
+def _copy_all(to: list[Tensor], of: list[Tensor]) -> None:
+    """Copy each: those of one number format by few kernels, where a copy each would be hundreds.
+
+    Tensors that are divided among devices, which that way is not made for, one by one.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for one, other in zip(to, of, strict=True):
+        if isinstance(one, DTensor):
+            one.copy_(other)
+        else:
+            alike.setdefault((one.device, one.dtype), []).append((one, other))
+    for pairs in alike.values():
+        torch._foreach_copy_([one for one, _ in pairs], [other for _, other in pairs])
 
 
 def _changed_by_update(parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[Tensor]:
