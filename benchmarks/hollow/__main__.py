@@ -5,7 +5,7 @@
 It needs Linux, gcc and a PyTorch with CUDA, and none of NVIDIA's drivers. PyTorch then finds a card: its own
 caching allocator hands out memory, and all that its CUDA code decides and allocates on the host happens as on
 a card of that memory and kind. No kernel runs, so no number that is computed there means anything, nor does
-any time. ``decisions/0037-hollow-card.md`` says what for.
+any time. The command and all that it starts share the card. ``decisions/0037-hollow-card.md`` says what for.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main() -> None:
         settings = {
             "HOLLOW_GIB": str(options.gib), "HOLLOW_CAPABILITY": options.capability,
             "HOLLOW_NAME": options.name, "HOLLOW_MULTIPROCESSORS": str(options.multiprocessors),
+            "HOLLOW_SHARED": str(Path(folder) / "memory"),
         }  # fmt: skip
         sys.exit(subprocess.run(command, env=environment(Path(folder), settings), check=False).returncode)
 
