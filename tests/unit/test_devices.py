@@ -56,6 +56,9 @@ def test_a_workspace_of_cublas_is_as_large_as_the_card_or_the_user_says(monkeypa
 
 
 def test_segments_grow_unless_the_user_has_set_the_allocator_of_this_machine_s_card_otherwise(monkeypatch):
+    # A fit in this process may have set it up.
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     here = replace(find_device("t4"), driver="CUDA driver 13000")
     assert here.grows_segments
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:128")

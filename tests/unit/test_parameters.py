@@ -144,7 +144,7 @@ def test_command_json(command):
     result = command("--model", "xlm-roberta-large", "--labels", "214", "--gpu", "t4", "--json")
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
-    assert set(printed) == {"model", "labels", "parameters", "devices"}
+    assert set(printed) == {"model", "labels", "parameters", "lengths", "devices"}
     assert (printed["model"], printed["labels"]) == ("xlm-roberta-large", 214)
     assert set(printed["parameters"]) == {"all", "trainable", "percent", "parts"}
     assert printed["parameters"]["all"] == 562_951_596
