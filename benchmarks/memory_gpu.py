@@ -26,7 +26,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -424,7 +423,9 @@ def record(rows: list[dict[str, Any]], card: str) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what decides the memory."""
-    return {name: version(name) for name in ("snugtune", "torch", "transformers", "peft")}
+    from lib import common
+
+    return common.versions(("snugtune", "torch", "transformers", "peft"))
 
 
 def earlier(path: Path) -> list[dict[str, Any]]:
@@ -440,15 +441,10 @@ def key_of(case: Case | dict[str, Any]) -> str:
     return json.dumps(case if isinstance(case, dict) else asdict(case), sort_keys=True)
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """The whole file, or what was there before."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def run_all(chosen: list[Case], path: Path, card: str, jobs: int, deadline_s: float) -> list[dict[str, Any]]:
     """Rows of the cases, in their order; written after each, so that what was measured stays."""
+    from snugtune.files import write_json
+
     rows = {key_of(row["case"]): row for row in earlier(path)}
     began = time.perf_counter()
 
@@ -458,7 +454,7 @@ def run_all(chosen: list[Case], path: Path, card: str, jobs: int, deadline_s: fl
         rows[key_of(case)] = row = run_case(case)
         ordered = [rows[key_of(one)] for one in chosen if key_of(one) in rows]
         print(f"{len(ordered)}/{len(chosen)}", json.dumps(row), flush=True)
-        write(path, record(ordered, card))
+        write_json(path, record(ordered, card))
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(run, chosen))

@@ -434,11 +434,11 @@ def environment() -> dict[str, str]:
 
 
 def _is_progress(before: Committed | None, after: Committed | None) -> bool:
-    if after is None or before == after:
+    if after is None:
         return False
     # A state of another fingerprint is one that lay there before. One of step 0 is where training begins.
-    ours = before is not None and before.fingerprint == after.fingerprint
-    return after.step > (before.step if before is not None and ours else 0)
+    is_ours = before is not None and before.fingerprint == after.fingerprint
+    return after.step > (before.step if before is not None and is_ours else 0)
 
 
 def _error(name: str, message: str) -> SnugtuneError:

@@ -560,8 +560,7 @@ class Planner:
 
     def _as_plan(self, best: _Choice, others: list[_Choice], device: Device, price: Price | None) -> Plan:
         micro_batch = max(best.micro_batch, 1)
-        surface = self.surface(best.setup, device)
-        exact = surface.trace(micro_batch, best.length)
+        trace, event = self._at_peak(best, device)
         per_hour = price.usd_per_hour if price else None
         time_s = self._time_s(best)
         computing_s = self._computing_s(best)
@@ -587,8 +586,8 @@ class Planner:
                 "fit_time_s": ESTIMATED, "fit_cost_usd": ESTIMATED, "exchange_s": ESTIMATED,
             },
             changes_result=bool(best.price),
-            composition=self._composition(best, device),
-            peak_place=exact.peak_place(surface.peak_event(exact)),
+            composition=self._composition(best, device, trace, event),
+            peak_place=trace.peak_place(event),
             price=price,
             alternatives=tuple(self._as_alternative(choice, device, per_hour) for choice in others),
             length=best.length,
@@ -621,12 +620,18 @@ class Planner:
             f"instead of {100 * MARGIN:.0f} %."
         )
 
-    def _composition(self, choice: _Choice, device: Device) -> dict[str, float]:
+    def _at_peak(self, choice: _Choice, device: Device) -> tuple[ledger.Trace, int]:
+        """The step's trace and the event that makes its peak."""
+        surface = self.surface(choice.setup, device)
+        trace = surface.trace(max(choice.micro_batch, 1), choice.length)
+        return trace, surface.peak_event(trace)
+
+    def _composition(
+        self, choice: _Choice, device: Device, trace: ledger.Trace, event: int
+    ) -> dict[str, float]:
         """The peak by category in GiB; what no tensor accounts for has its own names, and it adds up."""
         micro_batch = max(choice.micro_batch, 1)
-        surface = self.surface(choice.setup, device)
-        trace = surface.trace(micro_batch, choice.length)
-        parts = trace.composition(surface.peak_event(trace))
+        parts = trace.composition(event)
         modelled = self._modelled(device, choice.setup, micro_batch, choice.length)
         if device.kind == "cuda":
             parts[CONTEXT] = device.context_bytes + parts.pop(ledger.LIBRARY, 0)
@@ -645,7 +650,7 @@ class Planner:
             time_s=time_s,
             price=choice.price,
             cost_usd=cost_usd(time_s, per_hour),
-            composition=self._composition(choice, device),
+            composition=self._composition(choice, device, *self._at_peak(choice, device)),
         )
 
 

@@ -128,14 +128,14 @@ def _guard(job: Job, plan: Plan, longest: int, recovery: Recovery | None) -> Gua
     start = plan.tokens_per_micro_batch
     whole_step = min(job.config.step_examples * longest, job.config.tokens_per_micro_batch or NO_LIMIT)
     most = max(start, whole_step) if in_need else start
-    chunked = plan.setup.chunked_evaluation
+    of_evaluation = (
+        min(tokens, INFERENCE_TOKENS) if plan.setup.chunked_evaluation else INFERENCE_TOKENS
+        for tokens in (most, start)
+    )
     guard = Guard(
         device_memory(job.device),
         training=Limit(most, start),
-        evaluation=Limit(
-            min(most if chunked else INFERENCE_TOKENS, INFERENCE_TOKENS),
-            min(start if chunked else INFERENCE_TOKENS, INFERENCE_TOKENS),
-        ),
+        evaluation=Limit(*of_evaluation),
         say=job.clock.say,
         alone=not job.group.sharded,
     )

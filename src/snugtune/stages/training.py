@@ -324,7 +324,4 @@ def in_one_piece(job: Job, model: torch.nn.Module) -> torch.nn.Module:
     state = trainable_state(model)
     if not job.group.is_first:
         return model
-    final = wrap(load_for_fit(job.config, job.data.labels, device=job.device).model, job.config, like=model)
-    load_trainable_state(final, state)
-    final.config._name_or_path = job.backbone.source  # type: ignore[union-attr]
-    return final.eval()
+    return _published(job, model, state, job.device).eval()
