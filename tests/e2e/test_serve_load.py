@@ -4,28 +4,18 @@ import asyncio
 import importlib
 import importlib.util
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
+from benchmarking import load_package
 from serving import live_process
 from trained import write_run
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def lib():
     """``benchmarks/lib`` under the name that ``test_benchmarks.py`` gives it, too."""
-    if "benchmark_lib" not in sys.modules:
-        folder = BENCHMARKS / "lib"
-        spec = importlib.util.spec_from_file_location(
-            "benchmark_lib", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["benchmark_lib"] = sys.modules["lib"] = package
-        spec.loader.exec_module(package)
+    load_package()
 
 
 def test_hostile_requests_get_what_they_should(tmp_path):

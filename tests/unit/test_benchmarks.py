@@ -7,26 +7,13 @@ import json
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from benchmarking import BENCHMARKS, load_package
 
-
-def _load_package():
-    """``benchmarks/lib`` under a name of its own; the scripts see it as ``lib`` beside them."""
-    folder = BENCHMARKS / "lib"
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_lib", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_lib"] = sys.modules["lib"] = package
-    spec.loader.exec_module(package)
-
-
-_load_package()
+load_package()
 common = importlib.import_module("benchmark_lib.common")
 page = importlib.import_module("benchmark_lib.page")
 growth = importlib.import_module("benchmark_lib.growth")

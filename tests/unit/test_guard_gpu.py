@@ -9,30 +9,16 @@ import sys
 import time
 import types
 from contextlib import closing
-from pathlib import Path
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from benchmarking import BENCHMARKS, load_package
+
 MACHINE = {"cpu": "Some CPU", "cores": 2, "ram_gib": 8.0, "cpu_bf16": True, "gpu": None}
 
-
-def _load_package():
-    """``benchmarks/lib`` under a name of its own, unless other tests have loaded it."""
-    if "benchmark_lib" in sys.modules:
-        return
-    folder = BENCHMARKS / "lib"
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_lib", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark_lib"] = sys.modules["lib"] = package
-    spec.loader.exec_module(package)
-
-
-_load_package()
+load_package()
 capped_worker = importlib.import_module("benchmark_lib.capped_worker")
 engine = importlib.import_module("benchmark_lib.guard_engine")
 fits = importlib.import_module("benchmark_lib.guard_fits")
