@@ -1,7 +1,6 @@
 """The web app in a real browser: it says what `predict` says, and review goes by the keyboard alone."""
 
-import os
-import shutil
+import json
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from snugtune.data.reviews import read_reviews
 from snugtune.predict.predictor import Predictor
 from trained import change_record, write_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<img src=x onerror=alert(1)> Card"
 PASSWORD = "a long password"
 
@@ -28,8 +26,6 @@ pytestmark = pytest.mark.slow
 def run(tmp_path_factory):
     run = write_run(tmp_path_factory.mktemp("shown"), "bert")
     decision = {"confidence_threshold": 1.1}  # everything is for a person
-    import json
-
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     change_record(run, decision=record["decision"] | decision)
     return run
@@ -92,18 +88,6 @@ class opened:  # noqa: N801  # used as a function
         self.process.terminate()
         self.process.wait(30)
         self.process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium to look at the app with: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield found
-        found.close()
 
 
 @pytest.fixture

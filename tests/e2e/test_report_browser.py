@@ -3,29 +3,12 @@
 Driven by Playwright, in Debian's Chromium (``apt-get install chromium``).
 """
 
-import os
-import shutil
-
 import pytest
 
 from reports import HOSTILE, write_run
 from snugtune.report.page import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"phone": (390, 844), "tablet": (820, 1180), "desktop": (1440, 900)}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium to look at the report with: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    # Chromium's own sandbox refuses to start for root; the page under test is ours.
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ import functools
 import http.server
 import itertools
 import json
-import os
-import shutil
 import struct
 import sys
 import threading
@@ -36,7 +34,6 @@ from snugtune.predict.agreement import ROUNDED
 from snugtune.predict.predictor import Predictor
 from trained import write_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIZES = {"phone": (390, 844), "desktop": (1280, 900)}
 TEXTS = [
     *texts_and_labels(4, seed=5)[0],
@@ -73,18 +70,6 @@ def packages(tmp_path_factory):
         npm.copy_packages(tmp_path_factory.mktemp("packages"))
     except npm.RegistryError as error:
         pytest.skip(f"the npm registry is out of reach: {error}")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium to look at the page with: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield found
-        found.close()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
