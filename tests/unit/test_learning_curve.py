@@ -58,6 +58,14 @@ def test_more_rows_are_never_forecast_to_harm():
     assert curve.gain[0] == 0.0
 
 
+def test_where_next_to_no_error_is_left_no_rows_bring_a_point():
+    errors = [0.1, 0.02, 0.01, 0.004, 0.003]
+    curve = extrapolate([28, 55, 110, 220, 440], outcomes([1] * 5, errors, 300), 550)
+    assert curve.for_a_point.low is None
+    assert "at best" not in curve.sentence()
+    assert all(one.interval[0] > 0.95 for one in curve.forecast)
+
+
 def test_no_error_at_all_is_no_trouble():
     curve = extrapolate([100, 200], np.ones((2, 50), dtype=bool), 200)
     assert curve.forecast[0].accuracy > 0.98

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from snugtune.data import tokens
 from snugtune.data.tokens import FlatRows, tokenize
@@ -33,6 +34,27 @@ def test_settings_left_on_the_tokenizer_do_not_count(tokenizer):
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=50)
     assert tokenize(["The bank charged a fee"], tokenizer, 16).lengths.tolist() == [7]
+
+
+@pytest.mark.parametrize("long_texts", ["truncate", "head_tail", "windows"])
+def test_white_space_around_a_text_is_never_read(long_texts):
+    texts = ["fee charged", "fee charged " * 20]
+    spaced = [f" \n{text}\u00a0\t\n" for text in texts]
+    tokenizer = byte_level(texts)
+    assert tokenizer(spaced)["input_ids"] != tokenizer(texts)["input_ids"]
+    clean, found = (tokenize(given, tokenizer, 16, long_texts) for given in (texts, spaced))
+    assert [row.tolist() for row in found.ids] == [row.tolist() for row in clean.ids]
+    assert found.truncation == clean.truncation
+
+
+def byte_level(texts):
+    """A tokenizer as GPT-2's, to which white space is a token, learned from ``texts``."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.train_from_iterator(
+        texts, trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
 
 
 def test_no_texts(tokenizer):

@@ -167,7 +167,10 @@ def choose_rows(parts: Sequence[Tokens], rows: NDArray[np.int64]) -> Tokens:
 def tokenize(
     texts: Sequence[str], tokenizer: Any, max_length: int, long_texts: LongTexts = "truncate"
 ) -> Tokens:
-    """Tokenize with a fast Transformers tokenizer.
+    """Tokenize with a fast Transformers tokenizer. White space around a text is never read.
+
+    Training rows come here stripped, a cell to predict does not; to a byte-level tokenizer the two would be
+    different texts, and a decoder would pool a trailing line break.
 
     It runs on all cores by itself unless the environment says ``TOKENIZERS_PARALLELISM=false``, and takes
     some hundred bytes per token while it runs, so it is given few texts at a time. Texts longer than
@@ -231,6 +234,7 @@ def _encode_part(
     texts: Sequence[str], tokenizer: Any, max_length: int, long_texts: LongTexts
 ) -> tuple[list[int], list[list[list[int]]]]:
     """Full lengths of ``texts``, and the rows that are read of each."""
+    texts = [text.strip() for text in texts]
     ids = _encode_whole(texts, tokenizer)
     full = [len(row) for row in ids]
     rows = [[row] for row in ids]

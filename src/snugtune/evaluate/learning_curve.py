@@ -192,9 +192,10 @@ def extrapolate(
     law = _power_law(at, errors, wanted)
     step = _doubt_of_a_step(at, errors[0])
     gains, doubt = _gains(law, wanted / rows, step)
-    spread = Z * np.hypot(doubt, law[1:, 0].std())
-    accuracy = 1.0 - law[0]
-    low, high = np.clip(accuracy - spread, 0.0, 1.0), np.clip(accuracy + spread, 0.0, 1.0)
+    accuracy, of_the_rows = 1.0 - law[0], Z * law[1:, 0].std()
+    # More rows are not forecast to harm: what is doubted of a gain downwards is the gain itself at most.
+    low = np.maximum(accuracy - np.hypot(np.minimum(Z * doubt, gains[0]), of_the_rows), 0.0)
+    high = np.minimum(accuracy + np.hypot(Z * doubt, of_the_rows), 1.0)
     return LearningCurve(
         tuple(Point(size, float(row.mean())) for size, row in zip(sizes, correct, strict=True)),
         tuple(
@@ -222,13 +223,16 @@ def _rows_for_a_point(sizes: Floats, errors: Floats, rows: int, step: float) -> 
     """Where the middle and the ends of the interval of the gain reach ``POINT``."""
     # Steps of 5 %: what is told has two digits.
     times = np.concatenate([[1.0], 1.0 + np.geomspace(1e-3, MOST_TIMES - 1, 200)])
-    gains, doubt = _gains(_power_law(sizes, errors, rows * times), times, step)
+    law = _power_law(sizes, errors, rows * times)
+    gains, doubt = _gains(law, times, step)
 
     def reached(gain: Floats) -> int | None:
         there = np.flatnonzero(gain >= POINT)
         return int(np.ceil(rows * (times[there[0]] - 1.0))) if len(there) else None
 
-    return RowsForAPoint(reached(gains[0]), reached(gains[0] + Z * doubt), reached(gains[0] - Z * doubt))
+    # Nothing gains more than the error that is left.
+    most = np.minimum(gains[0] + Z * doubt, law[0, 0])
+    return RowsForAPoint(reached(gains[0]), reached(most), reached(gains[0] - Z * doubt))
 
 
 def _exponent(sizes: Floats, correct: NDArray[np.bool_]) -> float:
