@@ -10,25 +10,38 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from snugtune import errors
 from snugtune.config import FitConfig
-from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneError, TrainingError
-from snugtune.progress import Observer
-from snugtune.relay import ENDS, read_event, replay
+from snugtune.errors import (
+    DEVICE,
+    MEMORY,
+    NUMBERS,
+    RestartNeededError,
+    RunInterruptedError,
+    SnugtuneError,
+    TrainingError,
+)
+from snugtune.faults import is_of_a_kernel
+from snugtune.progress import Observer, PlanInfo, QuoteInfo, ResumedInfo, StepInfo, Together
+from snugtune.relay import ENDS, PULSE, read_event, replay
+from snugtune.silence import Silence, innermost, is_stopped, usage_of
 from snugtune.train.recovery import (
     CAUTION,
+    HALF_BATCHES,
     ON_CPU,
     Committed,
     Recovery,
@@ -36,7 +49,9 @@ from snugtune.train.recovery import (
     states_folder,
 )
 from snugtune.train.standing import attempted, clear_states, prepare, tell_what_is_kept, was_interrupted
-from snugtune.worker import GRACE_S, TOLD_TO_STOP, grace_s
+from snugtune.units import duration, gib
+from snugtune.way_back import LEAST_LEFT_S, WayBack
+from snugtune.worker import GRACE_S, PULSE_S, STOP, TOLD_TO_STOP, grace_s
 
 if TYPE_CHECKING:
     from snugtune.train.group import Group
@@ -46,6 +61,18 @@ COMMAND = (sys.executable, "-m", "snugtune.worker")
 WAIT_S = (1.0, 5.0, 30.0)
 """Before each further degree of caution: another process may hold the memory, and let go of it again. The
 longest wait comes before the CPU, which costs more time than any wait."""
+
+LOOK_S = 1.0
+"""Between two looks at a worker that says nothing."""
+
+KILL_S = 60.0
+"""After which a process that was killed is taken to be held by its driver, whatever is sent to it."""
+
+DUMP_S = 2.0
+"""For a worker to write where its threads stand."""
+
+MOST_ON_CPU_S = 86_400.0
+"""What is left may take so long on the CPU where the card fails: who waits for days would rather know."""
 
 PRESSES_TO_KILL = 3
 """Ctrl-C once keeps what was learned, twice gives it up, and a third time does not ask any more."""
@@ -192,6 +219,10 @@ class ToldToStop(BaseException):
         self.number = number
 
 
+HANG, DEATH, WAY_BACK = "hang", "death", "way back"
+"""Why a new worker is started, beside what workers themselves give as a reason (``RestartNeededError``)."""
+
+
 @dataclass(frozen=True)
 class _Outcome:
     """How a worker ended: the last event it sent (empty if none), its exit code, and whether it had begun."""
@@ -199,6 +230,80 @@ class _Outcome:
     end: dict[str, Any]
     returncode: int
     had_begun: bool
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """Why a new worker is started: its ``kind`` and a sentence."""
+
+    kind: str
+    told: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a worker was: the phase, the rows of it that were done, of how many, and the step told last."""
+
+    phase: str | None = None
+    done: int = 0
+    total: int = 0
+    step: int = 0
+
+    def is_near(self, other: _Place) -> bool:
+        """The same, but for how late a device tells of its errors and how micro-batches are cut."""
+        near_rows = abs(self.done - other.done) <= max(self.total, other.total) / 20
+        return self.phase == other.phase and abs(self.step - other.step) <= 1 and near_rows
+
+
+class _Course(Observer):
+    """What is known of the run from what its workers tell: where this one is, and what all of them said."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.steps: int | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """A new worker."""
+        self.place = _Place()
+        self.plan: PlanInfo | None = None
+        self.quote: QuoteInfo | None = None
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Noted."""
+        self.place = _Place(name, 0, total or 0, self.place.step)
+
+    def advance(self, done: int) -> None:
+        """Noted."""
+        self.place = replace(self.place, done=self.place.done + done)
+
+    def on_plan(self, info: PlanInfo) -> None:
+        """Noted."""
+        self.plan = info
+
+    def on_quote(self, info: QuoteInfo) -> None:
+        """Noted."""
+        self.quote = info
+
+    def on_resumed(self, info: ResumedInfo) -> None:
+        """Noted."""
+        self.place, self.steps = replace(self.place, step=info.step), info.steps
+
+    def on_step(self, info: StepInfo) -> None:
+        """Noted."""
+        self.place, self.steps = replace(self.place, step=info.step), info.steps
+        self._last = (info.step, self._clock())
+        self._first = self._first or self._last
+
+    def left_s(self) -> float | None:
+        """Of training, at this worker's own pace; None before its second step and after its last."""
+        if self._first is None or self._last is None or self.steps is None:
+            return None
+        taken, took_s = self._last[0] - self._first[0], self._last[1] - self._first[1]
+        left = self.steps - self._last[0]
+        return took_s / taken * left if taken > 0 and left > 0 else None
 
 
 class Supervisor:
@@ -209,6 +314,9 @@ class Supervisor:
         command: what starts a worker.
         sleep: waits so many seconds.
         history: what happened to the run before, a sentence each.
+        silence: tells when a worker hangs.
+        way_back: tells when a run that lacked memory on the card may try it again.
+        look_s: between two looks at a worker, and what it tells of itself meanwhile.
     """
 
     def __init__(
@@ -221,11 +329,20 @@ class Supervisor:
         command: Sequence[str] = COMMAND,
         sleep: Callable[[float], None] = time.sleep,
         history: tuple[str, ...] = (),
+        silence: Silence | None = None,
+        way_back: WayBack | None = None,
+        look_s: float = LOOK_S,
     ) -> None:
         self.config, self.out, self.overwrite, self.observer = config, Path(out), overwrite, observer
         self.command, self.sleep = command, sleep
         self.states = states_folder(out)
-        self.recovery = Recovery(self.states, history=history)
+        self.recovery = Recovery(self.states, history=history, watched=True)
+        self._silence, self._way_back = silence or Silence(), way_back or WayBack()
+        self._look_s, self._course = look_s, _Course()
+        self._fault: tuple[_Reason, _Place] | None = None
+        # Why the run is on the CPU, whether it is on the card for a try, and what it was called back by.
+        self._on_cpu_for: _Reason | None = None
+        self._is_trial, self._way_back_told = False, ""
         self._found = newest_committed(self.states)
         self._worker: _Worker | None = None
         self._presses = 0
@@ -253,23 +370,99 @@ class Supervisor:
     def _until_done(self) -> None:
         while True:
             before = newest_committed(self.states)
-            outcome = self._train()
+            outcome = self._train(before)
             if outcome.end.get("event") == "done":
                 return
             reason = self._reason_to_restart(outcome)
-            self._prepare_restart(reason, before)
+            if reason.kind == WAY_BACK:
+                self._is_trial = True
+                self._way_back.taken()
+                self._restart(reason, HALF_BATCHES)
+            elif reason.kind == NUMBERS and not self.recovery.float32:
+                self._restart(reason, self.recovery.caution, float32=True)
+            else:
+                self._prepare_restart(reason, before)
 
-    def _train(self) -> _Outcome:
+    def _train(self, before: Committed | None) -> _Outcome:
         """Run one worker to its end."""
         with self._interrupts_ignored():
             # A Ctrl-C that is ignored here is ignored by the worker from its first moment on.
-            self._worker = _Worker(self.command, self._job(), on_cpu=self.recovery.caution == ON_CPU)
+            self._worker = _Worker(self.command, self._job(), on_cpu=self._is_on_cpu)
+        worker = self._worker
+        self._course.begin()
+        self._silence.begin(lambda: usage_of(worker.process.pid))
+        self._way_back_told = ""
+        listener = Together(self.observer, self._course)
         try:
-            end = self._worker.replay(self.observer)
-            return _Outcome(end, self._worker.wait(), self._worker.has_told)
+            end = worker.replay(listener, self._silence, lambda: self._look(worker, before), self._look_s)
+            if self._silence.hangs and not end:
+                end = self._give_up(worker, listener)
+            return _Outcome(end, worker.wait(), worker.has_told)
         finally:
-            worker, self._worker = self._worker, None
+            self._worker = None
             worker.stop(grace_s(self.states))
+
+    @property
+    def _is_on_cpu(self) -> bool:
+        return self.recovery.caution == ON_CPU
+
+    def _give_up(self, worker: _Worker, listener: Observer) -> dict[str, Any]:
+        """End a worker that hangs; returns its last event after all, or one that tells of the silence.
+
+        Raises:
+            TrainingError: it cannot be ended.
+        """
+        silence, stands = self._silence, worker.innermost()
+        told = (
+            f"The training process has got no further for {duration(silence.seconds)}"
+            + (f" in the phase {silence.phase}" if silence.phase else "")
+            + (f", after no more than {duration(silence.longest_s)} before" if silence.longest_s else "")
+            + (f"; it stood in {stands}" if stands else "")
+            + ". It was ended."
+        )
+        silence.given_up()
+        # Should it have been at work after all, it saves its state and leaves: nothing is lost but the time.
+        if not worker.stop(grace_s(self.states)):
+            raise TrainingError(
+                f"{told.removesuffix(' It was ended.')} It cannot be ended either, as where a call into a "
+                "driver never returns: restart the machine, and give the same command again."
+            )
+        return worker.rest(listener) or {"event": "restart", "kind": HANG, "message": told}
+
+    def _look(self, worker: _Worker, before: Committed | None) -> None:
+        """Once in a while: is the way that the run goes on still a good one?
+
+        Raises:
+            TrainingError: the card fails, and on the CPU it would take too long.
+        """
+        if not self._is_on_cpu or self._on_cpu_for is None:
+            return
+        if self._on_cpu_for.kind == MEMORY:
+            self._look_for_way_back(worker, before)
+        elif self._on_cpu_for.kind in (DEVICE, HANG):
+            self._check_time_on_cpu(self._on_cpu_for)
+
+    def _look_for_way_back(self, worker: _Worker, before: Committed | None) -> None:
+        left_s = self._course.left_s()
+        # A state of this worker's is there: the disk takes one on the way out as well.
+        if self._way_back_told or left_s is None or left_s < LEAST_LEFT_S:
+            return
+        if _is_progress(before, newest_committed(self.states)) and (free := self._way_back.found_bytes()):
+            self._way_back_told = f"The card has {gib(free):.1f} GiB free again."
+            worker.ask_to_stop()
+
+    def _check_time_on_cpu(self, reason: _Reason) -> None:
+        quote, self._course.quote = self._course.quote, None
+        if quote is None:
+            return
+        newest = newest_committed(self.states)
+        share = 1.0 if newest is None or not self._course.steps else 1 - newest.step / self._course.steps
+        left_s = share * quote.train_s + quote.after_s
+        if left_s > MOST_ON_CPU_S:
+            raise TrainingError(
+                f"{reason.told} On the CPU, the rest would take about {left_s / 86_400:.1f} days, so "
+                "training ends here; update PyTorch and the driver, or try another card."
+            )
 
     def _job(self) -> dict[str, Any]:
         return {
@@ -278,9 +471,10 @@ class Supervisor:
             "out": str(self.out),
             "overwrite": self.overwrite,
             "recovery": self.recovery.to_json(),
+            "pulse_s": PULSE_S * self._look_s / LOOK_S,
         }
 
-    def _reason_to_restart(self, outcome: _Outcome) -> str:
+    def _reason_to_restart(self, outcome: _Outcome) -> _Reason:
         """Why a new worker should go on; raises what the worker raised where none should."""
         end = outcome.end
         if end.get("event") == "error":
@@ -291,34 +485,74 @@ class Supervisor:
             raise KeyboardInterrupt
         if self._presses:
             raise RunInterruptedError("Interrupted before the run was complete.")
-        return str(end.get("message") or _death(outcome))
+        if self._way_back_told and outcome.returncode in (TOLD_TO_STOP, -signal.SIGTERM):
+            return _Reason(WAY_BACK, self._way_back_told)
+        if end.get("message"):
+            return _Reason(str(end.get("kind", MEMORY)), str(end["message"]))
+        kind = MEMORY if outcome.returncode == RestartNeededError.exit_code else DEATH
+        return _Reason(kind, _death(outcome))
 
-    def _prepare_restart(self, reason: str, before: Committed | None) -> None:
-        """Decide how careful the next worker is, tell of it, and wait if that may help.
+    def _prepare_restart(self, reason: _Reason, before: Committed | None) -> None:
+        """Decide how careful the next worker is, and start it so.
 
         Raises:
             TrainingError: nothing is left to try.
         """
-        after, caution, wait = newest_committed(self.states), self.recovery.caution, 0.0
-        if not _is_progress(before, after):
-            if caution == ON_CPU:
-                raise TrainingError(
-                    f"Training gets no further, whatever is tried; the last time, {CAUTION[caution]}: "
-                    f"{reason} Free some memory, shorten the texts (max_length), or take a smaller model."
-                )
+        caution, wait = self.recovery.caution, 0.0
+        is_again, is_trial = self._comes_again(reason), self._is_trial
+        if self._course.plan is not None and not self._is_on_cpu:
+            # The last one is made for the least memory, and with every lever.
+            self._way_back.peak_gib = self._course.plan.peak_gib
+        if _is_progress(before, newest_committed(self.states)):
+            self._is_trial = False
+        elif caution == ON_CPU:
+            advice = " Free some memory, shorten the texts (max_length), or take a smaller model."
+            raise TrainingError(
+                f"Training gets no further, whatever is tried; the last time, {CAUTION[caution]}: "
+                f"{reason.told}{advice if reason.kind in (MEMORY, DEATH) else ''}"
+            )
+        elif is_again:
+            # Smaller micro-batches have been tried by now.
+            reason = replace(reason, told=f"{reason.told} It is the same at the same place as before, so the "
+                             "card would fail there again.")  # fmt: skip
+            caution = ON_CPU
+        elif is_trial:
+            caution = ON_CPU
+        else:
             wait = WAIT_S[caution]
             caution += 1
+        if caution == ON_CPU and not self._is_on_cpu:
+            self._on_cpu_for, self._is_trial = reason, False
+            self._way_back.failed()
+        self._restart(reason, caution, wait)
+
+    def _comes_again(self, reason: _Reason) -> bool:
+        """Whether this fault has been met at this place before, and does not depend on the micro-batches."""
+        before, place = self._fault, self._course.place
+        may_repeat = reason.kind == HANG or (reason.kind == DEVICE and is_of_a_kernel(reason.told))
+        self._fault = (reason, place) if may_repeat else None
+        if not may_repeat or before is None or self.recovery.caution < HALF_BATCHES:
+            return False
+        is_alike = before[0].kind == reason.kind and (reason.kind == HANG or before[0].told == reason.told)
+        return is_alike and before[1].is_near(place)
+
+    def _restart(self, reason: _Reason, caution: int, wait: float = 0.0, *, float32: bool = False) -> None:
+        """Tell of the next worker, and wait if that may help."""
+        after, float32 = newest_committed(self.states), float32 or self.recovery.float32
         start = "the beginning" if after is None else f"step {after.step}"
+        how = CAUTION[caution] + (" and in float32" if float32 and not self.recovery.float32 else "")
         self.observer.say(
-            f"{reason} A new process goes on from {start}, {CAUTION[caution]}"
+            f"{reason.told} A new process goes on from {start}, {how}"
             + (f", in {wait:.0f} s." if wait else ".")
         )
         self.recovery = Recovery(
             self.states,
             self.recovery.restarts + 1,
             caution,
-            (*self.recovery.history, f"From {start}, {CAUTION[caution]}: {reason}"),
+            (*self.recovery.history, f"From {start}, {how}: {reason.told}"),
             time.perf_counter() - self._began + wait,
+            watched=True,
+            float32=float32,
         )
         if wait:
             self.sleep(wait)
@@ -382,26 +616,97 @@ class _Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment() | hidden
         )
-        self._has_ended = False
+        self._has_ended = self._is_held = False
         self.has_told = False
-        self._send(json.dumps(job))
+        # A thread reads, so that this one can look at the worker meanwhile, and need not wait for the end of
+        # a pipe that is held by a process which cannot be ended.
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="snugtune-worker-reader", daemon=True)
+        self._reader.start()
+        self._stacks: Path | None = None
+        # Without one nobody learns where a worker hangs; a full disk is no reason not to train.
+        with suppress(OSError):
+            handle, name = tempfile.mkstemp(prefix="snugtune-", suffix=".stacks")
+            os.close(handle)
+            self._stacks = Path(name)
+        self._send(json.dumps({**job, "stacks": None if self._stacks is None else str(self._stacks)}))
 
-    def replay(self, observer: Observer) -> dict[str, Any]:
-        """Pass what the worker tells on to ``observer`` until it ends; returns its last event."""
+    def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            event = read_event(line)
-            self.has_told = True
-            if event.get("event") in ENDS:
-                self._has_ended = True
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def replay(
+        self, observer: Observer, silence: Silence, look: Callable[[], None], look_s: float
+    ) -> dict[str, Any]:
+        """Pass what the worker tells on to ``observer`` until it ends or hangs; returns its last event.
+
+        Meanwhile ``look`` is called every ``look_s`` seconds or so. Only waiting here is silence: a worker
+        whose words nobody takes is not to blame.
+        """
+        looked = time.monotonic()
+        while not silence.hangs:
+            began = time.monotonic()
+            line: bytes | None = b""
+            with suppress(queue.Empty):
+                line = self._lines.get(timeout=look_s)
+            now = time.monotonic()
+            # A process that was stopped, or a machine that slept, heard nothing.
+            waited_s = min(now - began, 2 * look_s)
+            silence.waited(waited_s, is_stopped=waited_s >= look_s and is_stopped(self.process.pid))
+            if line is None:
+                return {}
+            if line and (event := self._take(line, observer, silence)):
                 return event
-            replay(event, observer)
+            if now - looked >= look_s:
+                looked = now
+                look()
         return {}
+
+    def _take(self, line: bytes, observer: Observer, silence: Silence | None) -> dict[str, Any]:
+        """What a line says, passed on; returns the event if it is the last."""
+        event = read_event(line)
+        if silence is not None and event:
+            silence.heard(event)
+        if event.get("event") == PULSE:
+            return {}
+        self.has_told = True
+        if event.get("event") in ENDS:
+            self._has_ended = True
+            return event
+        replay(event, observer)
+        return {}
+
+    def rest(self, observer: Observer) -> dict[str, Any]:
+        """What a worker that was ended had said by then, passed on; returns its last event."""
+        self._reader.join(GRACE_S)
+        with suppress(queue.Empty):
+            while (line := self._lines.get_nowait()) is not None:
+                if event := self._take(line, observer, None):
+                    return event
+        return {}
+
+    def innermost(self) -> str | None:
+        """Where its main thread stands, if that can be told."""
+        if self._stacks is None or not hasattr(signal, "SIGUSR1") or self.process.poll() is not None:
+            return None
+        self.process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + DUMP_S
+        while time.monotonic() < deadline:
+            time.sleep(DUMP_S / 20)
+            if found := innermost(self._stacks.read_text(encoding="utf-8", errors="replace")):
+                return found
+        return None
 
     def interrupt(self) -> None:
         """What Ctrl-C does in a process of its own."""
         if not self._has_ended:
             self._send("interrupt")
+
+    def ask_to_stop(self) -> None:
+        """What SIGTERM does: the state is saved, and the worker leaves."""
+        self._send(STOP.decode("ascii"))
 
     def wait(self, patience_s: float = GRACE_S) -> int:
         """Its exit code. A process that has said how it ended need not hang afterwards."""
@@ -409,16 +714,26 @@ class _Worker:
             return self.process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+        try:
+            return self.process.wait(KILL_S)
+        except subprocess.TimeoutExpired:
+            self._is_held = True
+            return -signal.SIGTERM
 
-    def stop(self, patience_s: float) -> None:
-        """End it if it still runs, and let go of the pipes."""
-        if self.process.poll() is None:
+    def stop(self, patience_s: float) -> bool:
+        """End it if it still runs, and let go of the pipes; whether it has ended."""
+        if self.process.poll() is None and not self._is_held:
             self.process.terminate()
             self.wait(patience_s)
+        has_ended = self.process.poll() is not None
+        self._reader.join(GRACE_S if has_ended else 0)
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            pipe.close()
+            if pipe is self.process.stdin or not self._reader.is_alive():
+                pipe.close()
+        if self._stacks is not None:
+            self._stacks.unlink(missing_ok=True)
+        return has_ended
 
     def _send(self, line: str) -> None:
         assert self.process.stdin is not None
