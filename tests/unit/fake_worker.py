@@ -31,6 +31,8 @@ def act(word, observer, recovery, config):
         observer.say({"pid": str(os.getpid()), "config": config.model_dump_json(), "cards": cards}[rest])
     elif name == "recovery":
         observer.say(f"{recovery.restarts} {recovery.caution} {len(recovery.history)}")
+    elif name == "format":
+        observer.say(f"{recovery.watched} {recovery.float32}")
     elif name == "calls":
         print("a library prints")
         os.write(1, b'{"event": "done"}\n')
@@ -51,6 +53,8 @@ def act(word, observer, recovery, config):
         os._exit(int(rest))
     elif name == "raise":
         kind, _, message = rest.partition(" ")
+        if kind == "overflow":
+            raise errors.RestartNeededError("Gradients overflow in float16.", kind=errors.NUMBERS)
         if kind == "lost":
             raise errors.RestartNeededError(f"The device is lost: {message}.", kind=errors.DEVICE)
         raise (getattr(errors, kind, None) or {"MemoryError": MemoryError, "KeyError": KeyError}[kind])(

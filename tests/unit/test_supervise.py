@@ -437,6 +437,18 @@ def test_a_process_that_cannot_be_ended_ends_the_run_with_a_sentence(out, monkey
     held[0].stdout.close()
 
 
+def test_numbers_that_float16_does_not_hold_are_computed_in_float32_from_then_on(out):
+    notes, waits = Notes(), []
+    starts = [["format", "commit 7", "raise overflow"], ["format", "recovery", "exit 75"], ["format"]]
+    supervisor(out, *starts, observer=notes, waits=waits).run()
+    told = "Gradients overflow in float16. A new process goes on from step 7, as planned and in float32."
+    assert notes.said[:3] == ["True False", told, "True True"]
+    assert notes.said[3] == "1 0 1"
+    assert "float32" not in notes.said[4]
+    assert notes.said[5] == "True True"
+    assert waits == [1.0]
+
+
 ILLEGAL = "raise lost CUDA error: an illegal memory access was encountered"
 
 

@@ -57,6 +57,9 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
     """How the steps are cut, and with which levers, so that training fits; none changes the result."""
     # The folder that was loaded may have a layer more than the name stands for.
     config = job.config.model_copy(update={"model": job.backbone.source})
+    if job.on_card and job.dtype == torch.float32:
+        # It may be computed in because float16 did not hold the gradients.
+        config = config.model_copy(update={"bf16": False})
     plan = plan_run(config, len(job.data.labels.names), tokens.lengths, _device(job), _fleet(job))
     plan = _of_first(job, plan)
     job.clock.say(
