@@ -8,24 +8,21 @@ process, which imports no torch and holds nothing on the card, watches it. The r
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from snugtune import errors
 from snugtune.config import FitConfig
+from snugtune.course import Course, Place
 from snugtune.errors import (
     DEVICE,
     MEMORY,
@@ -36,9 +33,8 @@ from snugtune.errors import (
     TrainingError,
 )
 from snugtune.faults import is_of_a_kernel
-from snugtune.progress import Observer, PlanInfo, QuoteInfo, ResumedInfo, StepInfo, Together
-from snugtune.relay import ENDS, PULSE, read_event, replay
-from snugtune.silence import Silence, innermost, is_stopped, usage_of
+from snugtune.progress import Observer, Together
+from snugtune.silence import Silence, usage_of
 from snugtune.train.recovery import (
     CAUTION,
     HALF_BATCHES,
@@ -51,7 +47,8 @@ from snugtune.train.recovery import (
 from snugtune.train.standing import attempted, clear_states, prepare, tell_what_is_kept, was_interrupted
 from snugtune.units import duration, gib
 from snugtune.way_back import LEAST_LEFT_S, WayBack
-from snugtune.worker import GRACE_S, PULSE_S, STOP, TOLD_TO_STOP, grace_s
+from snugtune.worker import PULSE_S, TOLD_TO_STOP, grace_s
+from snugtune.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     from snugtune.train.group import Group
@@ -64,12 +61,6 @@ longest wait comes before the CPU, which costs more time than any wait."""
 
 LOOK_S = 1.0
 """Between two looks at a worker that says nothing."""
-
-KILL_S = 60.0
-"""After which a process that was killed is taken to be held by its driver, whatever is sent to it."""
-
-DUMP_S = 2.0
-"""For a worker to write where its threads stand."""
 
 MOST_ON_CPU_S = 86_400.0
 """What is left may take so long on the CPU where the card fails: who waits for days would rather know."""
@@ -240,72 +231,6 @@ class _Reason:
     told: str
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a worker was: the phase, the rows of it that were done, of how many, and the step told last."""
-
-    phase: str | None = None
-    done: int = 0
-    total: int = 0
-    step: int = 0
-
-    def is_near(self, other: _Place) -> bool:
-        """The same, but for how late a device tells of its errors and how micro-batches are cut."""
-        near_rows = abs(self.done - other.done) <= max(self.total, other.total) / 20
-        return self.phase == other.phase and abs(self.step - other.step) <= 1 and near_rows
-
-
-class _Course(Observer):
-    """What is known of the run from what its workers tell: where this one is, and what all of them said."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self.steps: int | None = None
-        self.begin()
-
-    def begin(self) -> None:
-        """A new worker."""
-        self.place = _Place()
-        self.plan: PlanInfo | None = None
-        self.quote: QuoteInfo | None = None
-        self._first: tuple[int, float] | None = None
-        self._last: tuple[int, float] | None = None
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        """Noted."""
-        self.place = _Place(name, 0, total or 0, self.place.step)
-
-    def advance(self, done: int) -> None:
-        """Noted."""
-        self.place = replace(self.place, done=self.place.done + done)
-
-    def on_plan(self, info: PlanInfo) -> None:
-        """Noted."""
-        self.plan = info
-
-    def on_quote(self, info: QuoteInfo) -> None:
-        """Noted."""
-        self.quote = info
-
-    def on_resumed(self, info: ResumedInfo) -> None:
-        """Noted."""
-        self.place, self.steps = replace(self.place, step=info.step), info.steps
-
-    def on_step(self, info: StepInfo) -> None:
-        """Noted."""
-        self.place, self.steps = replace(self.place, step=info.step), info.steps
-        self._last = (info.step, self._clock())
-        self._first = self._first or self._last
-
-    def left_s(self) -> float | None:
-        """Of training, at this worker's own pace; None before its second step and after its last."""
-        if self._first is None or self._last is None or self.steps is None:
-            return None
-        taken, took_s = self._last[0] - self._first[0], self._last[1] - self._first[1]
-        left = self.steps - self._last[0]
-        return took_s / taken * left if taken > 0 and left > 0 else None
-
-
 class Supervisor:
     """One run: starts workers until one of them is done.
 
@@ -338,13 +263,13 @@ class Supervisor:
         self.states = states_folder(out)
         self.recovery = Recovery(self.states, history=history, watched=True)
         self._silence, self._way_back = silence or Silence(), way_back or WayBack()
-        self._look_s, self._course = look_s, _Course()
-        self._fault: tuple[_Reason, _Place] | None = None
+        self._look_s, self._course = look_s, Course()
+        self._fault: tuple[_Reason, Place] | None = None
         # Why the run is on the CPU, whether it is on the card for a try, and what it was called back by.
         self._on_cpu_for: _Reason | None = None
         self._is_trial, self._way_back_told = False, ""
         self._found = newest_committed(self.states)
-        self._worker: _Worker | None = None
+        self._worker: WorkerProcess | None = None
         self._presses = 0
         self._began = time.perf_counter()
 
@@ -387,7 +312,7 @@ class Supervisor:
         """Run one worker to its end."""
         with self._interrupts_ignored():
             # A Ctrl-C that is ignored here is ignored by the worker from its first moment on.
-            self._worker = _Worker(self.command, self._job(), on_cpu=self._is_on_cpu)
+            self._worker = WorkerProcess(self.command, self._job(), on_cpu=self._is_on_cpu)
         worker = self._worker
         self._course.begin()
         self._silence.begin(lambda: usage_of(worker.process.pid))
@@ -406,7 +331,7 @@ class Supervisor:
     def _is_on_cpu(self) -> bool:
         return self.recovery.caution == ON_CPU
 
-    def _give_up(self, worker: _Worker, listener: Observer) -> dict[str, Any]:
+    def _give_up(self, worker: WorkerProcess, listener: Observer) -> dict[str, Any]:
         """End a worker that hangs; returns its last event after all, or one that tells of the silence.
 
         Raises:
@@ -429,7 +354,7 @@ class Supervisor:
             )
         return worker.rest(listener) or {"event": "restart", "kind": HANG, "message": told}
 
-    def _look(self, worker: _Worker, before: Committed | None) -> None:
+    def _look(self, worker: WorkerProcess, before: Committed | None) -> None:
         """Once in a while: is the way that the run goes on still a good one?
 
         Raises:
@@ -442,7 +367,7 @@ class Supervisor:
         elif self._on_cpu_for.kind in (DEVICE, HANG):
             self._check_time_on_cpu(self._on_cpu_for)
 
-    def _look_for_way_back(self, worker: _Worker, before: Committed | None) -> None:
+    def _look_for_way_back(self, worker: WorkerProcess, before: Committed | None) -> None:
         left_s = self._course.left_s()
         # A state of this worker's is there: the disk takes one on the way out as well.
         if self._way_back_told or left_s is None or left_s < LEAST_LEFT_S:
@@ -513,8 +438,8 @@ class Supervisor:
             )
         elif is_again:
             # Smaller micro-batches have been tried by now.
-            reason = replace(reason, told=f"{reason.told} It is the same at the same place as before, so the "
-                             "card would fail there again.")  # fmt: skip
+            reason = replace(reason, told=f"{reason.told} It is the same at the same place as before, so it "
+                             "would come there again.")  # fmt: skip
             caution = ON_CPU
         elif is_trial:
             caution = ON_CPU
@@ -605,147 +530,6 @@ class Supervisor:
 
     def _told_to_stop(self, *_: Any) -> NoReturn:
         raise ToldToStop
-
-
-class _Worker:
-    """The other end of ``snugtune/worker.py``."""
-
-    def __init__(self, command: Sequence[str], job: dict[str, Any], *, on_cpu: bool = False) -> None:
-        # A card that another process fills up cannot even be asked what is free.
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment() | hidden
-        )
-        self._has_ended = self._is_held = False
-        self.has_told = False
-        # A thread reads, so that this one can look at the worker meanwhile, and need not wait for the end of
-        # a pipe that is held by a process which cannot be ended.
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, name="snugtune-worker-reader", daemon=True)
-        self._reader.start()
-        self._stacks: Path | None = None
-        # Without one nobody learns where a worker hangs; a full disk is no reason not to train.
-        with suppress(OSError):
-            handle, name = tempfile.mkstemp(prefix="snugtune-", suffix=".stacks")
-            os.close(handle)
-            self._stacks = Path(name)
-        self._send(json.dumps({**job, "stacks": None if self._stacks is None else str(self._stacks)}))
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
-
-    def replay(
-        self, observer: Observer, silence: Silence, look: Callable[[], None], look_s: float
-    ) -> dict[str, Any]:
-        """Pass what the worker tells on to ``observer`` until it ends or hangs; returns its last event.
-
-        Meanwhile ``look`` is called every ``look_s`` seconds or so. Only waiting here is silence: a worker
-        whose words nobody takes is not to blame.
-        """
-        looked = time.monotonic()
-        while not silence.hangs:
-            began = time.monotonic()
-            line: bytes | None = b""
-            with suppress(queue.Empty):
-                line = self._lines.get(timeout=look_s)
-            now = time.monotonic()
-            # A process that was stopped, or a machine that slept, heard nothing.
-            waited_s = min(now - began, 2 * look_s)
-            silence.waited(waited_s, is_stopped=waited_s >= look_s and is_stopped(self.process.pid))
-            if line is None:
-                return {}
-            if line and (event := self._take(line, observer, silence)):
-                return event
-            if now - looked >= look_s:
-                looked = now
-                look()
-        return {}
-
-    def _take(self, line: bytes, observer: Observer, silence: Silence | None) -> dict[str, Any]:
-        """What a line says, passed on; returns the event if it is the last."""
-        event = read_event(line)
-        if silence is not None and event:
-            silence.heard(event)
-        if event.get("event") == PULSE:
-            return {}
-        self.has_told = True
-        if event.get("event") in ENDS:
-            self._has_ended = True
-            return event
-        replay(event, observer)
-        return {}
-
-    def rest(self, observer: Observer) -> dict[str, Any]:
-        """What a worker that was ended had said by then, passed on; returns its last event."""
-        self._reader.join(GRACE_S)
-        with suppress(queue.Empty):
-            while (line := self._lines.get_nowait()) is not None:
-                if event := self._take(line, observer, None):
-                    return event
-        return {}
-
-    def innermost(self) -> str | None:
-        """Where its main thread stands, if that can be told."""
-        if self._stacks is None or not hasattr(signal, "SIGUSR1") or self.process.poll() is not None:
-            return None
-        self.process.send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + DUMP_S
-        while time.monotonic() < deadline:
-            time.sleep(DUMP_S / 20)
-            if found := innermost(self._stacks.read_text(encoding="utf-8", errors="replace")):
-                return found
-        return None
-
-    def interrupt(self) -> None:
-        """What Ctrl-C does in a process of its own."""
-        if not self._has_ended:
-            self._send("interrupt")
-
-    def ask_to_stop(self) -> None:
-        """What SIGTERM does: the state is saved, and the worker leaves."""
-        self._send(STOP.decode("ascii"))
-
-    def wait(self, patience_s: float = GRACE_S) -> int:
-        """Its exit code. A process that has said how it ended need not hang afterwards."""
-        try:
-            return self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        try:
-            return self.process.wait(KILL_S)
-        except subprocess.TimeoutExpired:
-            self._is_held = True
-            return -signal.SIGTERM
-
-    def stop(self, patience_s: float) -> bool:
-        """End it if it still runs, and let go of the pipes; whether it has ended."""
-        if self.process.poll() is None and not self._is_held:
-            self.process.terminate()
-            self.wait(patience_s)
-        has_ended = self.process.poll() is not None
-        self._reader.join(GRACE_S if has_ended else 0)
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            if pipe is self.process.stdin or not self._reader.is_alive():
-                pipe.close()
-        if self._stacks is not None:
-            self._stacks.unlink(missing_ok=True)
-        return has_ended
-
-    def _send(self, line: str) -> None:
-        assert self.process.stdin is not None
-        # One that has ended reads nothing, its exit code says why. Unbuffered: a signal handler calls this.
-        with suppress(BrokenPipeError):
-            os.write(self.process.stdin.fileno(), line.encode("ascii") + b"\n")
-
-
-def environment() -> dict[str, str]:
-    """For a process that imports from where this one does, and not from the folder it happens to start in."""
-    found = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, "PYTHONPATH": found, "PYTHONSAFEPATH": "1"}
 
 
 def _is_progress(before: Committed | None, after: Committed | None) -> bool:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from fake_worker import commit
 
-from snugtune import supervise, worker
+from snugtune import supervise, worker, worker_process
 from snugtune.config import make_config
 from snugtune.errors import ArtifactError, RunInterruptedError, SnugtuneError, TrainingError, UserInputError
 from snugtune.progress import (
@@ -146,7 +146,7 @@ def test_a_closed_terminal_stops_a_worker_as_it_should_be_stopped(out, number):
         "recovery": Recovery(states_folder(out)).to_json(),
     }  # fmt: skip
     with subprocess.Popen(
-        FAKE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=supervise.environment(),
+        FAKE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=worker_process.environment(),
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - there is one thread
     ) as process:  # fmt: skip
         process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -421,7 +421,7 @@ def test_what_nobody_takes_is_no_silence(out):
 def test_a_process_that_cannot_be_ended_ends_the_run_with_a_sentence(out, monkeypatch):
     """As one that waits in a driver; here it cannot because signals do not reach it."""
     monkeypatch.setattr(supervise, "grace_s", lambda _states: 0.1)
-    monkeypatch.setattr(supervise, "KILL_S", 0.1)
+    monkeypatch.setattr(worker_process, "KILL_S", 0.1)
     held = []
     monkeypatch.setattr(subprocess.Popen, "kill", lambda process: held.append(process))  # noqa: PLW0108
     notes = Notes()
@@ -463,7 +463,7 @@ def test_a_fault_of_the_card_that_repeats_itself_is_not_tried_again_and_again(ou
         "illegal memory access was encountered. A new process goes on from step 5, as planned."
     )
     assert told[1].endswith("from step 5, with micro-batches of half the size, in 1 s.")
-    assert "It is the same at the same place as before, so the card would fail there again." in told[2]
+    assert "It is the same at the same place as before, so it would come there again." in told[2]
     assert told[2].endswith("A new process goes on from step 5, on the CPU.")
     assert waits == [1.0]
     assert "3 3 3" in notes.said
