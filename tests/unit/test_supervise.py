@@ -399,10 +399,12 @@ def test_a_worker_that_somebody_stopped_does_not_hang(out):
 
     thread = threading.Thread(target=wake)
     thread.start()
-    words = ["tell pid", "pieces 1", "busy-and-stopped", "say awake"]
-    supervisor(out, words, observer=notes, more=impatient()).run()
+    words = ["tell pid", "busy-and-stopped", "say awake"]
+    more = impatient()
+    supervisor(out, words, observer=notes, more=more).run()
     thread.join()
     assert notes.said[1:] == ["awake"]
+    assert not more["silence"].hangs
 
 
 @posix

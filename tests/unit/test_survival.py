@@ -153,7 +153,7 @@ def test_a_float16_gradient_that_never_fits_ends_training_once_no_scale_is_small
 @pytest.mark.usefixtures("loss_scaler")
 def test_no_state_is_kept_of_steps_that_taught_nothing_and_float32_goes_on_before_them(faulty, tmp_path):
     faulty(range(5, 100), "gradient")
-    states = Checkpoints(tmp_path, fingerprint="a", interval_s=0)
+    states = Dying(tmp_path, last=-1)
     services = Services(checkpoints=states, float32_instead=True)
     with pytest.raises(RestartNeededError, match=r"float16 .* step 31 .*, however small") as caught:
         train_tiny(EIGHT_EPOCHS, dtype=torch.float16, services=lambda _: services)
