@@ -4,7 +4,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
+from accelerate import Accelerator
 from transformers import BertConfig, BertForSequenceClassification
 
 from snugtune.config import make_config
@@ -13,9 +15,25 @@ from snugtune.model import attention
 from snugtune.model.adapter import on_trained, wrap
 from snugtune.model.head import find_head
 from snugtune.model.sharding import shard
+from snugtune.train import engine
 from snugtune.train.engine import Examples, Services, train
 
 CPU = torch.device("cpu")
+
+
+class ScalingAccelerator(Accelerator):
+    """Scales the loss in float16 as on a card; Accelerate's own does not where a CPU computes."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        if settings["mixed_precision"] == "fp16":
+            self.scaler = torch.amp.GradScaler("cpu")
+
+
+@pytest.fixture
+def loss_scaler(monkeypatch):
+    """Inside, float16 trainings have a loss scaler."""
+    monkeypatch.setattr(engine, "Accelerator", ScalingAccelerator)
 
 
 def tiny_model(seed: int = 0, dropout: float = 0.0) -> BertForSequenceClassification:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from snugtune.supervise import environment
+from snugtune.worker_process import environment
 
 BLOCK_BYTES = (2**30, 2**27, 2**24, 2**21)
 """Large ones first, that it is quick; the last is the smallest that PyTorch asks a card for."""

@@ -31,13 +31,22 @@ class TrainingError(SnugtuneError):
     """Training cannot go on, for instance because the loss is not finite."""
 
 
-class RestartNeededError(TrainingError):
-    """Memory ran out for good in this process; a new one can go on from the last committed step.
+MEMORY, DEVICE, NUMBERS = "memory", "device", "numbers"
+"""Why a new process is needed: memory ran out, the device is lost, or float16 does not hold the numbers."""
 
-    Its exit code is ``EX_TEMPFAIL`` of BSD's sysexits: the same command may succeed.
+
+class RestartNeededError(TrainingError):
+    """A process cannot go on, most often for want of memory; a new one can, from the last committed step.
+
+    Its exit code is ``EX_TEMPFAIL`` of BSD's sysexits: the same command may succeed. ``kind`` says why it is
+    needed: ``MEMORY``, ``DEVICE`` or ``NUMBERS``.
     """
 
     exit_code = 75
+
+    def __init__(self, message: str, *, kind: str = MEMORY) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ArtifactError(SnugtuneError):

@@ -20,26 +20,32 @@ OUT_OF_MEMORY = (
 cuDNN making a handle or workspace, PyTorch's and NumPy's allocators on the host, and an assertion that CUDA's
 caching allocator trips over while it puts its own message together."""
 
-POISONED = (
+OF_A_KERNEL = (
     "illegal memory access",
     "illegal instruction",
     "invalid program counter",
     "operation not supported on global/shared address space",
     "hardware stack error",
-    "uncorrectable ECC error",
     "launch timed out",
     "unspecified launch failure",
     "device-side assert",
     "misaligned address",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+)
+"""What a kernel does wrong: the same kernel with the same numbers does it again."""
+
+OF_THE_CARD = (
+    "uncorrectable ECC error",
     "context is destroyed",
     "device is lost",
     "fallen off the bus",
     "busy or unavailable",
     "CUDA error: unknown error",
-    "CUBLAS_STATUS_EXECUTION_FAILED",
-    "CUBLAS_STATUS_INTERNAL_ERROR",
-    "CUDNN_STATUS_EXECUTION_FAILED",
 )
+
+POISONED = (*OF_A_KERNEL, *OF_THE_CARD)
 """Errors after which every later CUDA call of the process fails, too, or a new process is the better way
 (CUDA Runtime API, ``cudaError_t``; cuBLAS, ``cublasStatus_t``; cuDNN, ``cudnnStatus_t``)."""
 
@@ -52,6 +58,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(form in str(error) for form in OUT_OF_MEMORY)
+
+
+def is_of_a_kernel(message: str) -> bool:
+    """Whether an error that says so is a kernel's, which may repeat itself, and not the card's own."""
+    return any(form in message for form in OF_A_KERNEL)
 
 
 def is_poisoned(error: BaseException) -> bool:

@@ -50,6 +50,15 @@ class ResumedInfo:
 
 
 @dataclass(frozen=True)
+class PlanInfo:
+    """How much memory training is planned to take at most, and how much there is, on the device it is for."""
+
+    peak_gib: float
+    capacity_gib: float
+    fits: bool
+
+
+@dataclass(frozen=True)
 class QuoteInfo:
     """What a run will take from here on, before it trains.
 
@@ -100,11 +109,17 @@ class Observer:
     def on_resumed(self, info: ResumedInfo) -> None:
         """Before training goes on from where it was."""
 
+    def on_plan(self, info: PlanInfo) -> None:
+        """Before training, and before the model is on its device."""
+
     def on_quote(self, info: QuoteInfo) -> None:
         """Before training, if what it will take is known."""
 
     def on_trained(self, info: TrainedInfo) -> None:
         """After training, before anything is judged or saved."""
+
+    def at_work(self, is_at_work: bool) -> None:
+        """The device is asked for a piece of work, or has done it; called at each micro-batch, so be fast."""
 
 
 class Together(Observer):
@@ -143,6 +158,11 @@ class Together(Observer):
         for observer in self._observers:
             observer.on_resumed(info)
 
+    def on_plan(self, info: PlanInfo) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.on_plan(info)
+
     def on_quote(self, info: QuoteInfo) -> None:
         """Passed on."""
         for observer in self._observers:
@@ -152,6 +172,11 @@ class Together(Observer):
         """Passed on."""
         for observer in self._observers:
             observer.on_trained(info)
+
+    def at_work(self, is_at_work: bool) -> None:
+        """Passed on."""
+        for observer in self._observers:
+            observer.at_work(is_at_work)
 
 
 class PhaseClock(Observer):
@@ -199,6 +224,10 @@ class PhaseClock(Observer):
         """Passed on."""
         self._observer.on_resumed(info)
 
+    def on_plan(self, info: PlanInfo) -> None:
+        """Passed on."""
+        self._observer.on_plan(info)
+
     def on_quote(self, info: QuoteInfo) -> None:
         """Passed on."""
         self._observer.on_quote(info)
@@ -206,6 +235,10 @@ class PhaseClock(Observer):
     def on_trained(self, info: TrainedInfo) -> None:
         """Passed on."""
         self._observer.on_trained(info)
+
+    def at_work(self, is_at_work: bool) -> None:
+        """Passed on."""
+        self._observer.at_work(is_at_work)
 
     def _close(self) -> None:
         now = time.perf_counter()

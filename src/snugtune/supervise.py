@@ -8,27 +8,36 @@ process, which imports no torch and holds nothing on the card, watches it. The r
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from snugtune import errors
 from snugtune.config import FitConfig
-from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneError, TrainingError
-from snugtune.progress import Observer
-from snugtune.relay import ENDS, read_event, replay
+from snugtune.course import Course, Place
+from snugtune.errors import (
+    DEVICE,
+    MEMORY,
+    NUMBERS,
+    RestartNeededError,
+    RunInterruptedError,
+    SnugtuneError,
+    TrainingError,
+)
+from snugtune.faults import is_of_a_kernel
+from snugtune.progress import Observer, Together
+from snugtune.silence import Silence, usage_of
 from snugtune.train.recovery import (
     CAUTION,
+    HALF_BATCHES,
     ON_CPU,
     Committed,
     Recovery,
@@ -36,7 +45,10 @@ from snugtune.train.recovery import (
     states_folder,
 )
 from snugtune.train.standing import attempted, clear_states, prepare, tell_what_is_kept, was_interrupted
-from snugtune.worker import GRACE_S, TOLD_TO_STOP, grace_s
+from snugtune.units import duration, gib
+from snugtune.way_back import LEAST_LEFT_S, WayBack
+from snugtune.worker import PULSE_S, TOLD_TO_STOP, grace_s
+from snugtune.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     from snugtune.train.group import Group
@@ -46,6 +58,12 @@ COMMAND = (sys.executable, "-m", "snugtune.worker")
 WAIT_S = (1.0, 5.0, 30.0)
 """Before each further degree of caution: another process may hold the memory, and let go of it again. The
 longest wait comes before the CPU, which costs more time than any wait."""
+
+LOOK_S = 1.0
+"""Between two looks at a worker that says nothing."""
+
+MOST_ON_CPU_S = 86_400.0
+"""What is left may take so long on the CPU where the card fails: who waits for days would rather know."""
 
 PRESSES_TO_KILL = 3
 """Ctrl-C once keeps what was learned, twice gives it up, and a third time does not ask any more."""
@@ -192,6 +210,10 @@ class ToldToStop(BaseException):
         self.number = number
 
 
+HANG, DEATH, WAY_BACK = "hang", "death", "way back"
+"""Why a new worker is started, beside what workers themselves give as a reason (``RestartNeededError``)."""
+
+
 @dataclass(frozen=True)
 class _Outcome:
     """How a worker ended: the last event it sent (empty if none), its exit code, and whether it had begun."""
@@ -199,6 +221,14 @@ class _Outcome:
     end: dict[str, Any]
     returncode: int
     had_begun: bool
+
+
+@dataclass(frozen=True)
+class _Reason:
+    """Why a new worker is started: its ``kind`` and a sentence."""
+
+    kind: str
+    told: str
 
 
 class Supervisor:
@@ -209,6 +239,9 @@ class Supervisor:
         command: what starts a worker.
         sleep: waits so many seconds.
         history: what happened to the run before, a sentence each.
+        silence: tells when a worker hangs.
+        way_back: tells when a run that lacked memory on the card may try it again.
+        look_s: between two looks at a worker, and what it tells of itself meanwhile.
     """
 
     def __init__(
@@ -221,13 +254,22 @@ class Supervisor:
         command: Sequence[str] = COMMAND,
         sleep: Callable[[float], None] = time.sleep,
         history: tuple[str, ...] = (),
+        silence: Silence | None = None,
+        way_back: WayBack | None = None,
+        look_s: float = LOOK_S,
     ) -> None:
         self.config, self.out, self.overwrite, self.observer = config, Path(out), overwrite, observer
         self.command, self.sleep = command, sleep
         self.states = states_folder(out)
-        self.recovery = Recovery(self.states, history=history)
+        self.recovery = Recovery(self.states, history=history, watched=True)
+        self._silence, self._way_back = silence or Silence(), way_back or WayBack()
+        self._look_s, self._course = look_s, Course()
+        self._fault: tuple[_Reason, Place] | None = None
+        # Why the run is on the CPU, whether it is on the card for a try, and what it was called back by.
+        self._on_cpu_for: _Reason | None = None
+        self._is_trial, self._way_back_told = False, ""
         self._found = newest_committed(self.states)
-        self._worker: _Worker | None = None
+        self._worker: WorkerProcess | None = None
         self._presses = 0
         self._began = time.perf_counter()
 
@@ -253,23 +295,99 @@ class Supervisor:
     def _until_done(self) -> None:
         while True:
             before = newest_committed(self.states)
-            outcome = self._train()
+            outcome = self._train(before)
             if outcome.end.get("event") == "done":
                 return
             reason = self._reason_to_restart(outcome)
-            self._prepare_restart(reason, before)
+            if reason.kind == WAY_BACK:
+                self._is_trial = True
+                self._way_back.taken()
+                self._restart(reason, HALF_BATCHES)
+            elif reason.kind == NUMBERS and not self.recovery.float32:
+                self._restart(reason, self.recovery.caution, float32=True)
+            else:
+                self._prepare_restart(reason, before)
 
-    def _train(self) -> _Outcome:
+    def _train(self, before: Committed | None) -> _Outcome:
         """Run one worker to its end."""
         with self._interrupts_ignored():
             # A Ctrl-C that is ignored here is ignored by the worker from its first moment on.
-            self._worker = _Worker(self.command, self._job(), on_cpu=self.recovery.caution == ON_CPU)
+            self._worker = WorkerProcess(self.command, self._job(), on_cpu=self._is_on_cpu)
+        worker = self._worker
+        self._course.begin()
+        self._silence.begin(lambda: usage_of(worker.process.pid))
+        self._way_back_told = ""
+        listener = Together(self.observer, self._course)
         try:
-            end = self._worker.replay(self.observer)
-            return _Outcome(end, self._worker.wait(), self._worker.has_told)
+            end = worker.replay(listener, self._silence, lambda: self._look(worker, before), self._look_s)
+            if self._silence.hangs and not end:
+                end = self._give_up(worker, listener)
+            return _Outcome(end, worker.wait(), worker.has_told)
         finally:
-            worker, self._worker = self._worker, None
+            self._worker = None
             worker.stop(grace_s(self.states))
+
+    @property
+    def _is_on_cpu(self) -> bool:
+        return self.recovery.caution == ON_CPU
+
+    def _give_up(self, worker: WorkerProcess, listener: Observer) -> dict[str, Any]:
+        """End a worker that hangs; returns its last event after all, or one that tells of the silence.
+
+        Raises:
+            TrainingError: it cannot be ended.
+        """
+        silence, stands = self._silence, worker.innermost()
+        told = (
+            f"The training process has got no further for {duration(silence.seconds)}"
+            + (f" in the phase {silence.phase}" if silence.phase else "")
+            + (f", after no more than {duration(silence.longest_s)} before" if silence.longest_s else "")
+            + (f"; it stood in {stands}" if stands else "")
+            + ". It was ended."
+        )
+        silence.given_up()
+        # Should it have been at work after all, it saves its state and leaves: nothing is lost but the time.
+        if not worker.stop(grace_s(self.states)):
+            raise TrainingError(
+                f"{told.removesuffix(' It was ended.')} It cannot be ended either, as where a call into a "
+                "driver never returns: restart the machine, and give the same command again."
+            )
+        return worker.rest(listener) or {"event": "restart", "kind": HANG, "message": told}
+
+    def _look(self, worker: WorkerProcess, before: Committed | None) -> None:
+        """Once in a while: is the way that the run goes on still a good one?
+
+        Raises:
+            TrainingError: the card fails, and on the CPU it would take too long.
+        """
+        if not self._is_on_cpu or self._on_cpu_for is None:
+            return
+        if self._on_cpu_for.kind == MEMORY:
+            self._look_for_way_back(worker, before)
+        elif self._on_cpu_for.kind in (DEVICE, HANG):
+            self._check_time_on_cpu(self._on_cpu_for)
+
+    def _look_for_way_back(self, worker: WorkerProcess, before: Committed | None) -> None:
+        left_s = self._course.left_s()
+        # A state of this worker's is there: the disk takes one on the way out as well.
+        if self._way_back_told or left_s is None or left_s < LEAST_LEFT_S:
+            return
+        if _is_progress(before, newest_committed(self.states)) and (free := self._way_back.found_bytes()):
+            self._way_back_told = f"The card has {gib(free):.1f} GiB free again."
+            worker.ask_to_stop()
+
+    def _check_time_on_cpu(self, reason: _Reason) -> None:
+        quote, self._course.quote = self._course.quote, None
+        if quote is None:
+            return
+        newest = newest_committed(self.states)
+        share = 1.0 if newest is None or not self._course.steps else 1 - newest.step / self._course.steps
+        left_s = share * quote.train_s + quote.after_s
+        if left_s > MOST_ON_CPU_S:
+            raise TrainingError(
+                f"{reason.told} On the CPU, the rest would take about {left_s / 86_400:.1f} days, so "
+                "training ends here; update PyTorch and the driver, or try another card."
+            )
 
     def _job(self) -> dict[str, Any]:
         return {
@@ -278,9 +396,10 @@ class Supervisor:
             "out": str(self.out),
             "overwrite": self.overwrite,
             "recovery": self.recovery.to_json(),
+            "pulse_s": PULSE_S * self._look_s / LOOK_S,
         }
 
-    def _reason_to_restart(self, outcome: _Outcome) -> str:
+    def _reason_to_restart(self, outcome: _Outcome) -> _Reason:
         """Why a new worker should go on; raises what the worker raised where none should."""
         end = outcome.end
         if end.get("event") == "error":
@@ -291,34 +410,74 @@ class Supervisor:
             raise KeyboardInterrupt
         if self._presses:
             raise RunInterruptedError("Interrupted before the run was complete.")
-        return str(end.get("message") or _death(outcome))
+        if self._way_back_told and outcome.returncode in (TOLD_TO_STOP, -signal.SIGTERM):
+            return _Reason(WAY_BACK, self._way_back_told)
+        if end.get("message"):
+            return _Reason(str(end.get("kind", MEMORY)), str(end["message"]))
+        kind = MEMORY if outcome.returncode == RestartNeededError.exit_code else DEATH
+        return _Reason(kind, _death(outcome))
 
-    def _prepare_restart(self, reason: str, before: Committed | None) -> None:
-        """Decide how careful the next worker is, tell of it, and wait if that may help.
+    def _prepare_restart(self, reason: _Reason, before: Committed | None) -> None:
+        """Decide how careful the next worker is, and start it so.
 
         Raises:
             TrainingError: nothing is left to try.
         """
-        after, caution, wait = newest_committed(self.states), self.recovery.caution, 0.0
-        if not _is_progress(before, after):
-            if caution == ON_CPU:
-                raise TrainingError(
-                    f"Training gets no further, whatever is tried; the last time, {CAUTION[caution]}: "
-                    f"{reason} Free some memory, shorten the texts (max_length), or take a smaller model."
-                )
+        caution, wait = self.recovery.caution, 0.0
+        is_again, is_trial = self._comes_again(reason), self._is_trial
+        if self._course.plan is not None and not self._is_on_cpu:
+            # The last one is made for the least memory, and with every lever.
+            self._way_back.peak_gib = self._course.plan.peak_gib
+        if _is_progress(before, newest_committed(self.states)):
+            self._is_trial = False
+        elif caution == ON_CPU:
+            advice = " Free some memory, shorten the texts (max_length), or take a smaller model."
+            raise TrainingError(
+                f"Training gets no further, whatever is tried; the last time, {CAUTION[caution]}: "
+                f"{reason.told}{advice if reason.kind in (MEMORY, DEATH) else ''}"
+            )
+        elif is_again:
+            # Smaller micro-batches have been tried by now.
+            reason = replace(reason, told=f"{reason.told} It is the same at the same place as before, so it "
+                             "would come there again.")  # fmt: skip
+            caution = ON_CPU
+        elif is_trial:
+            caution = ON_CPU
+        else:
             wait = WAIT_S[caution]
             caution += 1
+        if caution == ON_CPU and not self._is_on_cpu:
+            self._on_cpu_for, self._is_trial = reason, False
+            self._way_back.failed()
+        self._restart(reason, caution, wait)
+
+    def _comes_again(self, reason: _Reason) -> bool:
+        """Whether this fault has been met at this place before, and does not depend on the micro-batches."""
+        before, place = self._fault, self._course.place
+        may_repeat = reason.kind == HANG or (reason.kind == DEVICE and is_of_a_kernel(reason.told))
+        self._fault = (reason, place) if may_repeat else None
+        if not may_repeat or before is None or self.recovery.caution < HALF_BATCHES:
+            return False
+        is_alike = before[0].kind == reason.kind and (reason.kind == HANG or before[0].told == reason.told)
+        return is_alike and before[1].is_near(place)
+
+    def _restart(self, reason: _Reason, caution: int, wait: float = 0.0, *, float32: bool = False) -> None:
+        """Tell of the next worker, and wait if that may help."""
+        after, float32 = newest_committed(self.states), float32 or self.recovery.float32
         start = "the beginning" if after is None else f"step {after.step}"
+        how = CAUTION[caution] + (" and in float32" if float32 and not self.recovery.float32 else "")
         self.observer.say(
-            f"{reason} A new process goes on from {start}, {CAUTION[caution]}"
+            f"{reason.told} A new process goes on from {start}, {how}"
             + (f", in {wait:.0f} s." if wait else ".")
         )
         self.recovery = Recovery(
             self.states,
             self.recovery.restarts + 1,
             caution,
-            (*self.recovery.history, f"From {start}, {CAUTION[caution]}: {reason}"),
+            (*self.recovery.history, f"From {start}, {how}: {reason.told}"),
             time.perf_counter() - self._began + wait,
+            watched=True,
+            float32=float32,
         )
         if wait:
             self.sleep(wait)
@@ -371,66 +530,6 @@ class Supervisor:
 
     def _told_to_stop(self, *_: Any) -> NoReturn:
         raise ToldToStop
-
-
-class _Worker:
-    """The other end of ``snugtune/worker.py``."""
-
-    def __init__(self, command: Sequence[str], job: dict[str, Any], *, on_cpu: bool = False) -> None:
-        # A card that another process fills up cannot even be asked what is free.
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment() | hidden
-        )
-        self._has_ended = False
-        self.has_told = False
-        self._send(json.dumps(job))
-
-    def replay(self, observer: Observer) -> dict[str, Any]:
-        """Pass what the worker tells on to ``observer`` until it ends; returns its last event."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event = read_event(line)
-            self.has_told = True
-            if event.get("event") in ENDS:
-                self._has_ended = True
-                return event
-            replay(event, observer)
-        return {}
-
-    def interrupt(self) -> None:
-        """What Ctrl-C does in a process of its own."""
-        if not self._has_ended:
-            self._send("interrupt")
-
-    def wait(self, patience_s: float = GRACE_S) -> int:
-        """Its exit code. A process that has said how it ended need not hang afterwards."""
-        try:
-            return self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
-
-    def stop(self, patience_s: float) -> None:
-        """End it if it still runs, and let go of the pipes."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.wait(patience_s)
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-    def _send(self, line: str) -> None:
-        assert self.process.stdin is not None
-        # One that has ended reads nothing, its exit code says why. Unbuffered: a signal handler calls this.
-        with suppress(BrokenPipeError):
-            os.write(self.process.stdin.fileno(), line.encode("ascii") + b"\n")
-
-
-def environment() -> dict[str, str]:
-    """For a process that imports from where this one does, and not from the folder it happens to start in."""
-    found = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, "PYTHONPATH": found, "PYTHONSAFEPATH": "1"}
 
 
 def _is_progress(before: Committed | None, after: Committed | None) -> bool:

@@ -1,12 +1,14 @@
 """The process that trains for a supervisor: ``python -m snugtune.worker``.
 
-The first line of standard input is the job as JSON. After it, a line ``interrupt`` stands for Ctrl-C, and the
-end of input means that the supervisor is gone. Standard output carries what ``snugtune.relay`` describes;
-what libraries print goes to standard error.
+The first line of standard input is the job as JSON. After it, a line ``interrupt`` stands for Ctrl-C,
+``stop`` for SIGTERM, and the end of input means that the supervisor is gone. Standard output carries what
+``snugtune.relay`` describes; what libraries print goes to standard error. SIGUSR1, where there is one, writes
+where every thread stands into the file ``stacks`` of the job.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -16,12 +18,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, NoReturn
 
 from snugtune.config import make_config
-from snugtune.errors import RestartNeededError, RunInterruptedError, SnugtuneError
+from snugtune.errors import DEVICE, MEMORY, RestartNeededError, RunInterruptedError, SnugtuneError
 from snugtune.faults import is_out_of_memory, is_poisoned
 from snugtune.relay import RelayObserver
 from snugtune.train.recovery import Recovery, newest_committed
@@ -35,6 +38,12 @@ STATE_BYTES_PER_S = 50e6
 """At least so fast a disk takes the state that is saved on the way out."""
 
 _LOOK_S = 1.0
+
+PULSE_S = 5.0
+"""Between two lines that say what the device does."""
+
+STOP = b"stop"
+"""The line that asks for what SIGTERM does: the step in hand is finished and the state saved."""
 
 Fit = Callable[..., Path]
 
@@ -56,6 +65,9 @@ def main(fit: Fit | None = None) -> NoReturn:
         sys.exit(TOLD_TO_STOP)
     states = Recovery.from_json(job["recovery"]).states
     threading.Thread(target=_watch, args=(control, interrupts, states), daemon=True).start()
+    threading.Thread(target=_pulse, args=(events, job.get("pulse_s", PULSE_S)), daemon=True).start()
+    if job.get("stacks") is not None:
+        _dump_stacks_when_asked(job["stacks"])
     sys.exit(_run(job, events, fit))
 
 
@@ -76,7 +88,7 @@ def _run(job: dict[str, Any], events: RelayObserver, fit: Fit | None) -> int:
             recovery=Recovery.from_json(job["recovery"]),
         )
     except RestartNeededError as error:
-        events.send("restart", message=str(error))
+        events.send("restart", message=str(error), kind=error.kind)
         return RestartNeededError.exit_code
     except SnugtuneError as error:
         events.send("error", type=type(error).__name__, message=str(error))
@@ -87,8 +99,8 @@ def _run(job: dict[str, Any], events: RelayObserver, fit: Fit | None) -> int:
     except Exception as error:
         if _is_want_of_memory(error):
             first_line = str(error).partition("\n")[0]
-            what = "The device is lost" if is_poisoned(error) else "Memory ran out"
-            events.send("restart", message=f"{what} ({first_line[:200]}).")
+            what, kind = ("The device is lost", DEVICE) if is_poisoned(error) else ("Memory ran out", MEMORY)
+            events.send("restart", message=f"{what} ({first_line[:200]}).", kind=kind)
             return RestartNeededError.exit_code
         events.send("crash", traceback=traceback.format_exc())
         return 1
@@ -158,7 +170,25 @@ def _watch(control: FileIO, interrupts: _Interrupts, states: Path) -> None:
         line = control.readline()
         if not line:
             _end(states)
-        interrupts.ask()
+        if line.strip() == STOP:
+            _signal_main_thread(signal.SIGTERM)
+        else:
+            interrupts.ask()
+
+
+def _pulse(events: RelayObserver, interval_s: float) -> None:
+    """Tell for ever what the device does: also while the main thread waits for it, or for a disk."""
+    while True:
+        time.sleep(interval_s)
+        events.pulse()
+
+
+def _dump_stacks_when_asked(path: str) -> None:
+    """A handler below Python's, which also runs while a call into a driver does not return."""
+    if hasattr(faulthandler, "register"):
+        with suppress(OSError):
+            file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115 - it is written to until the end
+            faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
 
 
 def _end(states: Path) -> NoReturn:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 
 from snugtune.config import make_config
 from snugtune.progress import Observer
+from snugtune.silence import Silence
 from snugtune.supervise import Supervisor
 from tiny import texts_and_labels, write_model
 
@@ -30,6 +32,23 @@ def commit_and_die(self, state, copy_s):
         assert self.finished(wait=True) is None
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.due, Checkpoints.commit_behind = lambda self: True, commit_and_die
+"""
+
+
+HANGING_AFTER_STEP_12 = """
+import time
+from snugtune.train import engine
+from snugtune.train.checkpoints import Checkpoints
+commit, add_gradients = Checkpoints.commit_behind, engine.add_gradients
+committed = []
+def note(self, state, copy_s):
+    commit(self, state, copy_s)
+    committed.append(state.step)
+def hang(*args, **kwargs):
+    if committed[-1:] == [12]:
+        time.sleep(600)
+    return add_gradients(*args, **kwargs)
+Checkpoints.due, Checkpoints.commit_behind, engine.add_gradients = lambda self: True, note, hang
 """
 
 
@@ -69,6 +88,27 @@ def settings(tmp_path_factory):
             "model": str(write_model(folder / "model")),
         }
     )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="nothing tells there where a process stands")
+def test_a_real_worker_that_hangs_is_noticed_and_followed(settings, tmp_path):
+    """The next one goes on behind step 12, and so does not hang."""
+    notes = Killer()
+    notes.has_killed = True
+    command = (sys.executable, "-c", HANGING_AFTER_STEP_12 + UNDISTURBED)
+    supervisor = Supervisor(
+        settings, tmp_path / "run", overwrite=False, observer=notes, command=command, silence=Silence(10.0),
+        look_s=0.1,
+    )  # fmt: skip
+    supervisor.run()
+    (told,) = [said for said in notes.said if "A new process goes on" in said]
+    assert " in the phase train" in told
+    assert "; it stood in hang (" in told
+    assert told.endswith("from step 12, as planned.")
+    assert notes.steps == list(range(1, 21))
+    record = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    assert len(record["memory"]["restarts"]) == 1
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snugtune import errors
 from snugtune.files import staged_folder
-from snugtune.progress import StepInfo, ValidationInfo
+from snugtune.progress import PlanInfo, QuoteInfo, StepInfo, ValidationInfo
 from snugtune.train.recovery import FORMAT, commit_number, committed_folders
 from snugtune.worker import main
 
@@ -31,6 +31,8 @@ def act(word, observer, recovery, config):
         observer.say({"pid": str(os.getpid()), "config": config.model_dump_json(), "cards": cards}[rest])
     elif name == "recovery":
         observer.say(f"{recovery.restarts} {recovery.caution} {len(recovery.history)}")
+    elif name == "format":
+        observer.say(f"{recovery.watched} {recovery.float32}")
     elif name == "calls":
         print("a library prints")
         os.write(1, b'{"event": "done"}\n')
@@ -51,6 +53,10 @@ def act(word, observer, recovery, config):
         os._exit(int(rest))
     elif name == "raise":
         kind, _, message = rest.partition(" ")
+        if kind == "overflow":
+            raise errors.RestartNeededError("Gradients overflow in float16.", kind=errors.NUMBERS)
+        if kind == "lost":
+            raise errors.RestartNeededError(f"The device is lost: {message}.", kind=errors.DEVICE)
         raise (getattr(errors, kind, None) or {"MemoryError": MemoryError, "KeyError": KeyError}[kind])(
             message
         )
@@ -63,6 +69,43 @@ def act(word, observer, recovery, config):
     elif name == "save":
         time.sleep(0.5)
         observer.say("saved")
+    elif name == "phase":
+        observer.phase(rest)
+    elif name == "step":
+        observer.on_step(StepInfo(int(rest), 10**6, 0.5, 1e-3, 1.0, 2.0))
+    elif name == "plan":
+        observer.on_plan(PlanInfo(float(rest), 16.0, True))
+    elif name == "quote":
+        observer.on_quote(QuoteInfo(float(rest), float(rest), 1.0, 0.0))
+    elif name == "wait":
+        time.sleep(float(rest))
+    elif name == "device":  # work that takes so long
+        observer.at_work(True)
+        time.sleep(float(rest))
+        observer.at_work(False)
+    elif name == "pieces":  # of work on the device, a tenth of a second each
+        for _ in range(int(rest)):
+            act("device 0.1", observer, recovery, config)
+    elif name == "hang":  # in a call that no signal ends
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        act("device 60", observer, recovery, config)
+    elif name == "busy-and-stopped":
+        observer.at_work(True)
+        time.sleep(0.2)  # a pulse tells of it
+        os.kill(os.getpid(), signal.SIGSTOP)
+        observer.at_work(False)
+    elif name == "steps":  # until told to stop, then the state is committed on the way out
+        step = int(rest)
+        try:
+            while True:
+                act(f"step {step}", observer, recovery, config)
+                if step % 5 == 0:
+                    commit(recovery.states, step)
+                time.sleep(0.02)
+                step += 1
+        except SystemExit:
+            commit(recovery.states, step)
+            raise
     elif name == "work":
         observer.say("working")
         time.sleep(30)

@@ -1,5 +1,7 @@
 """An optimiser step is defined by its examples: how it is cut must change nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,20 @@ import torch
 from snugtune.config import make_config
 from snugtune.errors import TrainingError
 from snugtune.memory.guard import Guard, HostMemory
+from snugtune.memory.meter import PeakMeter
 from snugtune.model.adapter import on_trained, trainable_state, wrap
 from snugtune.progress import Observer
 from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Services, train
 from snugtune.train.keeper import BestKeeper
-from tiny_training import CPU, examples, tiny_model, train_tiny
+from snugtune.units import GIB
+from tiny_training import (  # noqa: F401 - a fixture
+    CPU,
+    examples,
+    loss_scaler,
+    tiny_model,
+    train_tiny,
+)
 
 
 def run(**settings):
@@ -105,6 +115,7 @@ class _EveryStep(Checkpoints):
             raise SystemError("killed")
 
 
+@pytest.mark.usefixtures("loss_scaler")
 @pytest.mark.parametrize("die_after", [1, 4, 7, 11])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_run_that_died_goes_on_to_the_same_bits(tmp_path, die_after, dtype):
@@ -117,6 +128,25 @@ def test_a_run_that_died_goes_on_to_the_same_bits(tmp_path, die_after, dtype):
     assert [_untimed(m) for m in resumed.metrics] == [_untimed(m) for m in straight.metrics]
     for name, tensor in straight_state.items():
         assert torch.equal(resumed_state[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("line", "counts"),
+    [({"allocated_gib": 99.0, "reserved_gib": 99.0}, False), ({"resident_gib": 99.0}, True)],
+)
+def test_a_peak_of_another_device_is_not_this_ones(tmp_path, line, counts):
+    """A run may have come from a card, or go back to one."""
+    settings = {"num_train_epochs": 1, "effective_batch_size": 8}
+    with pytest.raises(SystemError, match="killed"):
+        _trained_with(_EveryStep(tmp_path, 2), settings, torch.float32)
+    states = Checkpoints(tmp_path, fingerprint="same")
+    told = {"step": 1, "elapsed_s": 1.0, **line, "peak_gib": 99.0}
+    assert states.commit(replace(states.newest(), memory=[told])) is None
+    with PeakMeter(CPU) as meter:
+        services = Services(checkpoints=_EveryStep(tmp_path), meter=meter)
+        train_tiny(settings, services=lambda _: services)
+    assert (meter.peak_bytes >= 99 * GIB) is counts
+    assert meter.is_of_this_process is not counts
 
 
 def _trained_with(checkpoints, settings, dtype):

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scarcity import MESSAGES, Cap, FailAt
-from snugtune.errors import RestartNeededError
+from snugtune.errors import DEVICE, MEMORY, RestartNeededError
 from snugtune.faults import is_out_of_memory, is_poisoned
 from snugtune.memory.guard import (
     EVALUATION,
@@ -28,7 +28,13 @@ from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Services
 from snugtune.train.forward import predict_logits
 from snugtune.train.retreats import retreats
-from tiny_training import CPU, examples, tiny_model, train_tiny
+from tiny_training import (  # noqa: F401 - a fixture
+    CPU,
+    examples,
+    loss_scaler,
+    tiny_model,
+    train_tiny,
+)
 
 INJECTIONS = 200
 BUDGETS = 20
@@ -100,6 +106,7 @@ class _SeesTheGuard(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("loss_scaler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_no_operator_of_training_runs_unguarded(dtype):
     trained(_SeesTheGuard(), dtype=dtype)
@@ -113,6 +120,7 @@ def test_it_changes_nothing_with_several_micro_batches_in_a_step(undisturbed):
         assert_same_training(trained(FailAt(at, MESSAGES[0]), tokens_per_micro_batch=64), undisturbed)
 
 
+@pytest.mark.usefixtures("loss_scaler")
 def test_float16_steps_are_undone_with_their_loss_scale():
     """What is scaled, unscaled or skipped by the loss scaler must not happen twice."""
     undisturbed = trained(dtype=torch.float16)
@@ -125,6 +133,36 @@ def test_float16_steps_are_undone_with_their_loss_scale():
             [m["loss"] for m in result.metrics if "loss" in m] for result, _, _ in (disturbed, undisturbed)
         )
         np.testing.assert_allclose(losses, expected, rtol=0.02)
+
+
+def test_who_watches_is_told_of_each_piece_of_work_and_of_its_end_also_when_it_fails():
+    told = []
+    guard = Guard(HostMemory(), at_work=told.append)
+    guard.again(lambda: told.append("works"), during="work")
+    assert told == [True, "works", False]
+    told.clear()
+    with pytest.raises(KeyError):
+        guard.again(lambda: {}["a"], during="work")
+    assert told == [True, False]
+    told.clear()
+    trained(guard=guard)
+    assert told[::2] == [True] * (len(told) // 2)
+    assert told[1::2] == [False] * (len(told) // 2)
+    # Four steps, and two looks at validation.
+    assert len(told) > 2 * 6
+
+
+def test_a_device_that_is_lost_is_told_from_memory_that_ran_out():
+    def lost():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def full():
+        raise torch.OutOfMemoryError("no more")
+
+    for work, kind in ((lost, DEVICE), (full, MEMORY)):
+        with pytest.raises(RestartNeededError) as caught:
+            Guard(HostMemory()).again(work, during="work")
+        assert caught.value.kind == kind
 
 
 def test_any_budget_trains_the_same_model(undisturbed):

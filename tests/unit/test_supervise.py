@@ -4,6 +4,7 @@ import inspect
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,24 @@ import psutil
 import pytest
 from fake_worker import commit
 
-from snugtune import supervise, worker
+from snugtune import supervise, worker, worker_process
 from snugtune.config import make_config
 from snugtune.errors import ArtifactError, RunInterruptedError, SnugtuneError, TrainingError, UserInputError
-from snugtune.progress import Observer, QuoteInfo, ResumedInfo, StepInfo, TrainedInfo, ValidationInfo
+from snugtune.progress import (
+    Observer,
+    PlanInfo,
+    QuoteInfo,
+    ResumedInfo,
+    StepInfo,
+    TrainedInfo,
+    ValidationInfo,
+)
 from snugtune.relay import RelayObserver, read_event, replay
+from snugtune.silence import Silence
 from snugtune.supervise import Supervisor, WorkerError, has_gpu
 from snugtune.train.recovery import Recovery, states_folder
+from snugtune.units import GIB
+from snugtune.way_back import WayBack
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to speak of")
@@ -55,6 +67,9 @@ class Notes(Observer):
     def on_resumed(self, info):
         self.calls.append(("on_resumed", info))
 
+    def on_plan(self, info):
+        self.calls.append(("on_plan", info))
+
     def on_quote(self, info):
         self.calls.append(("on_quote", info))
 
@@ -67,12 +82,13 @@ def out(tmp_path):
     return tmp_path / "run"
 
 
-def supervisor(out, *starts, observer=None, waits=None, **settings):
+def supervisor(out, *starts, observer=None, waits=None, more=None, **settings):
     config = make_config({"train": json.dumps(starts), **settings})
     sleep = (lambda _s: None) if waits is None else waits.append
     return Supervisor(
-        config, out, overwrite=False, observer=observer or Observer(), command=FAKE, sleep=sleep
-    )
+        config, out, overwrite=False, observer=observer or Observer(), command=FAKE, sleep=sleep,
+        **(more or {}),
+    )  # fmt: skip
 
 
 def listing(folder):
@@ -130,7 +146,7 @@ def test_a_closed_terminal_stops_a_worker_as_it_should_be_stopped(out, number):
         "recovery": Recovery(states_folder(out)).to_json(),
     }  # fmt: skip
     with subprocess.Popen(
-        FAKE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=supervise.environment(),
+        FAKE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=worker_process.environment(),
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - there is one thread
     ) as process:  # fmt: skip
         process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -166,6 +182,7 @@ def test_no_method_of_an_observer_is_forgotten(tmp_path):
         ("on_validation", ValidationInfo(1, 2.0, 3.0, 4.0, False)),
         ("on_resumed", ResumedInfo(1, 2, 3.0, [{"step": 1, "loss": 0.1 + 0.2}], [])),
         ("on_quote", QuoteInfo(1.0, 2.0, 3.0, 4.0, {"usd_per_hour": 0.5}, None)),
+        ("on_plan", PlanInfo(1.5, 14.5, True)),
         ("on_trained", TrainedInfo(1, 2, 3.0, stopped_early=True)),
     ]
     for name, *arguments in expected:
@@ -174,7 +191,8 @@ def test_no_method_of_an_observer_is_forgotten(tmp_path):
     for line in path.read_bytes().splitlines():
         replay(read_event(line), notes)
     assert notes.calls == expected
-    assert {name for name, *_ in expected} == set(methods)
+    # What goes over as a pulse now and then.
+    assert {name for name, *_ in expected} | {"at_work"} == set(methods)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +344,250 @@ def test_beside_the_main_thread(out):
     thread.join()
     assert listing(out.parent) == ["run"]
     assert signal.getsignal(signal.SIGINT) == before
+
+
+def impatient(least_s=1.0):
+    """Looks fifty times a second, with a patience of so many seconds."""
+    return {"silence": Silence(least_s), "look_s": 0.02}
+
+
+@posix
+def test_a_worker_that_hangs_on_the_device_is_followed_by_another(out, monkeypatch):
+    monkeypatch.setattr(supervise, "grace_s", lambda _states: 0.2)
+    notes, waits = Notes(), []
+    starts = [["phase train", "commit 10", "pieces 2", "hang"], ["recovery"]]
+    supervisor(out, *starts, observer=notes, waits=waits, more=impatient()).run()
+    told = notes.said[0]
+    assert re.match(
+        r"The training process has got no further for \d\.\d s in the phase train, after no", told
+    )
+    # Where it stood, as faulthandler saw it.
+    assert "it stood in act (tests/unit/fake_worker.py, line " in told
+    assert told.endswith("It was ended. A new process goes on from step 10, as planned.")
+    assert notes.said[1] == "1 0 1"
+    assert listing(out.parent) == ["run"]
+
+
+@posix
+def test_a_worker_taken_for_one_that_hangs_leaves_as_it_should_and_the_next_has_more_time(out):
+    notes = Notes()
+    slow = ["pieces 1", "device 3", "say fast enough"]
+    supervisor(out, slow, slow, observer=notes, waits=[], more=impatient(2.0)).run()
+    assert notes.said[0].startswith("The training process has got no further for 2.")
+    assert notes.said[1:] == ["fast enough"]
+
+
+@posix
+def test_work_that_goes_on_and_what_is_no_work_of_the_device_may_be_long(out):
+    notes = Notes()
+    long = ["device 0.4", "pieces 15", "wait 1.5", "say done"]
+    supervisor(out, long, observer=notes, more=impatient(0.9)).run()
+    assert notes.said == ["done"]
+
+
+@posix
+def test_a_worker_that_somebody_stopped_does_not_hang(out):
+    notes = Notes()
+
+    def wake():
+        deadline = time.monotonic() + 30
+        while not notes.said:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(2.0)
+        os.kill(int(notes.said[0]), signal.SIGCONT)
+
+    thread = threading.Thread(target=wake)
+    thread.start()
+    words = ["tell pid", "busy-and-stopped", "say awake"]
+    more = impatient()
+    supervisor(out, words, observer=notes, more=more).run()
+    thread.join()
+    assert notes.said[1:] == ["awake"]
+    assert more["silence"].seconds < 1
+
+
+@posix
+def test_what_nobody_takes_is_no_silence(out):
+    class Slow(Notes):
+        def say(self, sentence):
+            super().say(sentence)
+            time.sleep(1.5)
+
+    notes = Slow()
+    supervisor(out, ["pieces 1", "say a", "pieces 1", "say b"], observer=notes, more=impatient()).run()
+    assert notes.said == ["a", "b"]
+
+
+@posix
+def test_a_process_that_cannot_be_ended_ends_the_run_with_a_sentence(out, monkeypatch):
+    """As one that waits in a driver; here it cannot because signals do not reach it."""
+    monkeypatch.setattr(supervise, "grace_s", lambda _states: 0.1)
+    monkeypatch.setattr(worker_process, "KILL_S", 0.1)
+    held = []
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: held.append(process))  # noqa: PLW0108
+    notes = Notes()
+    words = ["commit 3", "pieces 1", "hang"]
+    with pytest.raises(TrainingError, match=r"no further.*cannot be ended.*restart the machine"):
+        supervisor(out, words, observer=notes, more=impatient()).run()
+    assert "step 3 is kept" in notes.said[-1]
+    held[0].send_signal(signal.SIGKILL)
+    held[0].wait(30)
+    for thread in threading.enumerate():
+        if thread.name == "snugtune-worker-reader":
+            thread.join(30)
+    held[0].stdout.close()
+
+
+def test_numbers_that_float16_does_not_hold_are_computed_in_float32_from_then_on(out):
+    notes, waits = Notes(), []
+    starts = [["format", "commit 7", "raise overflow"], ["format", "recovery", "exit 75"], ["format"]]
+    supervisor(out, *starts, observer=notes, waits=waits).run()
+    told = "Gradients overflow in float16. A new process goes on from step 7, as planned and in float32."
+    assert notes.said[:3] == ["True False", told, "True True"]
+    assert notes.said[3] == "1 0 1"
+    assert "float32" not in notes.said[4]
+    assert notes.said[5] == "True True"
+    assert waits == [1.0]
+
+
+ILLEGAL = "raise lost CUDA error: an illegal memory access was encountered"
+
+
+@posix
+def test_a_fault_of_the_card_that_repeats_itself_is_not_tried_again_and_again(out):
+    notes, waits = Notes(), []
+    at_7 = ["phase train", "commit 5", "step 6", "step 7", ILLEGAL]
+    starts = [at_7, at_7[:1] + at_7[2:], at_7[:1] + at_7[2:], ["recovery", "tell cards"]]
+    supervisor(out, *starts, observer=notes, waits=waits).run()
+    told = [said for said in notes.said if "new process" in said]
+    assert told[0].endswith(
+        "illegal memory access was encountered. A new process goes on from step 5, as planned."
+    )
+    assert told[1].endswith("from step 5, with micro-batches of half the size, in 1 s.")
+    assert "It is the same at the same place as before, so it would come there again." in told[2]
+    assert told[2].endswith("A new process goes on from step 5, on the CPU.")
+    assert waits == [1.0]
+    assert "3 3 3" in notes.said
+    assert notes.said[-1] == ""
+
+
+@posix
+def test_a_hang_that_repeats_itself_leads_to_the_cpu(out):
+    notes, waits = Notes(), []
+    at_7 = ["phase train", "step 7", "device 60"]
+    supervisor(out, at_7, at_7, ["recovery"], observer=notes, waits=waits, more=impatient()).run()
+    assert "it would come there again. A new process goes on from the beginning, on the CPU." in notes.said[1]
+    assert notes.said[2] == "2 3 2"
+    assert waits == [1.0]
+
+
+@posix
+@pytest.mark.parametrize(
+    "second",
+    [
+        ["phase train", "step 9", ILLEGAL],
+        ["phase probe", "step 7", ILLEGAL],
+        ["phase train", "step 7", "raise lost CUDA error: device-side assert triggered"],
+        ["phase train", "step 7", "raise RestartNeededError Memory ran out."],
+    ],
+)
+def test_another_fault_or_place_is_tried_with_more_care(out, second):
+    notes = Notes()
+    starts = [["phase train", "step 7", ILLEGAL], second, ["recovery"]]
+    supervisor(out, *starts, observer=notes, waits=[]).run()
+    assert notes.said[-1] == "2 2 2"
+
+
+def test_a_card_that_is_gone_may_come_back(out):
+    notes, waits = Notes(), []
+    gone = ["phase data", "raise lost CUDA error: all CUDA-capable devices are busy or unavailable"]
+    supervisor(out, gone, gone, gone, ["recovery"], observer=notes, waits=waits).run()
+    assert waits == [1.0, 5.0, 30.0]
+    assert notes.said[-1] == "3 3 3"
+
+
+def test_a_run_whose_card_fails_does_not_go_on_for_days_on_the_cpu(out):
+    notes = Notes()
+    at_7 = ["phase train", "step 7", ILLEGAL]
+    days = 3 * 86_400.0 / 0.5
+    starts = [["commit 500000", *at_7], at_7, at_7, [f"quote {days}", "work"]]
+    with pytest.raises(
+        TrainingError, match=r"illegal memory.*On the CPU, the rest would take about 3\.0 days"
+    ):
+        supervisor(out, *starts, observer=notes, waits=[], more=impatient()).run()
+    assert "step 500000 is kept" in notes.said[-1]
+
+
+def test_a_run_whose_card_fails_may_take_some_hours_on_the_cpu(out):
+    at_7 = ["phase train", "step 7", ILLEGAL]
+    notes = Notes()
+    hours = ["quote 36000", "wait 0.5", "recovery"]
+    supervisor(out, at_7, at_7, hours, observer=notes, waits=[], more=impatient()).run()
+    assert notes.said[-1] == "2 3 2"
+
+
+class Card:
+    """A card's free memory as the supervisor sees it, by a clock on which each look takes a minute."""
+
+    def __init__(self, *free_gib):
+        self.free_gib, self.looks = list(free_gib), 0
+
+    def free_bytes(self):
+        self.looks += 1
+        free = self.free_gib.pop(0) if len(self.free_gib) > 1 else self.free_gib[0]
+        return None if free is None else int(free * GIB)
+
+    def way_back(self):
+        ticks = iter(range(0, 10**9, 30))
+        return WayBack(self.free_bytes, lambda: float(next(ticks)))
+
+
+NO_ROOM = "raise RestartNeededError Memory ran out in moving the model to the device (no more)."
+
+
+@posix
+def test_a_run_that_lacked_card_memory_comes_back_to_the_card(out):
+    notes, waits = Notes(), []
+    full = ["plan 3.0", NO_ROOM]
+    starts = [["plan 12.0", NO_ROOM], full, full, ["tell cards", "phase train", "steps 1"],
+              ["tell cards", "recovery"]]  # fmt: skip
+    more = {"way_back": Card(0.5, 0.5, 2.0, 8.0).way_back(), **impatient(30)}
+    supervisor(out, *starts, observer=notes, waits=waits, more=more).run()
+    back = next(said for said in notes.said if "free again" in said)
+    assert back.startswith("The card has 8.0 GiB free again. A new process goes on from step ")
+    assert back.endswith(", with micro-batches of half the size.")
+    # From the state that was saved on the way out, with the card in sight.
+    told = [call[1].step for call in notes.calls if call[0] == "on_step"]
+    assert f"step {told[-1]}," in back or f"step {told[-1] + 1}," in back
+    assert notes.said[-1] == "4 1 4"
+    assert waits == [1.0, 5.0, 30.0]
+    assert listing(out.parent) == ["run"]
+
+
+@posix
+def test_a_way_back_that_fails_leads_straight_to_the_cpu_again(out):
+    notes, waits = Notes(), []
+    starts = [[NO_ROOM]] * 3 + [["phase train", "steps 1"], [NO_ROOM], ["recovery"]]
+    more = {"way_back": Card(0.5, 8.0).way_back(), **impatient(30)}
+    supervisor(out, *starts, observer=notes, waits=waits, more=more).run()
+    assert notes.said[-1] == "5 3 5"
+    assert notes.said[-2].endswith("on the CPU.")
+    assert waits == [1.0, 5.0, 30.0]
+
+
+@posix
+@pytest.mark.parametrize("free", [(0.5, 0.7), (None, 8.0), (0.5, 2.9)])
+def test_a_run_stays_on_the_cpu_where_the_card_has_no_room_for_the_plan(out, free):
+    notes, card = Notes(), Card(*free)
+    steps = ["phase train", *(f"step {i}" for i in range(1, 9))]
+    words = [word for step in steps for word in (step, "commit 8", "wait 0.1")]
+    starts = [["plan 3.0", NO_ROOM]] * 3 + [[*words, "recovery"]]
+    supervisor(
+        out, *starts, observer=notes, waits=[], more={"way_back": card.way_back(), **impatient(30)}
+    ).run()
+    assert notes.said[-1] == "3 3 3"
+    assert card.looks > 3 or free[0] is None
 
 
 PARENT = """

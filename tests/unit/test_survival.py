@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_checkpoints import state_of
 
-from snugtune.errors import TrainingError
+from snugtune.errors import NUMBERS, RestartNeededError, TrainingError
 from snugtune.progress import Observer
 from snugtune.train import checkpoints as checkpoints_module
 from snugtune.train import engine
@@ -19,7 +19,7 @@ from snugtune.train.checkpoints import Checkpoints
 from snugtune.train.engine import Services
 from snugtune.train.interrupts import Interrupts
 from snugtune.train.recovery import committed_folders, differences
-from tiny_training import train_tiny
+from tiny_training import loss_scaler, train_tiny  # noqa: F401 - a fixture
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to speak of")
 ONE_EPOCH = {"effective_batch_size": 8, "num_train_epochs": 1, "lr_scheduler_type": "constant"}
@@ -65,8 +65,10 @@ def _ctrl_c_is_heard():
 def faulty(monkeypatch):
     """Makes the loss (or the gradient) NaN at these calls; call 0 is the longest micro-batch, for nothing."""
 
+    add_gradients = engine.add_gradients
+
     def make(calls, what="loss"):
-        done, add_gradients = [], engine.add_gradients
+        done = []
 
         def broken(model, *args, **kwargs):
             done.append(1)
@@ -118,6 +120,79 @@ def test_without_anything_learned_it_is_an_error(faulty):
     faulty(range(1, 100))
     with pytest.raises(TrainingError, match=r"loss is not finite at step 1 \(rows .*\); lower the learning"):
         train_tiny({**ONE_EPOCH, "probe_start": False})
+
+
+EIGHT_EPOCHS = {**ONE_EPOCH, "num_train_epochs": 8, "early_stopping_patience": 9}
+
+
+def overflowing(result):
+    return [line["step"] for line in result.metrics if line.get("skipped")]
+
+
+@pytest.mark.usefixtures("loss_scaler")
+def test_a_float16_gradient_that_never_fits_ends_training_once_no_scale_is_small_enough(faulty, tmp_path):
+    """From 2**16 down to 2**-10; the weights are still those to go back to, so nothing is tried again."""
+    faulty(range(5, 100), "gradient")
+    notes, states = Notes(), Checkpoints(tmp_path, fingerprint="a", interval_s=0)
+    result, model = train_tiny(
+        EIGHT_EPOCHS, dtype=torch.float16, services=lambda _: Services(notes, checkpoints=states)
+    )
+    assert result.diverged
+    assert overflowing(result) == list(range(5, 31))
+    assert [(one["step"], one["what"], one["to_step"]) for one in result.rollbacks] == [
+        (31, "gradient in float16", None)
+    ]
+    assert notes.said[-1].startswith("The gradient in float16 is not finite at step 31 (rows ")
+    assert (
+        "however small the loss is scaled; use bf16 or float32 instead of fp16: training ends"
+        in notes.said[-1]
+    )
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.usefixtures("loss_scaler")
+def test_no_state_is_kept_of_steps_that_taught_nothing_and_float32_goes_on_before_them(faulty, tmp_path):
+    faulty(range(5, 100), "gradient")
+    states = Dying(tmp_path, last=-1)
+    services = Services(checkpoints=states, float32_instead=True)
+    with pytest.raises(RestartNeededError, match=r"float16 .* step 31 .*, however small") as caught:
+        train_tiny(EIGHT_EPOCHS, dtype=torch.float16, services=lambda _: services)
+    assert caught.value.kind == NUMBERS
+    assert states.newest().step == 4
+    faulty(())
+    again = Services(checkpoints=Checkpoints(tmp_path, fingerprint="a"))
+    result, _ = train_tiny(EIGHT_EPOCHS, services=lambda _: again)
+    assert result.steps == 32
+    assert overflowing(result) == []
+
+
+@pytest.mark.usefixtures("loss_scaler")
+def test_a_short_float16_training_without_a_single_step_is_told(faulty):
+    faulty(range(1, 100), "gradient")
+    notes = Notes()
+    result, _ = train_tiny(ONE_EPOCH, dtype=torch.float16, services=lambda _: Services(notes))
+    assert result.diverged
+    assert result.best_step == 0
+    assert notes.said[-1].startswith("The gradient in float16 is not finite at step 4")
+
+
+@pytest.mark.usefixtures("loss_scaler")
+def test_float16_gradients_that_overflow_now_and_then_are_skipped_as_ever(faulty):
+    faulty({1, 2, 3, 9}, "gradient")
+    result, _ = train_tiny(EIGHT_EPOCHS, dtype=torch.float16)
+    assert not result.diverged
+    assert result.rollbacks == []
+    assert overflowing(result) == [1, 2, 3, 9]
+
+
+@pytest.mark.usefixtures("loss_scaler")
+def test_float16_gradients_that_overflow_after_good_steps_are_tried_with_lower_rates(faulty):
+    """With states to go back to that are older than the first step that was skipped."""
+    faulty(range(7, 34), "gradient")
+    result, _ = train_tiny({**EIGHT_EPOCHS, "num_train_epochs": 12}, dtype=torch.float16)
+    assert [(one["step"], one["to_step"]) for one in result.rollbacks] == [(33, 4)]
+    assert not result.diverged
+    assert result.steps > 33
 
 
 def test_rates_stay_halved_in_a_process_that_goes_on(faulty, tmp_path):

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from snugtune.data.batches import Size, padded_tokens
-from snugtune.errors import RestartNeededError
+from snugtune.errors import DEVICE, RestartNeededError
 from snugtune.faults import is_out_of_memory, is_poisoned
 from snugtune.memory.meter import card_bytes
 from snugtune.units import gib
@@ -151,6 +151,7 @@ class Guard:
         retreats: levers for when a single example does not fit, the cheapest first.
         alone: whether work that broke off can be done again here. It cannot where other processes compute
             the same layers at the same time and wait for this one in the middle of them.
+        at_work: told True before the device is asked for a piece of work, and False when that is done.
 
     ``events`` are JSON-ready: ``event`` (out_of_memory, retreat, leak), ``during``, ``rows``,
     ``longest_tokens``, ``message``, ``action``.
@@ -163,6 +164,7 @@ class Guard:
     retreats: list[Retreat] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     alone: bool = True
+    at_work: Callable[[bool], None] = lambda _is_at_work: None
     _told: int = 0
 
     def new_events(self) -> list[dict[str, Any]]:
@@ -252,6 +254,13 @@ class Guard:
 
     def _attempt(self, work: Callable[[], None]) -> str | None:
         """None if ``work`` is done, else what the failure said; memory is free again then."""
+        self.at_work(True)
+        try:
+            return self._guarded(work)
+        finally:
+            self.at_work(False)
+
+    def _guarded(self, work: Callable[[], None]) -> str | None:
         before = self.memory.allocated_bytes()
         failure = _failure(work)
         # The handler is left: its traceback, which holds the frames and so the tensors, is gone.
@@ -326,7 +335,7 @@ def _failure(work: Callable[[], None], *, of_any_kind: bool = False) -> str | No
         work()
     except Exception as error:
         if is_poisoned(error):
-            raise RestartNeededError(f"The device is lost: {_first_line(error)}.") from None
+            raise RestartNeededError(f"The device is lost: {_first_line(error)}.", kind=DEVICE) from None
         if not of_any_kind and not is_out_of_memory(error):
             raise
         return _first_line(error)

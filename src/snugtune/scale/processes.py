@@ -13,7 +13,7 @@ from io import FileIO
 from typing import Any, NoReturn
 
 from snugtune.container import usable_cores
-from snugtune.supervise import environment
+from snugtune.worker_process import environment
 
 GRACE_S = 10.0
 """For giving a trial back, before a process is ended the hard way."""

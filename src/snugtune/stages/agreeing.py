@@ -16,6 +16,7 @@ from snugtune.memory.plan import Plan
 from snugtune.memory.setup import Setup
 from snugtune.model.offload import embedding_to_host, move_whole
 from snugtune.model.sharding import shard
+from snugtune.progress import PlanInfo
 from snugtune.stages.job import Job
 from snugtune.train.forward import INFERENCE_TOKENS
 from snugtune.train.planning import plan_run
@@ -56,6 +57,9 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
     """How the steps are cut, and with which levers, so that training fits; none changes the result."""
     # The folder that was loaded may have a layer more than the name stands for.
     config = job.config.model_copy(update={"model": job.backbone.source})
+    if job.on_card and job.dtype == torch.float32:
+        # It may be computed in because float16 did not hold the gradients.
+        config = config.model_copy(update={"bf16": False})
     plan = plan_run(config, len(job.data.labels.names), tokens.lengths, _device(job), _fleet(job))
     plan = _of_first(job, plan)
     job.clock.say(
@@ -64,6 +68,7 @@ def _plan(job: Job, tokens: Tokens) -> Plan:
         + (f", {', '.join(plan.levers)}" if plan.levers else "")
         + f" ({plan.basis})."
     )
+    job.clock.on_plan(PlanInfo(plan.predicted_peak_gib, plan.capacity_gib, plan.fits))
     if not plan.fits:
         job.clock.say(f"Warning: {plan.why}")
     return plan
@@ -138,6 +143,7 @@ def _guard(job: Job, plan: Plan, longest: int, recovery: Recovery | None) -> Gua
         evaluation=Limit(*of_evaluation),
         say=job.clock.say,
         alone=not job.group.sharded,
+        at_work=job.clock.at_work,
     )
     if recovery is not None and recovery.caution >= HALF_BATCHES:
         for limit in (guard.training, guard.evaluation):

@@ -41,7 +41,10 @@ AnyDecision = Decision | LabelSetDecision
 
 @dataclass(frozen=True)
 class Job:
-    """What every step needs: settings, data, the loaded model, where numbers are computed, the clock."""
+    """What every step needs: settings, data, the loaded model, where numbers are computed, the clock.
+
+    ``float32_instead``: a new process would compute in float32, should float16 not hold the gradients.
+    """
 
     config: FitConfig
     data: Data
@@ -51,6 +54,7 @@ class Job:
     clock: PhaseClock
     load_s: float
     group: Group = ALONE
+    float32_instead: bool = False
 
     @property
     def on_card(self) -> bool:
@@ -103,8 +107,11 @@ def prepare(
     torch.manual_seed(config.seed)
     prefer_expandable_segments()
     bound_primitive_caches()
+    # A driver may not answer.
+    clock.at_work(True)
     device = torch.device("cpu") if on_cpu else pick_device()
-    dtype = compute_dtype(config.model_copy(update={"fp16": False}) if on_cpu else config, device)
+    dtype = compute_dtype(config.model_copy(update=_other_format(recovery)), device)
+    clock.at_work(False)
     if group.sharded and dtype == torch.float16:
         # Whether a gradient has overflowed would be another answer on each device.
         raise UserInputError(
@@ -113,7 +120,19 @@ def prepare(
         )
     started = clock.elapsed_s
     backbone = load_for_fit(config, data.labels, dtype=dtype, dropout=config.hidden_dropout, device=device)
-    return Job(config, data, backbone, device, dtype, clock, clock.elapsed_s - started, group)
+    # A format that was asked for stays.
+    float32_instead = group.is_alone and recovery is not None and recovery.watched and not config.fp16
+    load_s = clock.elapsed_s - started
+    return Job(config, data, backbone, device, dtype, clock, load_s, group, float32_instead)
+
+
+def _other_format(recovery: Recovery | None) -> dict[str, bool]:
+    """What a process that goes on after another sets otherwise, of the settings of number formats."""
+    if recovery is None:
+        return {}
+    if recovery.float32:
+        return {"fp16": False, "bf16": False}
+    return {"fp16": False} if recovery.caution >= ON_CPU else {}
 
 
 def _check_sharding(config: FitConfig, group: Group) -> None:

@@ -29,7 +29,7 @@ def _row_reader(job: Job, head: Head) -> RowReader:
     """A pass of the backbone as it is published, before there is a plan; after it, it is on the CPU."""
 
     def read_rows(tokens: Tokens) -> NDArray[np.float32]:
-        guard = Guard(device_memory(job.device), say=job.clock.say)
+        guard = Guard(device_memory(job.device), say=job.clock.say, at_work=job.clock.at_work)
         job.backbone.model.to(job.device)
         found = ask_frozen_model(job, head, [tokens], guard)
         if not job.config.load_in_4bit:

@@ -185,7 +185,9 @@ def train_within(
                 device=job.device, dtype=job.dtype, guard=guard,
             )  # fmt: skip
         filling_s = time.perf_counter() - began
-        services = Services(job.clock, guard, memory, checkpoints, spending.budget, prefix, job.group)
+        services = Services(
+            job.clock, guard, memory, checkpoints, spending.budget, prefix, job.group, job.float32_instead
+        )
         result = _run_engine(job, plan, guard.training.planned, trainee, tokens, services)
     # On a CPU the process's own memory, with its libraries and data, is part of what is measured.
     beside = 0 if job.on_card else resident_bytes_before

@@ -32,7 +32,7 @@ from snugtune.data.batches import (
     steps_per_epoch,
 )
 from snugtune.data.tokens import Tokens
-from snugtune.errors import TrainingError
+from snugtune.errors import NUMBERS, RestartNeededError, TrainingError
 from snugtune.evaluate.imbalance import Balance
 from snugtune.evaluate.metrics import single_class_alarm
 from snugtune.evaluate.multilabel.thresholds import Objective, best_common_score
@@ -72,6 +72,15 @@ from snugtune.units import GIB
 
 ROLLBACKS, RATE_CUT = 3, 0.5
 """How often training goes back after a number that is not finite, and what is left of the learning rates."""
+
+SMALLEST_SCALE = 2.0**-10
+"""Of the loss in float16. A gradient that overflows even then exceeds 6e7 somewhere, or is no number at all;
+with less, ordinary ones would vanish: float16 knows nothing below 6e-8, which stands for 6e-5 then. fairseq
+gives up at 1e-4 (``--min-loss-scale``), DeepSpeed at 1 (``min_loss_scale``)."""
+
+OVERFLOW = "gradient in float16"
+
+NO_FLOAT16 = "use bf16 or float32 instead of fp16"
 
 LARGEST_SHARE_OF_MEMORY = 0.1
 """Of the host's free memory, that the state to go back to may take."""
@@ -127,7 +136,8 @@ class TrainResult:
 class Services:
     """What training uses beside the model and the data; every one may be left out.
 
-    ``group`` are the processes that train together; checkpoints are the first one's.
+    ``group`` are the processes that train together; checkpoints are the first one's. ``float32_instead``: a
+    new process would compute in float32, should float16 not hold the gradients.
     """
 
     observer: Observer = field(default_factory=Observer)
@@ -137,6 +147,7 @@ class Services:
     budget: Budget | None = None
     prefix: Prefix | None = None
     group: Group = ALONE
+    float32_instead: bool = False
 
 
 def train(
@@ -161,15 +172,18 @@ def train(
     ``balance`` says how rare classes are favoured; every step is still divided by its number of examples.
     Ctrl-C ends training and keeps the best so far; so does the end of ``services.budget``, after a last look
     at validation. A loss or gradient that is not finite sends training back to its last good state, with half
-    the learning rates; after three times it ends with the best weights. With ``services.checkpoints``,
-    training goes on from the newest committed state as if nothing had happened, and commits where it stands
-    when it has to stop. With ``packed``, micro-batches of training are rows of texts without padding, for
-    models of which ``model/packing.py`` knows how. Each process of ``services.group`` computes its share of a
-    step's rows; the update is that of the whole step, and the same in all of them.
+    the learning rates; after three times it ends with the best weights. In float16 a gradient that overflows
+    lowers the scale of the loss, and is not finite in this sense where no scale is small enough.
+
+    With ``services.checkpoints``, training goes on from the newest committed state as if nothing had
+    happened, and commits where it stands when it has to stop. With ``packed``, micro-batches of training are
+    rows of texts without padding, for models of which ``model/packing.py`` knows how. Each process of
+    ``services.group`` computes its share of a step's rows; the update is that of the whole step, and the same
+    in all of them.
 
     Raises:
         TrainingError: numbers stay not finite and nothing was learned; names the step and the rows.
-        RestartNeededError: memory ran out and this process cannot go on.
+        RestartNeededError: memory ran out and this process cannot go on, or it should be in float32.
     """
     run = _Run(model, train_set, validation_set, config, head_names, pad_token_id, dtype, device,
                services or Services(), balance, packed)  # fmt: skip
@@ -272,6 +286,8 @@ class _Run:
         self.base_rates = list(getattr(self.scheduler, "base_lrs", ()))
         self.rng_at_rest = all_random_states(self.device)
         self.good: TrainState | None = None
+        # Steps in a row, told of, in which a gradient overflowed, so that the weights stayed as they were.
+        self.skipped = 0
         self.started = time.perf_counter()
 
     def begin(self, begin_from: dict[str, Tensor]) -> None:
@@ -297,7 +313,9 @@ class _Run:
         self._go_to(state)
         self.started = time.perf_counter() - state.elapsed_s
         if self.meter is not None:
-            peaks = [line["peak_gib"] for line in state.memory if "peak_gib" in line]
+            # The CPU's memory says nothing of a card's, nor the other way round.
+            kind = "allocated_gib" if self.device.type == "cuda" else "resident_gib"
+            peaks = [line["peak_gib"] for line in state.memory if "peak_gib" in line and kind in line]
             self.meter.was_at_least(round(max(peaks, default=0.0) * GIB))
         self.has_begun = True
         self.keep_good()
@@ -330,6 +348,7 @@ class _Run:
         result.steps, result.metrics, result.memory = state.step, list(state.metrics), list(state.memory)
         result.rollbacks = list(state.rollbacks)
         self.untold.clear()
+        self.skipped = 0
         self.observer.on_resumed(
             ResumedInfo(state.step, self.total, state.elapsed_s, result.metrics, result.memory)
         )
@@ -353,23 +372,32 @@ class _Run:
 
         Raises:
             TrainingError: nothing was learned that could be kept.
+            RestartNeededError: float16 does not hold the gradients, and float32 may be taken.
         """
+        if fault.what == OVERFLOW and self.services.float32_instead:
+            raise RestartNeededError(f"{fault}, however small the loss is scaled.", kind=NUMBERS)
         good = self.good
         if good is None and self.has_states:
             if self.checkpoints is not None:
                 self.checkpoints.finished(wait=True)
             good = self._newest()
         rollbacks, told = list(self.result.rollbacks), {"step": fault.step, "what": fault.what}
-        if good is None or len(rollbacks) == ROLLBACKS:
+        # Where no step has changed the weights since, lower rates would not have helped.
+        is_same = fault.what == OVERFLOW and good is not None and good.step >= fault.step - self.skipped
+        if good is None or is_same or len(rollbacks) == ROLLBACKS:
             nothing_learned = self.keeper.step == 0 and not self.config.probe_start
             if nothing_learned or not math.isfinite(self.keeper.log_loss):
-                advice = "lower the learning rates, or use bf16 or float32 instead of fp16"
-                raise TrainingError(f"{fault}; {advice}.")
+                raise TrainingError(f"{fault}; lower the learning rates, or {NO_FLOAT16}.")
             self.result.rollbacks = [*rollbacks, {**told, "rows": fault.rows, "to_step": None}]
             self.untold.clear()
             self.has_ended = self.result.diverged = True
-            self.observer.say(f"{fault}, and lower learning rates did not help: training ends with the best "
-                              f"weights so far, those of step {self.keeper.step}.")  # fmt: skip
+            why = (
+                f"however small the loss is scaled; {NO_FLOAT16}"
+                if is_same
+                else "and lower learning rates did not help"
+            )
+            self.observer.say(f"{fault}, {why}: training ends with the best weights so far, those of step "
+                              f"{self.keeper.step}.")  # fmt: skip
             return
         factor = RATE_CUT ** (len(rollbacks) + 1)
         self._go_to(good)
@@ -391,6 +419,9 @@ class _Run:
     def _commit(self) -> None:
         """One that cannot be saved is told, and does no other harm."""
         self.report()
+        if self.skipped:
+            # Whoever went on from here would have passed over examples that taught nothing.
+            return
         if self.checkpoints is not None:
             self._tell(self.checkpoints.finished())
         if _state_bytes(self.model) > LARGEST_COPY_BYTES:
@@ -636,14 +667,18 @@ class _Run:
         return texts.to(lambda tensor: to_device(tensor, self.device))
 
     def _update(self, losses: list[Tensor]) -> Readback:
-        """Clip the gradients and change the weights, all of it or nothing; returns loss and gradient norm."""
+        """Clip the gradients and change the weights, all of it or nothing.
+
+        Returns loss, gradient norm and, in float16, the scale of the loss.
+        """
         made: list[Readback] = []
 
         def update() -> None:
             self.accelerator.unscale_gradients(self.optimizer)
             add_penalty_gradients(self.model)
             norm = whole(clip_gradients(self.trained, self.config.max_grad_norm))
-            numbers = Readback(torch.stack([torch.stack(losses).sum(), norm]))
+            scale = [] if self.accelerator.scaler is None else [self.accelerator.scaler._scale]
+            numbers = Readback(torch.stack([torch.stack(losses).sum(), norm, *scale]))
             self.optimizer.step()
             made.append(numbers)
 
@@ -692,7 +727,7 @@ class _Run:
         self.observer.on_validation(ValidationInfo(steps, epoch, score, log_loss, best))
         if self.services.budget is not None:
             self.services.budget.looked(time.perf_counter() - started)
-        if steps:
+        if steps and not self.skipped:
             self.keep_good()
 
     def _around_validation(self, rows: NDArray[np.int64]) -> AbstractContextManager[None]:
@@ -714,13 +749,14 @@ class _Run:
     def _report(self, taken: _Taken) -> None:
         numbers: list[float] = []
         self.guard.again(lambda: numbers.extend(taken.numbers.read()), during="reading the loss")
-        loss, norm = numbers
-        # With float16, an overflowing gradient is the loss scaler's business: it skips the step.
-        if not math.isfinite(loss) or (self.accelerator.scaler is None and not math.isfinite(norm)):
-            what = "loss" if not math.isfinite(loss) else "gradient"
+        loss, norm, *scale = numbers
+        if what := self._what_is_not_finite(taken.step, loss, norm, *scale):
             raise _NotFiniteError(taken.step, what, _rows_in_file(self.train_set, taken.texts))
         at, elapsed, memory = {"step": taken.step}, {"elapsed_s": taken.elapsed_s}, taken.memory
-        self.result.metrics.append({**at, "loss": loss, "learning_rate": taken.learning_rate, **elapsed})
+        skipped = {"skipped": True} if self.skipped else {}
+        self.result.metrics.append(
+            {**at, "loss": loss, "learning_rate": taken.learning_rate, **elapsed, **skipped}
+        )
         self.result.note(taken.events, taken.step)
         if memory is not None:
             self.result.memory.append({**at, **elapsed, **memory})
@@ -731,6 +767,21 @@ class _Run:
                 None if memory is None else memory["peak_gib"], memory,
             )
         )  # fmt: skip
+
+    def _what_is_not_finite(
+        self, step: int, loss: float, norm: float, scale: float | None = None
+    ) -> str | None:
+        """Of a step's numbers, ``scale`` being that of the loss in float16; None if all is well.
+
+        There an overflowing gradient is the loss scaler's business at first: it skips the step, and halves.
+        """
+        if not math.isfinite(loss):
+            return "loss"
+        if scale is None:
+            return None if math.isfinite(norm) else "gradient"
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        is_all = step == self.total == self.skipped
+        return OVERFLOW if self.skipped and (scale <= SMALLEST_SCALE or is_all) else None
 
     def finish(self) -> TrainResult:
         """The best weights back into the model, and what there is to tell."""

@@ -37,7 +37,8 @@ class Recovery:
     """How a process goes on after one that died: where its committed states lie and how careful to be.
 
     ``caution`` is a key of ``CAUTION``; ``history`` has one sentence for each restart, the oldest first.
-    ``spent_s`` are the seconds that earlier processes took, with the waits after them.
+    ``spent_s`` are the seconds that earlier processes took, with the waits after them. ``watched``: somebody
+    starts a new process when this one asks for it. ``float32``: half precision has not held the numbers.
     """
 
     states: Path
@@ -45,6 +46,8 @@ class Recovery:
     caution: int = AS_PLANNED
     history: tuple[str, ...] = ()
     spent_s: float = field(default=0.0, compare=False)
+    watched: bool = False
+    float32: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``from_json`` in another process."""
