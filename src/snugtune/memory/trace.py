@@ -192,13 +192,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._line_name: list[str] = []
         self._hooks = _hook_modules(model, self) if model is not None else []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled: the call that would say so to Dynamo is saved for every operator."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator and enter what it allocated."""
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
-            return func(*args, **kwargs)
+            # The backward pass asks for it at every step, oftener than for anything else.
+            fake_device = getattr(args[0], "fake_device", None)
+            return func(*args, **kwargs) if fake_device is None else fake_device
         self._running = self._source_line()
         out = func(*args, **kwargs)
         if not func.is_view:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig
 
 from snugtune.config import FitConfig
@@ -21,6 +20,7 @@ from snugtune.errors import UserInputError
 from snugtune.memory import card, trace
 from snugtune.memory.quantized import quantize_shapes
 from snugtune.memory.setup import Setup
+from snugtune.memory.shapes import Shapes
 from snugtune.memory.trace import Ledger, Trace
 from snugtune.model import attention
 from snugtune.model.adapter import trainable_state, wrap
@@ -51,7 +51,7 @@ class Rehearsal:
 
     def __init__(self, config: FitConfig, num_labels: int, setup: Setup) -> None:
         self.config, self.num_labels, self.setup = config, num_labels, setup
-        self._fake = FakeTensorMode()
+        self._fake = Shapes()
         self.model, self.head_names = _build(config, num_labels, setup, self._fake)
         self._traces: dict[tuple[int, int, bool], Trace] = {}
 
@@ -215,7 +215,7 @@ def _target(micro_batch: int, labels: int | None) -> Tensor:
 
 
 def _build(
-    config: FitConfig, num_labels: int, setup: Setup, fake: FakeTensorMode
+    config: FitConfig, num_labels: int, setup: Setup, fake: Shapes
 ) -> tuple[nn.Module, tuple[str, ...]]:
     if not setup.dropout:
         config = config.model_copy(update={"hidden_dropout": 0.0, "lora_dropout": 0.0})
