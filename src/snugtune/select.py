@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.duplicates import near_duplicate_groups
 from snugtune.data.labelled import read_additions
@@ -214,7 +215,7 @@ def _read_pool(pool: str, known: Known, config: FitConfig, predictor: Predictor 
     read = _read(pool, config)
     named = _named(read, config.text, columns) or config.text
     chosen = choose_columns(read.frame, source=read.source, text=named, label=None, need_label=False)
-    texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
+    texts = _texts(read, chosen)
     own = _own_labels(read, config, needed=known.table is None and predictor is None)
     is_open = [bool(text) and not label for text, label in zip(texts, own, strict=True)]
     for text, label in zip(texts, own, strict=True):
@@ -263,7 +264,7 @@ def _read_labelled(
     label = config.label or (None if predictor is None else predictor.label_column)
     named = _named(read, config.text, columns) or columns
     chosen = choose_columns(read.frame, source=read.source, text=named, label=label)
-    texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
+    texts = _texts(read, chosen)
     cells = _cells(read, chosen.labels[0])
     both = [i for i, (text, cell) in enumerate(zip(texts, cells, strict=True)) if text and cell]
     if not both:
@@ -289,8 +290,13 @@ def _own_labels(read: Table, config: FitConfig, *, needed: bool) -> list[str]:
     return _cells(read, config.label)
 
 
+def _texts(read: Table, columns: Columns) -> list[str]:
+    texts = join_texts(read.frame, columns.text, source=read.source, row_of=read.row_of)
+    return [text.strip() for text in texts]
+
+
 def _cells(read: Table, name: str) -> list[str]:
-    return ["" if value is None else str(value).strip() for value in read.frame[name].to_list()]
+    return label_cells(read.frame[name], source=read.source, row_of=read.row_of)
 
 
 # --- what a model makes of them --------------------------------------------------------------------------

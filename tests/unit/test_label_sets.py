@@ -54,7 +54,7 @@ def test_columns_say_yes_or_no_and_a_blank_row_is_unlabelled(columns):
 
 def test_a_cell_that_says_neither_yes_nor_no_is_refused_with_its_row():
     with pytest.raises(UserInputError, match=r"'a' of t.csv, row 3 says 'maybe'"):
-        read({"a": ["yes", "maybe"], "b": ["no", "no"]}, label=["a", "b"], first_row=2)
+        read({"a": ["yes", "maybe"], "b": ["no", "no"]}, label=["a", "b"], row_of=lambda i: i + 2)
 
 
 def test_one_column_without_a_separator_is_refused():

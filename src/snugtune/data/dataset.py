@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, choose_columns, join_texts, level_cells
 from snugtune.data.corrections import apply_corrections
 from snugtune.data.duplicates import near_duplicate_groups
@@ -151,7 +151,7 @@ def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
 
 def _usable(config: FitConfig, read: Table, columns: Columns, observer: Observer) -> Usable:
     """Rows of one label each."""
-    texts, given = join_texts(read.frame, columns.text), _label_texts(read.frame, columns)
+    texts, given = _texts(read, columns), _label_texts(read, columns)
     corrections = None
     if config.corrections is not None:
         given, corrections = apply_corrections(
@@ -172,9 +172,9 @@ def _usable(config: FitConfig, read: Table, columns: Columns, observer: Observer
 
 def _usable_sets(config: FitConfig, read: Table, columns: Columns, observer: Observer) -> Usable:
     """Rows of any number of labels."""
-    texts = join_texts(read.frame, columns.text)
+    texts = _texts(read, columns)
     given = read_label_sets(
-        read.frame, columns, config.label_separator, source=read.source, first_row=read.first_row
+        read.frame, columns, config.label_separator, source=read.source, row_of=read.row_of
     )
     cleaned = clean_label_sets(texts, given, _policy(config), source=read.source)
     names = tuple(sorted({name for labels in cleaned.label_sets for name in labels}))
@@ -211,9 +211,13 @@ def _policy(config: FitConfig) -> CleaningPolicy:
     )
 
 
-def _label_texts(frame: pl.DataFrame, columns: Columns) -> list[str]:
+def _texts(read: Table, columns: Columns) -> list[str]:
+    return join_texts(read.frame, columns.text, source=read.source, row_of=read.row_of)
+
+
+def _label_texts(read: Table, columns: Columns) -> list[str]:
     (name,) = columns.labels
-    return ["" if value is None else str(value).strip() for value in frame[name].to_list()]
+    return label_cells(read.frame[name], source=read.source, row_of=read.row_of)
 
 
 def _parts(split: Split, table: Usable) -> dict[str, Part]:
@@ -322,13 +326,11 @@ def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
     columns = choose_columns(
         read.frame, source=read.source, text=table.columns.text, label=table.columns.label, several=several
     )
-    texts = join_texts(read.frame, columns.text)
+    texts = _texts(read, columns)
     given: Sequence[str | LabelNames | None] = (
-        read_label_sets(
-            read.frame, columns, config.label_separator, source=read.source, first_row=read.first_row
-        )
+        read_label_sets(read.frame, columns, config.label_separator, source=read.source, row_of=read.row_of)
         if several
-        else [label or None for label in _label_texts(read.frame, columns)]
+        else [label or None for label in _label_texts(read, columns)]
     )
     rows = np.array(
         [i for i, text in enumerate(texts) if text.strip() and given[i] is not None], dtype=np.int64

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, join_texts
 from snugtune.data.label_sets import read_label_sets, split_cell
 from snugtune.data.labels import LabelSet, fold
@@ -45,7 +46,7 @@ def read_additions(path: str, columns: Columns, labels: LabelSet) -> list[Review
     if not is_labelled_table(path):
         return read_reviews(path)
     read = read_table(path)
-    texts = [text.strip() for text in join_texts(read.frame, _text_columns(read, columns))]
+    texts = [text.strip() for text in _texts_of(read, columns)]
     given = _labels_of(read, columns, labels)
     found = [Reviewed(text, of) for text, of in zip(texts, given, strict=True) if text and of is not None]
     if not found:
@@ -74,6 +75,10 @@ def _text_columns(read: Table, columns: Columns) -> tuple[str, ...]:
     )
 
 
+def _texts_of(read: Table, columns: Columns) -> list[str]:
+    return join_texts(read.frame, _text_columns(read, columns), source=read.source, row_of=read.row_of)
+
+
 def _labels_of(read: Table, columns: Columns, labels: LabelSet) -> list[tuple[str, ...] | None]:
     """The labels of each row, known spellings in the training table's way; None where none is given."""
     there = all(name in read.frame.columns for name in columns.labels)
@@ -85,10 +90,10 @@ def _labels_of(read: Table, columns: Columns, labels: LabelSet) -> list[tuple[st
     named = columns if there else Columns((), LABEL)
     is_list = read.frame.schema[named.labels[0]] == pl.List
     if labels.separator is not None and (len(named.labels) > 1 or is_list):
-        return read_label_sets(read.frame, named, labels.separator, source=read.source)
+        return read_label_sets(read.frame, named, labels.separator, source=read.source, row_of=read.row_of)
     spelled = {fold(name): name for name in (*labels.aliases, *labels.names)}
-    cells = read.frame[named.labels[0]].cast(pl.String).fill_null("").to_list()
-    of_rows = [_split(cell.strip(), labels.separator) for cell in cells]
+    cells = label_cells(read.frame[named.labels[0]], source=read.source, row_of=read.row_of)
+    of_rows = [_split(cell, labels.separator) for cell in cells]
     exact = set(labels.names)
     return [
         of and tuple(name if name in exact else spelled.get(fold(name), name) for name in of)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from snugtune.config import read_config
+from snugtune.data.cells import label_cells
 from snugtune.data.table import read_table
 from snugtune.errors import ConfigError, UserInputError
 
@@ -121,10 +122,10 @@ def _from_table(path: str) -> list[Any]:
     known = set(_Given.model_fields)
     if "label" not in frame.columns or not {"words", "regex"} & set(frame.columns):
         raise UserInputError(f"{path} needs the columns label and words (or regex) to be a table of rules.")
-    rows = frame.select(pl.col(name).cast(pl.String) for name in frame.columns if name in known).to_dicts()
+    columns = {name: label_cells(frame[name], source=path) for name in frame.columns if name in known}
     found: list[Any] = []
-    for row in rows:
-        filled = {key: value.strip() for key, value in row.items() if value and value.strip()}
+    for row in zip(*columns.values(), strict=True):
+        filled: dict[str, Any] = {key: cell for key, cell in zip(columns, row, strict=True) if cell}
         for key in ("words", "unless"):
             if key in filled:
                 filled[key] = [part.strip() for part in filled[key].split(";") if part.strip()]

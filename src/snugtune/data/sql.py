@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import polars as pl
 
+from snugtune.data.cells import value_text
 from snugtune.errors import UserInputError
 from snugtune.table_url import TableUrl
 
@@ -186,7 +187,7 @@ def _sqlite_schema(
 def _as(values: Sequence[Any], dtype: type[pl.DataType]) -> Sequence[Any]:
     if dtype != pl.String:
         return values
-    return [value if value is None or isinstance(value, str) else str(value) for value in values]
+    return [value_text(value) for value in values]
 
 
 def _write_sqlite(url: TableUrl, parquet: Path, types: Mapping[str, str], overwrite: bool) -> None:

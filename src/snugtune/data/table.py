@@ -41,6 +41,10 @@ class Table:
     sheet: str | None
     first_row: int
 
+    def row_of(self, i: int) -> int:
+        """The row of data row ``i`` (from 0), as a spreadsheet numbers it."""
+        return i + self.first_row
+
 
 def read_table(
     source: str | Path, *, sheet: str | None = None, encoding: str | None = None, delimiter: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from openpyxl.utils import get_column_letter
 from openpyxl.utils.escape import unescape
 
 from snugtune.data.archive import check_archive
+from snugtune.data.cells import value_text
 from snugtune.data.readers.request import (
     Opened,
     Request,
@@ -29,6 +29,12 @@ from snugtune.data.readers.request import (
 )
 from snugtune.errors import UserInputError
 
+# Those of newer Excels, which openpyxl does not know: support.microsoft.com, "How to correct a #SPILL! error"
+# and its neighbours.
+_ERRORS = frozenset(ERROR_CODES) | {
+    "#SPILL!", "#CALC!", "#FIELD!", "#BLOCKED!", "#UNKNOWN!", "#CONNECT!", "#BUSY!", "#EXTERNAL!", "#PYTHON!",
+    "#GETTING_DATA",
+}  # fmt: skip
 _QUIET_ROWS = 256
 _HEADER_WITHIN = 100  # rows of a sheet in which its header is looked for
 
@@ -155,17 +161,11 @@ def _quietly(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
 
 
 def _cell_text(value: Any) -> str | None:
-    """The text of a cell: ISO dates, whole numbers without a point; an error such as #N/A is no value."""
-    if value is None or value in ERROR_CODES:
-        return None
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:  # Excel keeps 15 digits
-        return str(int(value))
-    if isinstance(value, dt.datetime):
-        return value.date().isoformat() if value.time() == dt.time() else value.isoformat(sep=" ")
+    """The text of a cell (see `snugtune.data.cells`); an error such as #N/A is no value."""
+    if not isinstance(value, str):
+        return value_text(value)
     # A carriage return is stored as _x000D_ (ECMA-376 part 1, 22.9.2.19).
-    return unescape(value) or None if isinstance(value, str) else str(value)
+    return None if value in _ERRORS else unescape(value) or None
 
 
 def _header_index(head: Sequence[Row]) -> int:
