@@ -1,10 +1,11 @@
 """From files to split data: what is told, what is refused, how rows are numbered."""
 
+import openpyxl
 import polars as pl
 import pytest
 
 from snugtune.config import make_config
-from snugtune.data.dataset import load_data, overlapping_rows
+from snugtune.data.dataset import load_data, load_usable, overlapping_rows
 from snugtune.errors import UserInputError
 from snugtune.progress import Observer
 
@@ -113,3 +114,52 @@ def test_near_duplicates_are_left_out_of_training_where_they_say_the_same(tmp_pa
 def _groups_of(data, part):
     place = {row: i for i, row in enumerate(data.table.rows.tolist())}
     return [int(data.table.groups[place[row]]) for row in part.rows.tolist()]
+
+
+def said_of(book, path):
+    book.save(path)
+    listener = Listener()
+    try:
+        load_usable(make_config({"train": str(path), "text": ["text"], "label": "label"}), listener)
+    except UserInputError as error:
+        listener.said.append(str(error))
+    return listener.said
+
+
+def sheet_of(rows):
+    book = openpyxl.Workbook()
+    for row in [("id", "text", "label"), *rows]:
+        book.active.append(row)
+    return book, book.active
+
+
+def test_labels_of_merged_cells_are_told(tmp_path):
+    book, sheet = sheet_of([(i, f"text {i}", "AB"[i // 5 % 2] if i % 5 == 0 else None) for i in range(40)])
+    for first in range(2, 42, 5):
+        sheet.merge_cells(f"C{first}:C{first + 4}")
+    sheet.merge_cells("E1:E40")
+    sheet["B42"], sheet["C42"] = "without", None
+    (told,) = [said for said in said_of(book, tmp_path / "a.xlsx") if "merged" in said]
+    assert told.startswith("32 rows of")
+    assert "have no label because its cell is merged" in told
+
+
+@pytest.mark.parametrize("share", [3, 1])
+def test_labels_of_formulas_never_calculated_are_told(tmp_path, share):
+    rows = [(i, f"text {i}", '=IF(1,"A","B")' if i % share == 0 else "AB"[i % 2]) for i in range(30)]
+    book, _ = sheet_of(rows)
+    said = said_of(book, tmp_path / "a.xlsx")
+    assert any(f"{30 // share} rows of" in one and "never calculated" in one for one in said)
+
+
+def test_texts_of_formulas_never_calculated_are_told(tmp_path):
+    book, _ = sheet_of([(i, f"text {i}" if i % 3 else "=A1&B1", "AB"[i % 2]) for i in range(30)])
+    said = said_of(book, tmp_path / "a.xlsx")
+    assert any("10 rows of" in one and "have no text because its cell holds a formula" in one for one in said)
+
+
+def test_blank_cells_of_a_sheet_are_not_explained_away(tmp_path):
+    book, sheet = sheet_of([(i, f"text {i}", "AB"[i % 2] if i % 3 else None) for i in range(30)])
+    sheet["D2"] = "=1+1"
+    said = said_of(book, tmp_path / "a.xlsx")
+    assert not any("merged" in one or "calculated" in one for one in said)

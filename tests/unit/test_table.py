@@ -7,6 +7,7 @@ import openpyxl
 import polars as pl
 import pytest
 
+from snugtune.data.readers.workbook import sheet_names
 from snugtune.data.table import iter_tables, read_table
 from snugtune.errors import UserInputError
 
@@ -205,6 +206,62 @@ def test_a_wrong_size_recorded_by_the_writer_does_not_cut_the_table(tmp_path):
                 content = content.replace(b'ref="A1:B3"', b'ref="A1"')
             wrong.writestr(name, content)
     assert values(read_table(tmp_path / "b.xlsx").frame) == {"text": ["a", "b"], "label": ["x", "y"]}
+
+
+def test_a_hidden_first_sheet_is_read_only_if_it_is_named(tmp_path):
+    path = workbook(tmp_path / "a.xlsx", [["t"], ["old"]], Second=[["t"], ["new"]])
+    book = openpyxl.load_workbook(path)
+    book["First"].sheet_state = "hidden"
+    book.active = 1
+    book.save(path)
+    table = read_table(path)
+    assert (table.sheet, table.frame["t"].to_list()) == ("Second", ["new"])
+    assert read_table(path, sheet="First").frame["t"].to_list() == ["old"]
+    assert sheet_names(path) == ["Second", "First"]
+    book["Second"].sheet_state = "veryHidden"
+    book.create_chartsheet("Chart").add_chart(openpyxl.chart.BarChart())
+    book.save(path)
+    assert read_table(path).sheet == "First"
+
+
+FOUR = [["a b", "x", "yes", "no"], ["c d", "y", "no", "no"], ["e f", "x", "no", "yes"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("above", "names"),
+    [
+        ([], ["text", "1", "2", "3"]),
+        ([], ["text", "label", "2021", "2022"]),
+        ([], ["text", "2024-01-01", "2024-02-01", "2024-03-01"]),
+        ([["Report of March"], []], ["text", "1", "2", "3"]),
+        ([["Bank", "Report", 2024]], ["id", "text", "label", "when"]),
+        ([[1, 2, 3, 4]], ["id", "text", "label", "when"]),
+    ],
+)
+def test_numbers_and_days_may_be_names_of_columns(tmp_path, above, names):
+    heads = [int(n) if n.isdecimal() else dt.date.fromisoformat(n) if n[:1].isdecimal() else n for n in names]
+    table = read_table(workbook(tmp_path / "a.xlsx", [*above, heads, *FOUR]))
+    assert table.frame.columns == names
+    assert table.frame.height == len(FOUR)
+    assert table.first_row == len(above) + 2
+
+
+@pytest.mark.parametrize(
+    "above", [[["Complaints 2024"]], [["Complaints 2024"], []], [["Bank"], [], ["March"], []]]
+)
+@pytest.mark.parametrize("names", [["text"], ["narrative", "label"]])
+def test_a_title_above_a_narrow_table_is_no_header(tmp_path, above, names):
+    titles = [row * len(names) for row in above]
+    table = read_table(workbook(tmp_path / "a.xlsx", [*titles, names, *[["word"] * len(names)] * 5]))
+    assert table.frame.columns == names
+    assert table.first_row == len(above) + 2
+
+
+def test_a_usual_name_further_down_is_a_text(tmp_path):
+    rows = [["text"], ["a"], ["question"], ["b"]]
+    assert read_table(workbook(tmp_path / "a.xlsx", rows)).frame["text"].to_list() == ["a", "question", "b"]
+    rows = [["beschwerde"], ["a"], ["b"], ["c"], ["question"], ["d"]]
+    assert read_table(workbook(tmp_path / "b.xlsx", rows)).frame.columns == ["beschwerde"]
 
 
 def test_escaped_carriage_returns_are_text(tmp_path):

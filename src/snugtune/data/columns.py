@@ -202,6 +202,11 @@ def _strings(frame: pl.DataFrame) -> list[str]:
     return [name for name in frame.columns if is_text(frame[name])]
 
 
+def is_text_name(name: str) -> bool:
+    """Whether a column of this name is usually the one of the texts."""
+    return _plain(name) in _CFPB_TEXT | _TEXT_NAMES
+
+
 def _only(names: Iterable[str], known: frozenset[str]) -> str | None:
     matches = [name for name in names if _plain(name) in known]
     return matches[0] if len(matches) == 1 else None

@@ -32,6 +32,7 @@ from snugtune.data.labelled import (
 )
 from snugtune.data.labels import CleaningPolicy, CleanResult, LabelSet, clean
 from snugtune.data.part import Part
+from snugtune.data.readers.unfilled import unfilled_cells
 from snugtune.data.reviews import Reviewed, add_reviews
 from snugtune.data.split import PARTS, Split, split_rows
 from snugtune.data.stratify import split_label_sets
@@ -152,6 +153,7 @@ def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
 def _usable(config: FitConfig, read: Table, columns: Columns, observer: Observer) -> Usable:
     """Rows of one label each."""
     texts, given = _texts(read, columns), _label_texts(read, columns)
+    _tell_unfilled(read, columns, texts, [label or None for label in given], observer)
     corrections = None
     if config.corrections is not None:
         given, corrections = apply_corrections(
@@ -176,6 +178,7 @@ def _usable_sets(config: FitConfig, read: Table, columns: Columns, observer: Obs
     given = read_label_sets(
         read.frame, columns, config.label_separator, source=read.source, row_of=read.row_of
     )
+    _tell_unfilled(read, columns, texts, given, observer)
     cleaned = clean_label_sets(texts, given, _policy(config), source=read.source)
     names = tuple(sorted({name for labels in cleaned.label_sets for name in labels}))
     labels = LabelSet(names, cleaned.report.aliases, separator_for(names, config.label_separator))
@@ -209,6 +212,33 @@ def _policy(config: FitConfig) -> CleaningPolicy:
         merge_label_variants=config.merge_label_variants,
         min_class_count=config.min_class_count,
     )
+
+
+def _tell_unfilled(
+    read: Table, columns: Columns, texts: Sequence[str], given: Sequence[object], observer: Observer
+) -> None:
+    """Say which blank cells of a sheet look filled to a person; ``given`` (N,) is None where no label is."""
+    if read.sheet is None:
+        return
+    is_text = [bool(text.strip()) for text in texts]
+    blank = {
+        "text": (columns.text, [i for i, filled in enumerate(is_text) if not filled]),
+        "label": (columns.labels, [i for i, filled in enumerate(is_text) if filled and given[i] is None]),
+    }
+    for what, (names, rows) in blank.items():
+        if not rows:
+            continue
+        found = unfilled_cells(read.source, read.sheet, names, [read.row_of(i) for i in rows])
+        if found.formulas:
+            observer.say(
+                f"{found.formulas:,} rows of {read.source} have no {what} because its cell holds a formula "
+                "that was never calculated; open the workbook in Excel and save it."
+            )
+        if found.merged:
+            observer.say(
+                f"{found.merged:,} rows of {read.source} have no {what} because its cell is merged with "
+                "another one; unmerge the cells and fill each of them."
+            )
 
 
 def _texts(read: Table, columns: Columns) -> list[str]:
@@ -332,6 +362,7 @@ def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
         if several
         else [label or None for label in _label_texts(read, columns)]
     )
+    _tell_unfilled(read, columns, texts, given, observer)
     rows = np.array(
         [i for i, text in enumerate(texts) if text.strip() and given[i] is not None], dtype=np.int64
     )

@@ -58,7 +58,7 @@ def read_table(
         source: a file, the folder of a saved Hugging Face dataset, ``hf://owner/name[:split]`` (without a
             split: the only one, else ``train``), or a table of a database: ``sqlite:///file.db?table=name``,
             ``duckdb:///file.duckdb?table=name``, ``postgresql://user@host/database?table=schema.name``.
-        sheet: sheet of a workbook; the first one if left out.
+        sheet: sheet of a workbook; the first one that is not hidden if left out.
         encoding: of a text file; UTF-8, or what its byte order mark says, if left out.
         delimiter: of a text file; found among ``, ; tab |`` if left out.
 
