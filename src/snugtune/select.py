@@ -21,7 +21,7 @@ from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.duplicates import near_duplicate_groups
 from snugtune.data.labelled import read_additions
 from snugtune.data.labels import LabelSet, merge_variants_of
-from snugtune.data.table import Table, read_table
+from snugtune.data.table import Table, read_table, reading_beside
 from snugtune.data.to_label import LABEL, ToLabel, check_output, write_to_label
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import UserInputError
@@ -178,7 +178,9 @@ def _load_run(run: str | Path, observer: Observer) -> Predictor:
 def _known(run: str | Path | None, labelled: str | None, config: FitConfig, observer: Observer) -> Known:
     """What is given, and what ``run`` was trained on as far as it still is where it was."""
     added = _files(config.add)
-    reading = {"encoding": config.encoding, "delimiter": config.delimiter}
+    reading: dict[str, Any] = {}
+    if labelled is not None:
+        reading = reading_beside(labelled, (), encoding=config.encoding, delimiter=config.delimiter)
     if run is None:
         return Known(labelled, reading, added)
     of_run = read_record(Path(run)).get("config") or {}
@@ -223,9 +225,10 @@ def _read_pool(pool: str, known: Known, config: FitConfig, predictor: Predictor 
             known_texts.append(text)
             given.append(label)
     label_column = config.label if isinstance(config.label, str) else predictor and predictor.label_column
+    columns_of = Columns(chosen.text, label_column or LABEL)
     for path in known.added:
         labels = LabelSet(tuple(sorted(set(given))))
-        for one in read_additions(path, Columns(chosen.text, label_column or LABEL), labels):
+        for one in read_additions(path, columns_of, labels, encoding=config.encoding):
             known_texts.append(one.text)
             given.append(one.labels[0])
     rows = np.flatnonzero(is_open)

@@ -6,6 +6,7 @@ import pytest
 
 from snugtune.config import make_config
 from snugtune.data.dataset import load_data, load_usable, overlapping_rows
+from snugtune.data.readers.text import encoding_beside
 from snugtune.errors import UserInputError
 from snugtune.progress import Observer
 
@@ -163,3 +164,58 @@ def test_blank_cells_of_a_sheet_are_not_explained_away(tmp_path):
     sheet["D2"] = "=1+1"
     said = said_of(book, tmp_path / "a.xlsx")
     assert not any("merged" in one or "calculated" in one for one in said)
+
+
+WORDS = ["lost", "stolen", "broken", "late", "early", "wrong", "double", "never"]
+
+
+def umlauts(path, codec, *, delimiter=";", rows=80, shift=0):
+    """A CSV of two labels with an umlaut each."""
+    texts = [f"{WORDS[i % 8]} {WORDS[i // 8 % 8]} über{chr(97 + i % 26)}{i + shift}" for i in range(rows)]
+    lines = [f"{text};{('Gebühr', 'Kündigung')[i % 2]}" for i, text in enumerate(texts)]
+    path.write_bytes("\n".join(["text;label", *lines]).replace(";", delimiter).encode(codec))
+    return str(path)
+
+
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("delimiter", [";", ",", "\t"])
+def test_a_test_file_may_have_an_encoding_and_a_delimiter_of_its_own(tmp_path, codec, delimiter):
+    train = umlauts(tmp_path / "train.csv", "cp1252")
+    test = umlauts(tmp_path / "test.csv", codec, delimiter=delimiter, rows=20, shift=900)
+    data, said = load(train, test=test, encoding="cp1252", delimiter=";")
+    assert data.labels.names == ("Gebühr", "Kündigung")
+    assert data.parts["test"].y.tolist() == [0, 1] * 10
+    assert "über" in data.parts["test"].texts[0]
+    assert ("not as cp1252" in said) == (codec != "cp1252")
+
+
+def test_a_test_file_of_seven_bits_is_read_as_was_said(tmp_path):
+    train = umlauts(tmp_path / "train.csv", "utf-7")
+    test = umlauts(tmp_path / "test.csv", "utf-7", rows=20, shift=900)
+    data, said = load(train, test=test, encoding="utf-7")
+    assert data.parts["test"].y.tolist() == [0, 1] * 10
+    assert "utf-7" not in said
+
+
+def test_a_test_file_in_utf_16_without_its_mark_is_read_as_was_said(tmp_path):
+    train = umlauts(tmp_path / "train.csv", "utf-16-le")
+    test = umlauts(tmp_path / "test.csv", "utf-16-le", rows=20, shift=900)
+    data, _ = load(train, test=test, encoding="utf-16-le")
+    assert data.parts["test"].y.tolist() == [0, 1] * 10
+
+
+def test_a_file_cut_off_within_a_character_is_not_utf_8(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("text\nüé".encode()[:-1])
+    assert encoding_beside(path, "cp1252") == "cp1252"
+    path.write_bytes("text\nüé".encode())
+    assert encoding_beside(path, "cp1252") is None
+
+
+def test_added_texts_in_the_encoding_of_the_training_table(tmp_path):
+    train = umlauts(tmp_path / "train.csv", "cp1252")
+    for codec in ("cp1252", "utf-8"):
+        more = umlauts(tmp_path / "more.csv", codec, rows=2, shift=900)
+        data, _ = load(train, add=more, encoding="cp1252")
+        assert data.parts["train"].texts[-1].split()[-1].startswith("über")
+        assert data.labels.names == ("Gebühr", "Kündigung")

@@ -36,7 +36,7 @@ from snugtune.data.readers.unfilled import unfilled_cells
 from snugtune.data.reviews import Reviewed, add_reviews
 from snugtune.data.split import PARTS, Split, split_rows
 from snugtune.data.stratify import split_label_sets
-from snugtune.data.table import Table, read_table
+from snugtune.data.table import Table, read_table, reading_beside
 from snugtune.errors import UserInputError
 from snugtune.progress import Observer
 
@@ -313,7 +313,7 @@ def _without_near_duplicates(data: Data, groups: NDArray[np.int64], observer: Ob
 def _read_additions(config: FitConfig, data: Data) -> dict[str, list[Reviewed]]:
     """Texts that people labelled beside the table, by the file they are in."""
     files = (config.add,) if isinstance(config.add, str) else config.add or ()
-    return {path: read_additions(path, data.columns, data.labels) for path in files}
+    return {path: read_additions(path, data.columns, data.labels, encoding=config.encoding) for path in files}
 
 
 def _with_their_labels(data: Data, added: Mapping[str, Sequence[Reviewed]], observer: Observer) -> Data:
@@ -349,9 +349,15 @@ def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
         UserInputError: it cannot be read, lacks the columns of ``table``, or has no row with both.
     """
     assert config.test is not None
-    read = read_table(
-        config.test, sheet=config.test_sheet, encoding=config.encoding, delimiter=config.delimiter
+    reading = reading_beside(
+        config.test,
+        (*table.columns.text, *table.columns.labels),
+        encoding=config.encoding,
+        delimiter=config.delimiter,
     )
+    if reading["encoding"] != config.encoding:
+        observer.say(f"{config.test} is read as UTF-8, or as its mark says, and not as {config.encoding}.")
+    read = read_table(config.test, sheet=config.test_sheet, **reading)
     several = table.labels.separator is not None
     columns = choose_columns(
         read.frame, source=read.source, text=table.columns.text, label=table.columns.label, several=several

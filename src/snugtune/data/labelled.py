@@ -23,7 +23,7 @@ from snugtune.data.label_sets import read_label_sets, split_cell
 from snugtune.data.labels import LabelSet, fold
 from snugtune.data.part import Part
 from snugtune.data.reviews import Reviewed, read_reviews
-from snugtune.data.table import Table, read_table
+from snugtune.data.table import Table, read_table, reading_beside
 from snugtune.data.to_label import LABEL, TEXT
 from snugtune.errors import UserInputError
 from snugtune.table_url import is_table_url
@@ -35,17 +35,20 @@ LIKE_A_TYPO = 0.87
 """Similarity (difflib) from which on a new label passes for a known one with a typing mistake."""
 
 
-def read_additions(path: str, columns: Columns, labels: LabelSet) -> list[Reviewed]:
+def read_additions(
+    path: str, columns: Columns, labels: LabelSet, *, encoding: str | None = None
+) -> list[Reviewed]:
     """Texts with labels from ``path``: decisions of the review page, or the rows of a table.
 
     A table has the text and label columns of the training table (``columns``), or ``text`` and ``label``.
+    ``encoding`` is that of the training table; a text file that is UTF-8 needs none.
 
     Raises:
         UserInputError: it cannot be read, has no such columns, or no row with a text and a label.
     """
     if not is_labelled_table(path):
         return read_reviews(path)
-    read = read_table(path)
+    read = read_table(path, encoding=reading_beside(path, (), encoding=encoding, delimiter=None)["encoding"])
     texts = [text.strip() for text in _texts_of(read, columns)]
     given = _labels_of(read, columns, labels)
     found = [Reviewed(text, of) for text, of in zip(texts, given, strict=True) if text and of is not None]

@@ -7,7 +7,7 @@ put together, so the two agree by construction. A format's reader is in ``reader
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,10 +15,11 @@ from pathlib import Path
 import polars as pl
 
 from snugtune.data.readers.datasets import open_hub_dataset, reader_of_folder
-from snugtune.data.readers.delimited import open_delimited
+from snugtune.data.readers.delimited import header_of, open_delimited
 from snugtune.data.readers.json_lines import open_json_lines
 from snugtune.data.readers.parquet import open_parquet
 from snugtune.data.readers.request import Opened, Reader, Request
+from snugtune.data.readers.text import encoding_beside
 from snugtune.data.readers.workbook import open_workbook
 from snugtune.errors import NoRowsError, UserInputError
 from snugtune.table_url import hide_password, is_table_url, parse_table_url
@@ -68,6 +69,28 @@ def read_table(
     source = hide_password(str(source))
     opened = _open(Request(source, _WHOLE_BATCH, sheet, encoding, delimiter))
     return Table(pl.concat(opened.batches), source, opened.sheet, opened.first_row)
+
+
+def reading_beside(
+    source: str, columns: Sequence[str], *, encoding: str | None, delimiter: str | None
+) -> dict[str, str | None]:
+    """``encoding`` and ``delimiter`` for ``source``, a table that goes with another one they were named for.
+
+    Each is None, which lets the file itself tell, where the file is UTF-8 or marked, or where the delimiter
+    does not part its header into several names, of which ``columns`` are some. ``source`` may also be
+    no text file or not be there: that is told when it is read.
+    """
+    reader = None if is_table_url(source) else _READERS.get(Path(source).suffix.lower())
+    if reader not in (open_delimited, open_json_lines) or not Path(source).is_file():
+        return {"encoding": encoding, "delimiter": delimiter}
+    encoding = encoding_beside(Path(source), encoding)
+    if reader is open_delimited and delimiter is not None:
+        try:
+            names = header_of(source, encoding=encoding, delimiter=delimiter)
+        except UserInputError:
+            names = []
+        delimiter = delimiter if len(names) > 1 and set(columns) <= set(names) else None
+    return {"encoding": encoding, "delimiter": delimiter}
 
 
 def iter_tables(
