@@ -21,6 +21,7 @@ from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.duplicates import near_duplicate_groups
 from snugtune.data.labelled import read_additions
 from snugtune.data.labels import LabelSet, merge_variants_of
+from snugtune.data.reviews import last_word
 from snugtune.data.table import Table, read_table, reading_beside
 from snugtune.data.to_label import LABEL, ToLabel, check_output, write_to_label
 from snugtune.data.tokens import Tokens, tokenize
@@ -226,11 +227,11 @@ def _read_pool(pool: str, known: Known, config: FitConfig, predictor: Predictor 
             given.append(label)
     label_column = config.label if isinstance(config.label, str) else predictor and predictor.label_column
     columns_of = Columns(chosen.text, label_column or LABEL)
-    for path in known.added:
-        labels = LabelSet(tuple(sorted(set(given))))
-        for one in read_additions(path, columns_of, labels, encoding=config.encoding):
-            known_texts.append(one.text)
-            given.append(one.labels[0])
+    labels = LabelSet(tuple(sorted(set(given))))
+    added = [read_additions(path, columns_of, labels, encoding=config.encoding) for path in known.added]
+    for one in last_word(one for found in added for one in found):
+        known_texts.append(one.text)
+        given.append(one.labels[0])
     rows = np.flatnonzero(is_open)
     if not len(rows):
         raise UserInputError(f"Every text of {read.source} has a label, or there is none; nothing to select.")

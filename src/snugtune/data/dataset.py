@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from snugtune.data.label_sets import (
 )
 from snugtune.data.labelled import (
     is_labelled_table,
+    merge_new_variants,
     moved,
     moved_part,
     new_labels,
@@ -33,7 +34,7 @@ from snugtune.data.labelled import (
 from snugtune.data.labels import CleaningPolicy, CleanResult, LabelSet, clean
 from snugtune.data.part import Part
 from snugtune.data.readers.unfilled import unfilled_cells
-from snugtune.data.reviews import Reviewed, add_reviews
+from snugtune.data.reviews import Reviewed, add_reviews, last_word, unlike
 from snugtune.data.split import PARTS, Split, split_rows
 from snugtune.data.stratify import split_label_sets
 from snugtune.data.table import Table, read_table, reading_beside
@@ -126,12 +127,15 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
     _check_validation(data)
     if config.near_duplicates == "drop":
         data = _without_near_duplicates(data, table.groups[split.indices("train")], observer)
-    added = _read_additions(config, data)
+    test = _read_test_rows(config, data.table, observer) if config.test else None
+    added, aliases = _read_additions(config, data)
+    reviewed = last_word(one for found in added.values() for one in found)
     if config.min_class_count == 1:  # else a class may be missing because it was left out
-        data = _with_their_labels(data, added, observer)
-    if config.test:
-        data = _with_test_file(data, config, observer)
-    return _with_reviews(data, added, config, observer) if added else data
+        held_out = [*data.parts["validation"].texts, *(data.parts["test"] if test is None else test).texts]
+        data = _with_their_labels(data, added, aliases, lambda: unlike(reviewed, held_out), observer)
+    if test is not None:
+        data = _with_test_file(data, test, config, observer)
+    return _with_reviews(data, ", ".join(added), reviewed, config, observer) if added else data
 
 
 def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
@@ -272,8 +276,8 @@ def _check_validation(data: Data) -> None:
         )
 
 
-def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
-    test = read_test(config, data.table, observer)
+def _with_test_file(data: Data, rows: _TestRows, config: FitConfig, observer: Observer) -> Data:
+    test = rows.encoded(config, data.labels, observer)
     if (test.y < 0).all():
         raise UserInputError(
             f"No label of the test file {config.test} occurs in {config.train}; check --label and --test."
@@ -310,34 +314,51 @@ def _without_near_duplicates(data: Data, groups: NDArray[np.int64], observer: Ob
     return replace(data, parts={**data.parts, "train": part}, table=table)
 
 
-def _read_additions(config: FitConfig, data: Data) -> dict[str, list[Reviewed]]:
-    """Texts that people labelled beside the table, by the file they are in."""
+def _read_additions(config: FitConfig, data: Data) -> tuple[dict[str, list[Reviewed]], dict[str, str]]:
+    """Texts that people labelled beside the table, by the file they are in; spellings that were merged."""
     files = (config.add,) if isinstance(config.add, str) else config.add or ()
-    return {path: read_additions(path, data.columns, data.labels, encoding=config.encoding) for path in files}
+    added = {
+        path: read_additions(path, data.columns, data.labels, encoding=config.encoding) for path in files
+    }
+    return merge_new_variants(added, data.labels) if config.merge_label_variants else (added, {})
 
 
-def _with_their_labels(data: Data, added: Mapping[str, Sequence[Reviewed]], observer: Observer) -> Data:
-    """``data`` whose classes are also those that only a spreadsheet of labelled texts has."""
+def _with_their_labels(
+    data: Data,
+    added: Mapping[str, Sequence[Reviewed]],
+    aliases: Mapping[str, str],
+    used: Callable[[], Sequence[Reviewed]],
+    observer: Observer,
+) -> Data:
+    """``data`` whose classes are also those that only a spreadsheet of labelled texts has.
+
+    ``used`` gives the added texts that will be trained on: a label of others would be a class of no rows.
+    """
     tables = {path: found for path, found in added.items() if is_labelled_table(path)}
-    new = sorted({name for path, found in tables.items() for name in new_labels(path, found, data.labels)})
+    given = {name for path, found in tables.items() for name in new_labels(path, found, data.labels)}
+    if not given:
+        return data
+    new = sorted(given.intersection(name for one in used() for name in one.labels))
+    if unused := sorted(given.difference(new)):
+        observer.say(
+            f"{len(unused):,} labels left out of which no added text is trained on, as a later one says "
+            f"otherwise or it is like a validation or test row: {', '.join(map(repr, unused))}."
+        )
     if not new:
         return data
     observer.say(f"{len(new):,} labels that only added texts have: {', '.join(map(repr, new))}.")
-    before, after = data.labels, with_more_labels(data.labels, new)
+    before, after = data.labels, with_more_labels(data.labels, new, aliases)
     parts = {name: moved_part(part, before, after) for name, part in data.parts.items()}
     table = replace(data.table, labels=after, y=moved(data.table.y, before, after))
     return replace(data, parts=parts, table=table)
 
 
 def _with_reviews(
-    data: Data, added: Mapping[str, Sequence[Reviewed]], config: FitConfig, observer: Observer
+    data: Data, files: str, reviewed: Sequence[Reviewed], config: FitConfig, observer: Observer
 ) -> Data:
-    # Of several files the later one has the last word on a text.
-    reviewed = {one.text: one for found in added.values() for one in found}
     train, additions = add_reviews(
-        ", ".join(added), list(reviewed.values()), data.parts, data.labels,
-        may_lack_labels=config.min_class_count > 1,
-    )  # fmt: skip
+        files, reviewed, data.parts, data.labels, may_lack_labels=config.min_class_count > 1
+    )
     observer.say(additions.sentence())
     return replace(data, parts={**data.parts, "train": train}, additions=additions.as_dict())
 
@@ -348,6 +369,30 @@ def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
     Raises:
         UserInputError: it cannot be read, lacks the columns of ``table``, or has no row with both.
     """
+    return _read_test_rows(config, table, observer).encoded(config, table.labels, observer)
+
+
+@dataclass(frozen=True)
+class _TestRows:
+    """The rows (N,) of a test file with both a text and a label, before classes are known for sure."""
+
+    rows: NDArray[np.int64]
+    texts: list[str]
+    given: list[str | LabelNames]
+    levels: dict[str, list[str]]
+
+    def encoded(self, config: FitConfig, labels: LabelSet, observer: Observer) -> Part:
+        """They with their labels as classes of ``labels``; those of others are told of."""
+        y, unseen = labels.encode_given(self.given)
+        if unseen:
+            observer.say(
+                f"{sum(unseen.values()):,} rows of {config.test} carry {len(unseen):,} labels unseen in "
+                "training; they are predicted but not scored."
+            )
+        return Part(self.rows, self.texts, y, self.levels)
+
+
+def _read_test_rows(config: FitConfig, table: Usable, observer: Observer) -> _TestRows:
     assert config.test is not None
     reading = reading_beside(
         config.test,
@@ -380,15 +425,10 @@ def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
         observer.say(
             f"{len(texts) - len(rows):,} rows of {config.test} without a text or a label are left out."
         )
-    y, unseen = table.labels.encode_given([given[i] for i in rows])
-    if unseen:
-        observer.say(
-            f"{sum(unseen.values()):,} rows of {config.test} carry {len(unseen):,} labels unseen in "
-            "training; they are predicted but not scored."
-        )
     there = [name for name in table.levels if name in read.frame.columns]
     levels = _cells_of(level_cells(read.frame, there, source=read.source), rows)
-    return Part(rows, [texts[i].strip() for i in rows], y, levels)
+    labels = [one for i in rows if (one := given[i]) is not None]
+    return _TestRows(rows, [texts[i].strip() for i in rows], labels, levels)
 
 
 def overlapping_rows(train_texts: Sequence[str], test_texts: Sequence[str]) -> int:

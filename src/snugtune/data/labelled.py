@@ -8,7 +8,8 @@ unless it looks like a known one with a typing mistake.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, join_texts
 from snugtune.data.label_sets import read_label_sets, split_cell
-from snugtune.data.labels import LabelSet, fold
+from snugtune.data.labels import LabelSet, fold, merge_variants
 from snugtune.data.part import Part
 from snugtune.data.reviews import Reviewed, read_reviews
 from snugtune.data.table import Table, read_table, reading_beside
@@ -128,9 +129,28 @@ def new_labels(path: str, found: Sequence[Reviewed], labels: LabelSet) -> list[s
     return new
 
 
-def with_more_labels(labels: LabelSet, new: Sequence[str]) -> LabelSet:
-    """``labels`` and the ``new`` ones, in order."""
-    return replace(labels, names=tuple(sorted({*labels.names, *new})))
+def merge_new_variants(
+    added: Mapping[str, Sequence[Reviewed]], labels: LabelSet
+) -> tuple[dict[str, list[Reviewed]], dict[str, str]]:
+    """What was ``added``, by file, with one spelling for each label that is none of ``labels``.
+
+    Spellings are merged as those of a table, over all files. The second value is the kept spelling of each
+    merged one.
+    """
+    unseen = labels.unseen([label for found in added.values() for one in found for label in one.labels])
+    merged = merge_variants(Counter(unseen))
+    kept = {other: name for name, others in merged.items() for other in others}
+
+    def spelled(one: Reviewed) -> Reviewed:
+        return replace(one, labels=tuple(dict.fromkeys(kept.get(label, label) for label in one.labels)))
+
+    return {path: [spelled(one) for one in found] for path, found in added.items()}, kept
+
+
+def with_more_labels(labels: LabelSet, new: Sequence[str], aliases: Mapping[str, str]) -> LabelSet:
+    """``labels`` and the ``new`` ones, in order; ``aliases`` are merged spellings of new ones."""
+    known = {other: name for other, name in aliases.items() if name in new}
+    return replace(labels, names=tuple(sorted({*labels.names, *new})), aliases={**labels.aliases, **known})
 
 
 def moved(y: NDArray[Any], before: LabelSet, after: LabelSet) -> NDArray[Any]:
