@@ -247,7 +247,7 @@ def _read_pool(pool: str, known: Known, config: FitConfig, predictor: Predictor 
             f"Every text of {read.source} is a near-duplicate of a labelled one; nothing to select."
         )
     return Pool(
-        [candidates[i] for i in np.flatnonzero(kept).tolist()], rows[kept] + read.first_row,
+        [candidates[i] for i in np.flatnonzero(kept).tolist()], read.places(rows[kept]) + read.first_row,
         known_texts, merge_variants_of(given), len(rows), int((~first & ~like_labelled).sum()),
         int(like_labelled.sum()),
     )  # fmt: skip

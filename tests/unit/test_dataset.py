@@ -1,5 +1,6 @@
 """From files to split data: what is told, what is refused, how rows are numbered."""
 
+import numpy as np
 import openpyxl
 import polars as pl
 import pytest
@@ -55,6 +56,18 @@ def test_file_rows_are_those_of_the_spreadsheet(small):
     lines = small.read_text().splitlines()
     row = int(part.rows[5]) + data.first_row
     assert lines[row - 1].startswith(part.texts[5])
+
+
+def test_blank_lines_do_not_shift_the_rows_that_are_told(small, tmp_path):
+    lines = small.read_text().splitlines()
+    lines[1:1] = ["", ""]
+    lines[20:20] = [""]
+    small.write_text("\n".join(lines))
+    data, _ = load(small, label_levels=["label"])
+    for name, part in data.parts.items():
+        for row, text in zip(data.file_rows(name, np.arange(len(part))), part.texts, strict=True):
+            assert lines[row - 1].startswith(text + ",")
+        assert part.levels["label"] == [data.labels.names[k] for k in part.y]
 
 
 def test_a_test_file_is_taken_as_it_is(small, tmp_path):

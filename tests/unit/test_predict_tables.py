@@ -355,3 +355,15 @@ def test_lengths_of_time_may_be_a_part_of_the_text(predictor, frame, tmp_path):
     longer.write_parquet(tmp_path / "in.parquet")
     predict_table(predictor, tmp_path / "in.parquet", tmp_path / "out.xlsx", text=["text", "waited"])
     assert read_table(tmp_path / "out.xlsx").frame["predicted_label"].null_count() == 0
+
+
+def test_the_line_that_tells_excel_the_delimiter_comes_back(predictor, frame, tmp_path):
+    path, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    plain = frame.write_csv(separator=";")
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + b"sep=;\r\n" + plain.encode())
+        predict_table(predictor, path, output, overwrite=True)
+        assert output.read_bytes().startswith(mark + b"sep=;\nid;text;label;predicted_label;")
+        assert read_table(output).frame["text"].to_list() == frame["text"].to_list()
+    predict_table(predictor, output, output, overwrite=True)
+    assert output.read_bytes().count(b"sep=") == 1

@@ -3,10 +3,14 @@ import datetime as dt
 import json
 from zipfile import ZipFile
 
+import numpy as np
 import openpyxl
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from snugtune.data.readers.delimited import csv_style, header_of
 from snugtune.data.readers.workbook import sheet_names
 from snugtune.data.table import iter_tables, read_table
 from snugtune.errors import UserInputError
@@ -132,6 +136,55 @@ def test_bad_csv_is_refused(tmp_path, content, fault):
 def test_blank_lines_are_skipped_and_unnamed_columns_numbered(tmp_path):
     path = put(tmp_path / "a.csv", ", text \n\n1,a\n\n\n2,\n\n")
     assert values(read_table(path).frame) == {"column_1": ["1", "2"], "text": ["a", None]}
+
+
+def test_blank_lines_count_as_rows_of_a_spreadsheet(tmp_path):
+    path = put(tmp_path / "a.csv", '\n\nn,m\n\n\n1,"a\n\nb"\n\n2,b\n3,c\n\n')
+    table = read_table(path)
+    assert table.first_row == 4
+    assert [table.row_of(i) for i in range(3)] == [6, 8, 9]
+    assert [table.data_row(row) for row in range(1, 12)] == [None] * 5 + [0, None, 1, 2, None, None]
+    assert table.places(np.arange(3)).tolist() == [2, 4, 5]
+    put(path, "n,m\n\n1,2\n\n3\n")
+    with pytest.raises(UserInputError, match=r"row 5 \(line 5\) has 1 cells"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@given(blank=st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_rows_and_their_numbers_agree(tmp_path_factory, rows, blank):
+    lines = "n,m\n" + "".join("\n" * count + f"{i},x\n" for i, count in enumerate(blank))
+    path = put(tmp_path_factory.mktemp("blank") / "a.csv", lines)
+    table = read_table(path)
+    numbers = [table.row_of(i) for i in range(len(blank))]
+    spelled = lines.split("\n")
+    assert [spelled[number - 1] for number in numbers] == [f"{i},x" for i in range(len(blank))]
+    assert [table.data_row(number) for number in numbers] == list(range(len(blank)))
+    assert sum(frame.height for frame in iter_tables(path, rows_per_batch=rows)) == len(blank)
+
+
+@pytest.mark.parametrize("declared", ["sep=;", "SEP=;", '"sep=;"', "sep=|", "sep=\t"])
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_line_that_tells_excel_the_delimiter_is_no_row(tmp_path, declared, codec):
+    sign = declared.strip('"')[4:]
+    content = f"{declared}\r\ntext;label\r\na, b;x\r\n".replace(";", sign)
+    path = put(tmp_path / "a.csv", content.encode(codec))
+    table = read_table(path)
+    assert values(table.frame) == {"text": ["a, b"], "label": ["x"]}
+    assert table.first_row == 2
+    assert header_of(path) == ["text", "label"]
+    assert (csv_style(path).delimiter, csv_style(path).is_declared) == (sign, True)
+    assert read_table(path, delimiter=sign).frame.equals(table.frame)
+
+
+def test_faults_below_the_line_that_tells_the_delimiter_are_located(tmp_path):
+    path = put(tmp_path / "a.csv", "sep=;\ntext;label\na;x\nb\n")
+    with pytest.raises(UserInputError, match=r"row 3 \(line 4\) has 1 cells"):
+        read_table(path)
+    for content in ("sep=;\n", "sep=;"):
+        with pytest.raises(UserInputError, match="is empty"):
+            read_table(put(path, content))
+    assert read_table(put(path, "sep=;,b\n1,2\n")).frame.columns == ["sep=;", "b"]
 
 
 def test_a_named_delimiter_is_used_and_checked(tmp_path):

@@ -75,7 +75,7 @@ def apply_corrections(
     for place, (row, text, label) in enumerate(zip(rows, seen, wanted, strict=True)):
         if label:
             where = f"{path}, row {read.row_of(place)}"
-            i = _data_row(row, table, len(texts), where)
+            i = _data_row(row, table, where)
             _check_text(text, texts[i], f"{where} corrects row {row} of {table.source}")
             _check_label(label, known, table.source, where)
             by_row[i] = label
@@ -120,14 +120,14 @@ def _twins(by_row: dict[int, str], texts: Sequence[str], given: Sequence[str]) -
     return {i: label for i, label in found if label is not None}
 
 
-def _data_row(row: str, table: Table, rows: int, where: str) -> int:
+def _data_row(row: str, table: Table, where: str) -> int:
     try:
         number = float(row)
     except ValueError:
         number = float("nan")
-    i = int(number) - table.first_row if number.is_integer() else -1
-    if not 0 <= i < rows:
-        last = rows + table.first_row - 1
+    i = table.data_row(int(number)) if number.is_integer() else None
+    if i is None:
+        last = table.row_of(table.frame.height - 1)
         raise UserInputError(
             f"{where}: there is no row {row!r} in {table.source} (its rows are {table.first_row} to {last}); "
             "name the table that the audit looked at."

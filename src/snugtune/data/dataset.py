@@ -49,10 +49,10 @@ MAX_VALIDATION_ROWS = 10_000
 class Usable:
     """What cleaning leaves of the training table, before any split: N rows.
 
-    ``rows`` (N,) are where they stand in the file (0-based data rows, ascending), ``y`` the labels as in
-    `Part`, ``groups`` (N,) near-duplicate groups. ``first_row`` is the row, as a spreadsheet counts, of data
-    row 0; ``corrections`` says what a file of corrected labels changed, None without one. ``levels``
-    are as in `Part`.
+    ``rows`` (N,) are where they stand below the file's header (from 0, blank lines counted, ascending), ``y``
+    the labels as in `Part`, ``groups`` (N,) near-duplicate groups. ``first_row`` is the row, as a spreadsheet
+    counts, of place 0; ``corrections`` says what a file of corrected labels changed, None without one.
+    ``levels`` are as in `Part`.
     """
 
     rows: NDArray[np.int64]
@@ -102,7 +102,7 @@ class Data:
 
     @property
     def first_row(self) -> int:
-        """The row, in the training file as a spreadsheet counts, of data row 0."""
+        """The row, in the training file as a spreadsheet counts, of the first one below the header."""
         return self.table.first_row
 
     def file_rows(self, part: str, indices: NDArray[np.int64]) -> list[int]:
@@ -172,7 +172,7 @@ def _usable(config: FitConfig, read: Table, columns: Columns, observer: Observer
     levels = level_cells(read.frame, config.label_levels or (), source=read.source)
     return replace(
         usable, corrections=None if corrections is None else corrections.as_dict(),
-        levels=_cells_of(levels, usable.rows),
+        levels=_cells_of(levels, cleaned.row),
     )  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def _cleaned(
     for sentence in cleaned.report.sentences():
         observer.say(sentence)
     return Usable(
-        cleaned.row, cleaned.texts, y, near_duplicate_groups(cleaned.texts), labels, columns,
+        read.places(cleaned.row), cleaned.texts, y, near_duplicate_groups(cleaned.texts), labels, columns,
         cleaned.report.as_dict(), read.first_row,
     )  # fmt: skip
 
@@ -428,7 +428,7 @@ def _read_test_rows(config: FitConfig, table: Usable, observer: Observer) -> _Te
     there = [name for name in table.levels if name in read.frame.columns]
     levels = _cells_of(level_cells(read.frame, there, source=read.source), rows)
     labels = [one for i in rows if (one := given[i]) is not None]
-    return _TestRows(rows, [texts[i].strip() for i in rows], labels, levels)
+    return _TestRows(read.places(rows), [texts[i].strip() for i in rows], labels, levels)
 
 
 def overlapping_rows(train_texts: Sequence[str], test_texts: Sequence[str]) -> int:

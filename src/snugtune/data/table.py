@@ -8,11 +8,14 @@ put together, so the two agree by construction. A format's reader is in ``reader
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from snugtune.data.readers.datasets import open_hub_dataset, reader_of_folder
 from snugtune.data.readers.delimited import header_of, open_delimited
@@ -33,18 +36,35 @@ _FORMATS = "CSV, TSV, TXT, .xlsx, Parquet, JSON lines, or the folder of a saved 
 class Table:
     """A table as read.
 
-    ``first_row`` is the 1-based row, in the file, of the first data row (blank lines of a text file are not
-    counted), so that errors can name rows as a spreadsheet shows them.
+    ``first_row`` is the 1-based row, in the file, of the first row below the header, so that errors can name
+    rows as a spreadsheet shows them. ``blank_lines`` (B,), ascending, are how many data rows are above each
+    blank line of a text file: such a line is no data row, but a row of the spreadsheet.
     """
 
     frame: pl.DataFrame
     source: str
     sheet: str | None
     first_row: int
+    blank_lines: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def row_of(self, i: int) -> int:
         """The row of data row ``i`` (from 0), as a spreadsheet numbers it."""
-        return i + self.first_row
+        return int(self.places(np.array([i]))[0]) + self.first_row
+
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where data ``rows`` (from 0) stand below the header, from 0 and blank lines counted."""
+        return np.asarray(rows + np.searchsorted(self.blank_lines, rows, side="right"), dtype=np.int64)
+
+    def data_row(self, row: int) -> int | None:
+        """The data row (from 0) that a spreadsheet numbers ``row``; None where there is none."""
+        place = row - self.first_row
+        i = place - int(np.searchsorted(self._blank_places, place))
+        return i if 0 <= i < self.frame.height and self.row_of(i) == row else None
+
+    @cached_property
+    def _blank_places(self) -> NDArray[np.int64]:
+        """Where the blank lines stand below the header."""
+        return self.blank_lines + np.arange(len(self.blank_lines))
 
 
 def read_table(
@@ -68,7 +88,9 @@ def read_table(
     """
     source = hide_password(str(source))
     opened = _open(Request(source, _WHOLE_BATCH, sheet, encoding, delimiter))
-    return Table(pl.concat(opened.batches), source, opened.sheet, opened.first_row)
+    frame = pl.concat(opened.batches)
+    blank_lines = np.asarray(opened.blank_lines, dtype=np.int64)
+    return Table(frame, source, opened.sheet, opened.first_row, blank_lines)
 
 
 def reading_beside(
@@ -123,7 +145,7 @@ def _open(request: Request) -> Opened:
     first = next(opened.batches, None)
     if first is None or first.is_empty():
         raise NoRowsError(f"{source} has a header but no rows; check that it is the right file.")
-    return Opened(chain([first], opened.batches), opened.first_row, opened.sheet)
+    return replace(opened, batches=chain([first], opened.batches))
 
 
 def _reader(source: str) -> Reader:
