@@ -23,7 +23,7 @@ from snugtune.data.labelled import read_additions
 from snugtune.data.labels import LabelSet, merge_variants_of
 from snugtune.data.reviews import last_word
 from snugtune.data.table import Table, read_table, reading_beside
-from snugtune.data.to_label import LABEL, ToLabel, check_output, write_to_label
+from snugtune.data.to_label import LABEL, ToLabel, check_output, check_room, write_to_label
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import UserInputError
 from snugtune.evaluate.selection import STRATEGIES, Chosen, Strategy, by_labels_spent, choose, learn
@@ -139,6 +139,7 @@ def select(
     known = _known(run, labelled, config, observer)
     found = _read_pool(pool, known, config, predictor)
     observer.say(found.sentence())
+    check_room(out, min(count, len(found.texts)))
     reading = (
         _read_by_model(found, config, observer)
         if predictor is None

@@ -419,6 +419,24 @@ def test_lists_of_texts_in_json_lines_stay_lists(tmp_path):
     assert read_table(put(tmp_path / "b.jsonl", content)).frame["topics"].to_list() == ['[["Fees"], 3]']
 
 
+def test_lists_in_json_lines_have_the_type_of_their_items(tmp_path):
+    rows = [
+        {"n": [1, 2], "f": [1, 2.5], "b": [True], "m": [1, "a", 2.0, True, None], "t": ["a", None], "x": [1]},
+        {"n": [None], "f": [3], "b": [], "m": [], "t": None, "x": [[2]]},
+    ]
+    frame = read_table(put(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))).frame
+    types = {"n": pl.Int64, "f": pl.Float64, "b": pl.Boolean, "m": pl.String, "t": pl.String}
+    assert {name: frame.schema[name] for name in types} == {name: pl.List(of) for name, of in types.items()}
+    assert values(frame) == {
+        "n": [[1, 2], [None]],
+        "f": [[1.0, 2.5], [3.0]],
+        "b": [[True], []],
+        "m": [["1", "a", "2", "TRUE", None], []],
+        "t": [["a", None], None],
+        "x": ["[1]", "[[2]]"],
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

@@ -134,7 +134,7 @@ def add_reviews(
     *,
     may_lack_labels: bool = False,
 ) -> tuple[Part, Additions]:
-    """The training part with what was ``reviewed``, as the file ``path`` says, and a count of it.
+    """The training part with what was ``reviewed`` (each text once), as the file ``path`` says, and a count.
 
     A text that is a training row's gives that row its label, any other becomes a row more. No text that is a
     near-duplicate of a validation or test row is taken: the model would be asked what it was told.

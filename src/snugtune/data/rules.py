@@ -26,7 +26,7 @@ MOST_RULES = 10_000
 LONGEST_PATTERN = 10_000
 ABSTAINS = -1
 
-Votes = NDArray[np.int64]
+Votes = NDArray[np.signedinteger[Any]]
 
 
 class _Given(BaseModel):
@@ -199,17 +199,19 @@ def _check(pattern: str, where: str) -> None:
 def votes(rules: Sequence[Rule], texts: Sequence[str], names: Sequence[str]) -> Votes:
     """What each of R ``rules`` says of each of N ``texts``: a class id of ``names``, or ``ABSTAINS``: (N, R).
 
-    Of the rules that match a text, those below the highest priority among them abstain.
+    Of the rules that match a text, those below the highest priority among them abstain. Ids are of the
+    smallest type that holds them: N and R are large.
     """
     column = pl.Series("text", list(texts), dtype=pl.String)
     place = {name: k for k, name in enumerate(names)}
-    said = np.full((len(texts), len(rules)), ABSTAINS, dtype=np.int64)
+    said = np.full((len(texts), len(rules)), ABSTAINS, dtype=np.min_scalar_type(-len(names) - 1))
+    highest = np.full(len(texts), np.iinfo(np.int64).min)
     for r, rule in enumerate(rules):
         fires = column.str.contains(rule.pattern).to_numpy()
         if rule.unless is not None:
             fires &= ~column.str.contains(rule.unless).to_numpy()
         said[fires, r] = place[rule.label]
-    priority = np.array([rule.priority for rule in rules], dtype=np.int64)
-    least = np.iinfo(np.int64).min
-    highest = np.where(said != ABSTAINS, priority, least).max(axis=1, initial=least)
-    return np.where(priority == highest[:, None], said, ABSTAINS)
+        highest[fires] = np.maximum(highest[fires], rule.priority)
+    for r, rule in enumerate(rules):
+        said[highest > rule.priority, r] = ABSTAINS
+    return said
