@@ -167,6 +167,13 @@ def test_columns_of_every_type_are_text():
         column_text(pl.Series("o", [object()], dtype=pl.Object))
 
 
+def test_days_that_no_calendar_has_are_located():
+    days = pl.Series("day", [None, 0, 2**31 - 1], dtype=pl.Int32).cast(pl.Date)
+    with pytest.raises(UserInputError, match=r"Column 'day' of a\.parquet, row 3 holds a day outside"):
+        column_text(days, source="a.parquet", row_of=lambda i: i + 1)
+    assert column_text(days[:2]).to_list() == [None, "1970-01-01"]
+
+
 @given(
     st.one_of(
         st.lists(st.none() | st.floats(), min_size=1),

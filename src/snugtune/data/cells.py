@@ -46,7 +46,8 @@ def column_text(column: pl.Series, *, source: str = "the table", row_of: RowOf |
     ``source`` and ``row_of`` are for messages.
 
     Raises:
-        UserInputError: bytes are not UTF-8, or the column holds no plain values.
+        UserInputError: bytes are not UTF-8, a day is none of the calendar, or the column holds no plain
+            values.
     """
     dtype = column.dtype
     if dtype.is_nested() or dtype == pl.Object:
@@ -55,6 +56,8 @@ def column_text(column: pl.Series, *, source: str = "the table", row_of: RowOf |
         )
     if dtype == pl.Binary:
         return _decoded(column, source, row_of)
+    if dtype == pl.Date:
+        _check_days(column, source, row_of)
     text_of = _TEXTS.get(dtype.base_type())
     return column.cast(pl.String) if text_of is None else text_of(column)
 
@@ -100,14 +103,27 @@ def is_text(column: pl.Series) -> bool:
     return True
 
 
+def _check_days(column: pl.Series, source: str, row_of: RowOf | None) -> None:
+    """Refuse what Polars panics at: the day "infinity" of a database, or damage."""
+    outside = (~column.is_between(dt.date.min, dt.date.max)).arg_true()
+    if outside.len():
+        raise UserInputError(
+            f"Column {column.name!r} of {source}{_where(int(outside[0]), row_of)} holds a day outside of the "
+            "years 1 to 9999; correct it, or name another column."
+        )
+
+
+def _where(i: int, row_of: RowOf | None) -> str:
+    return "" if row_of is None else f", row {row_of(i)}"
+
+
 def _decoded(column: pl.Series, source: str, row_of: RowOf | None) -> pl.Series:
     try:
         return column.cast(pl.String)
     except pl.exceptions.ComputeError:
         i, byte = next(bad for bad in enumerate(map(_undecodable, column)) if bad[1] is not None)
-        where = "" if row_of is None else f", row {row_of(i)}"
         raise UserInputError(
-            f"Column {column.name!r} of {source}{where} holds bytes that are no text in UTF-8 "
+            f"Column {column.name!r} of {source}{_where(i, row_of)} holds bytes that are no text in UTF-8 "
             f"(0x{byte:02X}); decode it where it comes from, or name another column."
         ) from None
 
