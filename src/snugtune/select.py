@@ -16,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.duplicates import near_duplicate_groups
 from snugtune.data.labelled import read_additions
 from snugtune.data.labels import LabelSet, merge_variants_of
-from snugtune.data.table import Table, read_table
-from snugtune.data.to_label import LABEL, ToLabel, check_output, write_to_label
+from snugtune.data.reviews import last_word
+from snugtune.data.table import Table, read_table, reading_beside
+from snugtune.data.to_label import LABEL, ToLabel, check_output, check_room, write_to_label
 from snugtune.data.tokens import Tokens, tokenize
 from snugtune.errors import UserInputError
 from snugtune.evaluate.selection import STRATEGIES, Chosen, Strategy, by_labels_spent, choose, learn
@@ -137,6 +139,7 @@ def select(
     known = _known(run, labelled, config, observer)
     found = _read_pool(pool, known, config, predictor)
     observer.say(found.sentence())
+    check_room(out, min(count, len(found.texts)))
     reading = (
         _read_by_model(found, config, observer)
         if predictor is None
@@ -177,7 +180,9 @@ def _load_run(run: str | Path, observer: Observer) -> Predictor:
 def _known(run: str | Path | None, labelled: str | None, config: FitConfig, observer: Observer) -> Known:
     """What is given, and what ``run`` was trained on as far as it still is where it was."""
     added = _files(config.add)
-    reading = {"encoding": config.encoding, "delimiter": config.delimiter}
+    reading: dict[str, Any] = {}
+    if labelled is not None:
+        reading = reading_beside(labelled, (), encoding=config.encoding, delimiter=config.delimiter)
     if run is None:
         return Known(labelled, reading, added)
     of_run = read_record(Path(run)).get("config") or {}
@@ -214,7 +219,7 @@ def _read_pool(pool: str, known: Known, config: FitConfig, predictor: Predictor 
     read = _read(pool, config)
     named = _named(read, config.text, columns) or config.text
     chosen = choose_columns(read.frame, source=read.source, text=named, label=None, need_label=False)
-    texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
+    texts = _texts(read, chosen)
     own = _own_labels(read, config, needed=known.table is None and predictor is None)
     is_open = [bool(text) and not label for text, label in zip(texts, own, strict=True)]
     for text, label in zip(texts, own, strict=True):
@@ -222,11 +227,12 @@ def _read_pool(pool: str, known: Known, config: FitConfig, predictor: Predictor 
             known_texts.append(text)
             given.append(label)
     label_column = config.label if isinstance(config.label, str) else predictor and predictor.label_column
-    for path in known.added:
-        labels = LabelSet(tuple(sorted(set(given))))
-        for one in read_additions(path, Columns(chosen.text, label_column or LABEL), labels):
-            known_texts.append(one.text)
-            given.append(one.labels[0])
+    columns_of = Columns(chosen.text, label_column or LABEL)
+    labels = LabelSet(tuple(sorted(set(given))))
+    added = [read_additions(path, columns_of, labels, encoding=config.encoding) for path in known.added]
+    for one in last_word(one for found in added for one in found):
+        known_texts.append(one.text)
+        given.append(one.labels[0])
     rows = np.flatnonzero(is_open)
     if not len(rows):
         raise UserInputError(f"Every text of {read.source} has a label, or there is none; nothing to select.")
@@ -242,7 +248,7 @@ def _read_pool(pool: str, known: Known, config: FitConfig, predictor: Predictor 
             f"Every text of {read.source} is a near-duplicate of a labelled one; nothing to select."
         )
     return Pool(
-        [candidates[i] for i in np.flatnonzero(kept).tolist()], rows[kept] + read.first_row,
+        [candidates[i] for i in np.flatnonzero(kept).tolist()], read.places(rows[kept]) + read.first_row,
         known_texts, merge_variants_of(given), len(rows), int((~first & ~like_labelled).sum()),
         int(like_labelled.sum()),
     )  # fmt: skip
@@ -263,7 +269,7 @@ def _read_labelled(
     label = config.label or (None if predictor is None else predictor.label_column)
     named = _named(read, config.text, columns) or columns
     chosen = choose_columns(read.frame, source=read.source, text=named, label=label)
-    texts = [text.strip() for text in join_texts(read.frame, chosen.text)]
+    texts = _texts(read, chosen)
     cells = _cells(read, chosen.labels[0])
     both = [i for i, (text, cell) in enumerate(zip(texts, cells, strict=True)) if text and cell]
     if not both:
@@ -289,8 +295,13 @@ def _own_labels(read: Table, config: FitConfig, *, needed: bool) -> list[str]:
     return _cells(read, config.label)
 
 
+def _texts(read: Table, columns: Columns) -> list[str]:
+    texts = join_texts(read.frame, columns.text, source=read.source, row_of=read.row_of)
+    return [text.strip() for text in texts]
+
+
 def _cells(read: Table, name: str) -> list[str]:
-    return ["" if value is None else str(value).strip() for value in read.frame[name].to_list()]
+    return label_cells(read.frame[name], source=read.source, row_of=read.row_of)
 
 
 # --- what a model makes of them --------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 from snugtune.errors import UserInputError
 
@@ -34,11 +34,16 @@ def is_table_url(source: object) -> bool:
     return isinstance(source, str) and "://" in source and source.partition("://")[0].lower() in _SCHEMES
 
 
+def _split(source: str) -> SplitResult:
+    """The parts of an address. It has no fragment: a # is a part of a name or a password."""
+    return urlsplit(source.replace("#", "%23"))
+
+
 def hide_password(source: str) -> str:
     """``source``, without its password if it is an address with one; this process remembers it."""
     if not is_table_url(source):
         return source
-    parts = urlsplit(source)
+    parts = _split(source)
     options = parse_qsl(parts.query, keep_blank_values=True)
     password = unquote(parts.password or "") or dict(options).get("password")
     user, at, host = parts.netloc.rpartition("@")
@@ -62,7 +67,7 @@ def with_table(source: str, table: str | None) -> str:
         return source
     if not is_table_url(source):
         raise UserInputError("--table is for databases, as in sqlite:///complaints.db; leave it out.")
-    if "table" in dict(parse_qsl(urlsplit(source).query)):
+    if "table" in dict(parse_qsl(_split(source).query)):
         raise UserInputError(f"{hide_password(source)} already names a table; leave --table out.")
     return f"{source}{'&' if '?' in source else '?'}table={quote(table)}"
 
@@ -74,7 +79,7 @@ def parse_table_url(source: str) -> TableUrl:
         UserInputError: it names no table, or no database.
     """
     shown = hide_password(source)
-    parts = urlsplit(shown)
+    parts = _split(shown)
     scheme = _SCHEMES[parts.scheme.lower()]
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     table = options.pop("table", "")

@@ -12,10 +12,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import choose_columns, join_texts
 from snugtune.data.labels import LabelSet
 from snugtune.data.rules import Rule, read_rules, votes
-from snugtune.data.table import read_table
+from snugtune.data.table import Table, read_table
 from snugtune.errors import UserInputError
 from snugtune.evaluate.label_model import Combine, Combined, combine
 from snugtune.predict.write import check_fits, check_output, write_frame
@@ -74,8 +75,8 @@ def weak_label(
     columns = choose_columns(
         read.frame, source=read.source, text=config.text, label=label, need_label=label is not None
     )
-    texts = join_texts(read.frame, columns.text)
-    given = _given(read.frame, label)
+    texts = join_texts(read.frame, columns.text, source=read.source, row_of=read.row_of)
+    given = _given(read, label)
     # A known label that no rule gives says of each rule that speaks there that it is wrong.
     names = tuple(sorted({rule.label for rule in read_from} | {cell for cell in given if cell}))
     said = votes(read_from, texts, names)
@@ -94,10 +95,10 @@ def weak_label(
     }  # fmt: skip
 
 
-def _given(frame: pl.DataFrame, label: str | None) -> list[str]:
+def _given(read: Table, label: str | None) -> list[str]:
     if label is None:
-        return [""] * frame.height
-    return [cell.strip() for cell in frame[label].cast(pl.String).fill_null("").to_list()]
+        return [""] * read.frame.height
+    return label_cells(read.frame[label], source=read.source, row_of=read.row_of)
 
 
 def _columns(

@@ -9,7 +9,7 @@ import openpyxl
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openpyxl.utils.escape import escape
+from openpyxl.utils.escape import escape, unescape
 
 from snugtune.data.table import iter_tables, read_table
 
@@ -20,6 +20,8 @@ CELL = st.one_of(
     st.text(CHARACTERS, min_size=1, max_size=20),
     st.text(",;|\t\"'\n\r ab", min_size=1, max_size=20),
 )
+# What openpyxl can write: it leaves _xaaaa_ as it is, which every reader takes for a character.
+SHEET_CELL = st.text("abc é\n_x", min_size=1, max_size=12).filter(lambda text: unescape(escape(text)) == text)
 QUICK = settings(max_examples=60, deadline=None)
 
 
@@ -85,7 +87,7 @@ def test_json_lines(frame, batch, ascii_only):
 
 
 @settings(max_examples=25, deadline=None)
-@given(tables(st.text("abc é\n_x", min_size=1, max_size=12)), st.integers(1, 5))
+@given(tables(SHEET_CELL), st.integers(1, 5))
 def test_workbook(frame, batch):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.xlsx")

@@ -224,3 +224,75 @@ def test_test_rows_like_validation_rows_are_told_of(tmp_path, train):
     data = load_data(make_config({"train": str(train), "test": str(test)}), listener)
     assert data.overlap == 60
     assert any("60 rows of" in said and "near-duplicates" in said for said in listener.said)
+
+
+def spreadsheet(path, rows):
+    pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(path)
+    return str(path)
+
+
+def test_spellings_of_a_new_label_are_one_class(train, tmp_path):
+    first = [("one quite new", "Crypto fraud"), ("two very new", "crypto fraud"), ("three so new", "Card")]
+    second = [("four as new", "Crypto  Fraud"), ("five most new", "Crypto fraud")]
+    files = [spreadsheet(tmp_path / "a.csv", first), spreadsheet(tmp_path / "b.csv", second)]
+    listener = Listener()
+    data = load_data(make_config({"train": str(train), "add": files}), listener)
+    assert data.labels.names == tuple(sorted([*LABELS, "Crypto fraud"]))
+    added = [data.labels.names[k] for k in data.parts["train"].y[-5:]]
+    assert added == ["Crypto fraud", "Crypto fraud", "Card", "Crypto fraud", "Crypto fraud"]
+    assert data.labels.aliases == {"crypto fraud": "Crypto fraud", "Crypto  Fraud": "Crypto fraud"}
+    config = {"train": str(train), "add": files, "merge_label_variants": False}
+    assert len(load_data(make_config(config)).labels.names) == 6
+
+
+def test_spellings_in_sets_of_new_labels_are_one_class(tmp_path):
+    rows = [(text, ";".join({LABELS[i % 3], LABELS[i % 2]})) for i, text in enumerate(texts(60))]
+    path = spreadsheet(tmp_path / "train.csv", rows)
+    more = spreadsheet(tmp_path / "more.csv", [("a new text", "Crypto;crypto;Card"), ("another", "Crypto")])
+    data, _ = load(path, more, label_separator=";")
+    assert data.labels.decode_sets(data.parts["train"].y[-2:]) == [("Card", "Crypto"), ("Crypto",)]
+
+
+def test_a_new_label_of_a_held_out_text_alone_is_no_class(train, tmp_path):
+    held_out = plain(train).parts["validation"].texts[0]
+    rows = [(held_out, "Crypto scam"), ("one quite new", "Phishing")]
+    data, said = load(train, spreadsheet(tmp_path / "more.csv", rows))
+    assert data.labels.names == tuple(sorted([*LABELS, "Phishing"]))
+    assert (np.bincount(data.parts["train"].y, minlength=4) > 0).all()
+    assert data.additions["like_held_out"] == 1
+    assert "1 labels left out of which no added text is trained on" in said
+    assert "'Crypto scam'" in said
+
+
+def test_a_new_label_of_a_text_of_the_test_file_alone_is_no_class(train, tmp_path):
+    test = spreadsheet(tmp_path / "test.csv", [("a text of the test file that is long", "Card")])
+    more = spreadsheet(tmp_path / "more.csv", [("a text of the test file that is long", "Crypto scam")])
+    data, _ = load(train, more, test=test)
+    assert data.labels.names == tuple(LABELS)
+
+
+def test_a_test_file_may_have_the_new_labels(train, tmp_path):
+    test = spreadsheet(tmp_path / "test.csv", [("a text of the test file that is long", "Crypto scam")])
+    more = spreadsheet(tmp_path / "more.csv", [("quite another text", "Crypto scam")])
+    data, _ = load(train, more, test=test)
+    assert [data.labels.names[k] for k in data.parts["test"].y] == ["Crypto scam"]
+
+
+def test_a_new_label_that_a_later_file_overrules_is_no_class(train, tmp_path):
+    first = spreadsheet(tmp_path / "a.csv", [("one quite new", "Crypto scam")])
+    second = spreadsheet(tmp_path / "b.csv", [("one quite new", "Card")])
+    listener = Listener()
+    data = load_data(make_config({"train": str(train), "add": [first, second]}), listener)
+    assert data.labels.names == tuple(LABELS)
+    assert data.additions["added"] == 1
+    assert "'Crypto scam'" in " ".join(listener.said)
+
+
+def test_the_later_file_has_the_last_word_whatever_blanks_are_around_a_text(train, tmp_path):
+    decide_all(tmp_path / "a.db", {"  one quite new ": "Loan", "two very new": "Loan"})
+    second = spreadsheet(tmp_path / "b.csv", [("one quite new", "Card")])
+    data = load_data(make_config({"train": str(train), "add": [str(tmp_path / "a.db"), second]}))
+    part = data.parts["train"]
+    assert part.texts[-2:] == ["one quite new", "two very new"]
+    assert [data.labels.names[k] for k in part.y[-2:]] == ["Card", "Loan"]
+    assert (data.additions["decisions"], data.additions["added"]) == (2, 2)

@@ -167,11 +167,13 @@ def test_every_format_holds_the_same_table(get, tmp_path, suffix):
 def test_a_workbook_says_what_it_cut_and_computes_nothing(database, get, tmp_path):
     database.hits[0]["_source"]["complaint_what_happened"] = "x" * 40_000
     database.hits[1]["_source"]["complaint_what_happened"] = "=1+1"
+    database.hits[2]["_source"]["complaint_what_happened"] = "\N{PILE OF POO}" * 20_000  # two units each
     result = get(output=tmp_path / "a.xlsx")
-    assert result.shortened == 1
+    assert result.shortened == 2
     texts = read_table(result.path).frame["Consumer complaint narrative"]
     assert texts[0] == "x" * 32_767
     assert texts[1] == "=1+1"
+    assert texts[2] == "\N{PILE OF POO}" * 16_383
 
 
 def test_shorter_pages_than_asked_for_are_not_taken_for_the_end(database, get):

@@ -1,5 +1,6 @@
 """Corrected labels: applied by row and text, refused where either does not fit."""
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -132,3 +133,20 @@ def test_texts_longer_than_a_cell_are_still_recognised(tmp_path):
     file = corrections(tmp_path, [(1, cell_text(long), "x", "y")])
     table, _ = load(path, file)
     assert table.corrections["applied"] == 1
+
+
+def test_corrections_reach_their_rows_below_blank_lines(tmp_path):
+    lines = ["text,label", "", "", *(f"text number{chr(97 + i)},{'ab'[i % 2]}" for i in range(20))]
+    lines[12:12] = [""]
+    train = tmp_path / "train.csv"
+    train.write_text("\n".join(lines))
+    text, label = lines[20].split(",")
+    other = "ab".replace(label, "")
+    before, _ = load(train, corrections(tmp_path, [(21, text, label, None)]))
+    place = before.texts.index(text)
+    assert before.file_rows(np.array([place])) == [21]
+    after, _ = load(train, corrections(tmp_path, [(21, text, label, other)]))
+    assert after.labels.names[after.y[place]] == other
+    for row in (2, 13, 25):
+        with pytest.raises(UserInputError, match=rf"there is no row '{row}' in .* rows are 2 to 24"):
+            load(train, corrections(tmp_path, [(row, text, label, other)]))

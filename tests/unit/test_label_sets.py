@@ -1,11 +1,13 @@
 """Texts with several labels: read from cells, lists and columns, cleaned, and written back."""
 
+import json
+
 import polars as pl
 import pytest
 
 from snugtune.config import MULTI_LABEL, make_config
 from snugtune.data.columns import Columns, choose_columns
-from snugtune.data.dataset import load_data
+from snugtune.data.dataset import load_data, load_usable
 from snugtune.data.label_sets import (
     clean_label_sets,
     join_label_sets,
@@ -54,7 +56,7 @@ def test_columns_say_yes_or_no_and_a_blank_row_is_unlabelled(columns):
 
 def test_a_cell_that_says_neither_yes_nor_no_is_refused_with_its_row():
     with pytest.raises(UserInputError, match=r"'a' of t.csv, row 3 says 'maybe'"):
-        read({"a": ["yes", "maybe"], "b": ["no", "no"]}, label=["a", "b"], first_row=2)
+        read({"a": ["yes", "maybe"], "b": ["no", "no"]}, label=["a", "b"], row_of=lambda i: i + 2)
 
 
 def test_one_column_without_a_separator_is_refused():
@@ -258,3 +260,19 @@ def test_a_test_file_is_read_the_same_way(table, tmp_path):
     )
     assert data.parts["test"].y.tolist() == [[0, 1, 0], [-1, -1, -1]]
     assert "2 labels unseen in training" in " ".join(listener.said)
+
+
+def test_lists_of_numbers_are_labels_of_the_same_names_in_every_format(tmp_path):
+    lists = [[1, 2] if i % 2 else [3, None] for i in range(40)]
+    texts = [f"word{chr(97 + i % 26)} thing{chr(97 + i // 26)} number" for i in range(40)]
+    pl.DataFrame({"text": texts, "label": lists}).write_parquet(tmp_path / "a.parquet")
+    floats = [[None if one is None else float(one) for one in of] for of in lists]
+    pl.DataFrame({"text": texts, "label": floats}).write_parquet(tmp_path / "b.parquet")
+    rows = [{"text": text, "label": of} for text, of in zip(texts, lists, strict=True)]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name in ("a.parquet", "b.parquet", "c.jsonl"):
+        for separator in (None, ","):
+            config = {"train": str(tmp_path / name), "problem_type": "multi_label_classification"}
+            usable = load_usable(make_config(config | {"label_separator": separator}))
+            assert usable.labels.names == ("1", "2", "3")
+            assert usable.labels.decode_sets(usable.y[:2]) == [("3",), ("1", "2")]

@@ -320,3 +320,50 @@ def test_evaluation_says_what_prediction_writes(predictor, frame, tmp_path):
     write_tables(predictor.tables(tmp_path / "a.parquet"), tmp_path / "out.csv")
     rows, out = (read_table(tmp_path / name).frame for name in ("rows.csv", "out.csv"))
     assert rows.drop("correct", "confidence").equals(out.drop("confidence"))
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.xlsx", "out.jsonl"])
+def test_bytes_are_read_as_text_and_given_back(predictor, frame, tmp_path, name):
+    plain, coded = tmp_path / "plain.parquet", tmp_path / "coded.parquet"
+    frame.write_parquet(plain)
+    frame.with_columns(pl.col("text").cast(pl.Binary)).write_parquet(coded)
+    predict_table(predictor, plain, tmp_path / "expected.parquet")
+    predict_table(predictor, coded, tmp_path / name)
+    expected = pl.read_parquet(tmp_path / "expected.parquet")["predicted_label"].to_list()
+    assert read_table(tmp_path / name).frame["predicted_label"].to_list() == expected
+
+
+def test_bytes_that_are_no_text_are_told_before_the_model_runs(predictor, tmp_path, monkeypatch):
+    path = tmp_path / "in.parquet"
+    texts = [f"text {i}".encode() for i in range(9_000)]
+    texts[8_500] = b"caf\xe9"
+    pl.DataFrame({"text": texts}).write_parquet(path)
+    monkeypatch.setattr(Predictor, "probabilities", None)
+    with pytest.raises(UserInputError, match=r"Column 'text' of .*in\.parquet, row 8501 holds bytes"):
+        predict_table(predictor, path, tmp_path / "out.parquet")
+
+
+def test_labels_that_are_no_text_are_refused_with_their_row(predictor, frame, tmp_path):
+    labels = [b"billing"] * 24 + [b"\xff"]
+    frame.with_columns(pl.Series("label", labels)).write_parquet(tmp_path / "in.parquet")
+    with pytest.raises(UserInputError, match="Column 'label' of the table, row 25 holds bytes"):
+        evaluate_table(predictor, tmp_path / "in.parquet", rows_per_batch=10)
+
+
+def test_lengths_of_time_may_be_a_part_of_the_text(predictor, frame, tmp_path):
+    longer = frame.with_columns(pl.duration(days=pl.col("id"), hours=3).alias("waited"))
+    longer.write_parquet(tmp_path / "in.parquet")
+    predict_table(predictor, tmp_path / "in.parquet", tmp_path / "out.xlsx", text=["text", "waited"])
+    assert read_table(tmp_path / "out.xlsx").frame["predicted_label"].null_count() == 0
+
+
+def test_the_line_that_tells_excel_the_delimiter_comes_back(predictor, frame, tmp_path):
+    path, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    plain = frame.write_csv(separator=";")
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + b"sep=;\r\n" + plain.encode())
+        predict_table(predictor, path, output, overwrite=True)
+        assert output.read_bytes().startswith(mark + b"sep=;\nid;text;label;predicted_label;")
+        assert read_table(output).frame["text"].to_list() == frame["text"].to_list()
+    predict_table(predictor, output, output, overwrite=True)
+    assert output.read_bytes().count(b"sep=") == 1

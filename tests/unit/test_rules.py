@@ -2,10 +2,11 @@
 
 import time
 
+import numpy as np
 import polars as pl
 import pytest
 
-from snugtune.data.rules import read_rules, votes
+from snugtune.data.rules import Rule, read_rules, votes
 from snugtune.errors import SnugtuneError
 
 
@@ -91,3 +92,15 @@ def test_no_pattern_takes_more_than_linear_time(tmp_path):
     started = time.process_time()
     assert said(rules, "a" * 50_000 + "!") == [None]
     assert time.process_time() - started < 30
+
+
+def test_votes_take_a_byte_each_where_there_are_few_labels():
+    rules = [Rule(str(k), f"label {k}", f"word{k}!") for k in range(200)]
+    names = [rule.label for rule in rules]
+    texts = [f"word{k}!" for k in range(200)]
+    found = votes(rules[:100], texts, names[:100])
+    assert found.dtype == np.int8
+    many = votes(rules, texts, names)
+    assert many.dtype == np.int16
+    assert many.diagonal().tolist() == list(range(200))
+    assert (many >= 0).sum() == 200

@@ -234,6 +234,13 @@ def test_what_cannot_be_done_is_told_and_nothing_written(folder, arguments, mess
     assert not (folder / arguments["out"]).exists()
 
 
+def test_more_texts_than_a_sheet_holds_are_refused_before_the_model_reads(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("snugtune.data.to_label.EXCEL_ROWS", 3)
+    monkeypatch.setattr("snugtune.select.load_for_fit", None)
+    with pytest.raises(UserInputError, match="An Excel sheet holds 3 rows below its header, not 4; lower"):
+        run(folder, out=str(tmp_path / "a.xlsx"), count=4)
+
+
 def test_a_file_that_is_there_is_not_replaced_unasked(folder, tmp_path):
     (tmp_path / "out.csv").write_text("mine")
     config = make_config({"train": ""})

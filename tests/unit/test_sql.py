@@ -56,6 +56,16 @@ def test_files_by_three_slashes_and_by_four():
             parse_table_url(url)
 
 
+def test_a_number_sign_is_a_part_of_a_name(tmp_path):
+    assert parse_table_url("sqlite:///a#b.db?table=t").database == "a#b.db"
+    assert hide_password("postgresql://u:a#b@h/d?table=t") == "postgresql://u@h/d?table=t"
+    assert with_table("sqlite:///a#b.db", "t") == "sqlite:///a#b.db?table=t"
+    url = f"sqlite:///{tmp_path}/a#b.db?table=t"
+    pl.DataFrame({"text": ["a"]}).write_parquet(tmp_path / "a.parquet")
+    predicted(tmp_path / "a.parquet", url)
+    assert read_table(url).frame["text"].to_list() == ["a"]
+
+
 def test_the_table_by_an_option():
     assert with_table("sqlite:///x.db", "my table") == "sqlite:///x.db?table=my%20table"
     assert with_table("a.csv", None) == "a.csv"
@@ -127,6 +137,19 @@ def test_what_is_not_there(tmp_path, sqlite):
         check_output(f"sqlite:///{tmp_path}/nowhere/a.db?table=t")
 
 
+def test_sqlite_tables_may_have_very_many_columns(tmp_path):
+    names = ["text", *(f"c{i}" for i in range(1_400))]
+    with sqlite3.connect(tmp_path / "a.db") as base:
+        base.execute(f"CREATE TABLE t ({', '.join(names)})")
+        base.execute(
+            f"INSERT INTO t VALUES ({', '.join('?' * len(names))})", ["a", *[1, 2.5, "x", None] * 350]
+        )
+    frame = read_table(f"sqlite:///{tmp_path / 'a.db'}?table=t").frame
+    assert frame.shape == (1, 1_401)
+    assert frame.select("text", "c0", "c1398", "c1399").row(0) == ("a", 1, "x", None)
+    assert frame.schema["c1397"] == pl.Float64
+
+
 # --- DuckDB ----------------------------------------------------------------------------------------------
 
 
@@ -153,6 +176,22 @@ def test_duckdb_round_trip_keeps_types(tmp_path):
         check_output(output)
     with pytest.raises(UserInputError, match="there is no table 'x'"):
         read_table(source.replace("=t", "=x"))
+
+
+def test_types_of_duckdb_that_polars_lacks_are_read_as_text_and_given_back(tmp_path):
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(tmp_path / "a.duckdb")) as base:
+        base.execute(
+            "CREATE TABLE t AS SELECT 'a' AS text, INTERVAL '1 day 2 hours' AS wait, '101'::BIT AS bits, "
+            "[INTERVAL 1 DAY] AS waits, TIMETZ '01:02:03+01' AS hour"
+        )
+    source, output = (f"duckdb:///{tmp_path / 'a.duckdb'}?table={name}" for name in ("t", "done"))
+    frame = read_table(source).frame
+    assert frame.row(0) == ("a", "1 day 02:00:00", "101", "[1 day]", "01:02:03+01")
+    predicted(source, output)
+    before, after = sql_types(parse_table_url(source)), sql_types(parse_table_url(output))
+    assert {name: after[name] for name in before} == before
+    assert read_table(output).frame.select(frame.columns).equals(frame)
 
 
 def test_from_a_file_to_a_database_and_back(tmp_path):

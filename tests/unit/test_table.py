@@ -3,10 +3,15 @@ import datetime as dt
 import json
 from zipfile import ZipFile
 
+import numpy as np
 import openpyxl
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from snugtune.data.readers.delimited import csv_style, header_of
+from snugtune.data.readers.workbook import sheet_names
 from snugtune.data.table import iter_tables, read_table
 from snugtune.errors import UserInputError
 
@@ -133,6 +138,55 @@ def test_blank_lines_are_skipped_and_unnamed_columns_numbered(tmp_path):
     assert values(read_table(path).frame) == {"column_1": ["1", "2"], "text": ["a", None]}
 
 
+def test_blank_lines_count_as_rows_of_a_spreadsheet(tmp_path):
+    path = put(tmp_path / "a.csv", '\n\nn,m\n\n\n1,"a\n\nb"\n\n2,b\n3,c\n\n')
+    table = read_table(path)
+    assert table.first_row == 4
+    assert [table.row_of(i) for i in range(3)] == [6, 8, 9]
+    assert [table.data_row(row) for row in range(1, 12)] == [None] * 5 + [0, None, 1, 2, None, None]
+    assert table.places(np.arange(3)).tolist() == [2, 4, 5]
+    put(path, "n,m\n\n1,2\n\n3\n")
+    with pytest.raises(UserInputError, match=r"row 5 \(line 5\) has 1 cells"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@given(blank=st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_rows_and_their_numbers_agree(tmp_path_factory, rows, blank):
+    lines = "n,m\n" + "".join("\n" * count + f"{i},x\n" for i, count in enumerate(blank))
+    path = put(tmp_path_factory.mktemp("blank") / "a.csv", lines)
+    table = read_table(path)
+    numbers = [table.row_of(i) for i in range(len(blank))]
+    spelled = lines.split("\n")
+    assert [spelled[number - 1] for number in numbers] == [f"{i},x" for i in range(len(blank))]
+    assert [table.data_row(number) for number in numbers] == list(range(len(blank)))
+    assert sum(frame.height for frame in iter_tables(path, rows_per_batch=rows)) == len(blank)
+
+
+@pytest.mark.parametrize("declared", ["sep=;", "SEP=;", '"sep=;"', "sep=|", "sep=\t"])
+@pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_line_that_tells_excel_the_delimiter_is_no_row(tmp_path, declared, codec):
+    sign = declared.strip('"')[4:]
+    content = f"{declared}\r\ntext;label\r\na, b;x\r\n".replace(";", sign)
+    path = put(tmp_path / "a.csv", content.encode(codec))
+    table = read_table(path)
+    assert values(table.frame) == {"text": ["a, b"], "label": ["x"]}
+    assert table.first_row == 2
+    assert header_of(path) == ["text", "label"]
+    assert (csv_style(path).delimiter, csv_style(path).is_declared) == (sign, True)
+    assert read_table(path, delimiter=sign).frame.equals(table.frame)
+
+
+def test_faults_below_the_line_that_tells_the_delimiter_are_located(tmp_path):
+    path = put(tmp_path / "a.csv", "sep=;\ntext;label\na;x\nb\n")
+    with pytest.raises(UserInputError, match=r"row 3 \(line 4\) has 1 cells"):
+        read_table(path)
+    for content in ("sep=;\n", "sep=;"):
+        with pytest.raises(UserInputError, match="is empty"):
+            read_table(put(path, content))
+    assert read_table(put(path, "sep=;,b\n1,2\n")).frame.columns == ["sep=;", "b"]
+
+
 def test_a_named_delimiter_is_used_and_checked(tmp_path):
     path = put(tmp_path / "a.csv", "a:b\n1:2\n")
     assert values(read_table(path, delimiter=":").frame) == {"a": ["1"], "b": ["2"]}
@@ -205,6 +259,62 @@ def test_a_wrong_size_recorded_by_the_writer_does_not_cut_the_table(tmp_path):
                 content = content.replace(b'ref="A1:B3"', b'ref="A1"')
             wrong.writestr(name, content)
     assert values(read_table(tmp_path / "b.xlsx").frame) == {"text": ["a", "b"], "label": ["x", "y"]}
+
+
+def test_a_hidden_first_sheet_is_read_only_if_it_is_named(tmp_path):
+    path = workbook(tmp_path / "a.xlsx", [["t"], ["old"]], Second=[["t"], ["new"]])
+    book = openpyxl.load_workbook(path)
+    book["First"].sheet_state = "hidden"
+    book.active = 1
+    book.save(path)
+    table = read_table(path)
+    assert (table.sheet, table.frame["t"].to_list()) == ("Second", ["new"])
+    assert read_table(path, sheet="First").frame["t"].to_list() == ["old"]
+    assert sheet_names(path) == ["Second", "First"]
+    book["Second"].sheet_state = "veryHidden"
+    book.create_chartsheet("Chart").add_chart(openpyxl.chart.BarChart())
+    book.save(path)
+    assert read_table(path).sheet == "First"
+
+
+FOUR = [["a b", "x", "yes", "no"], ["c d", "y", "no", "no"], ["e f", "x", "no", "yes"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("above", "names"),
+    [
+        ([], ["text", "1", "2", "3"]),
+        ([], ["text", "label", "2021", "2022"]),
+        ([], ["text", "2024-01-01", "2024-02-01", "2024-03-01"]),
+        ([["Report of March"], []], ["text", "1", "2", "3"]),
+        ([["Bank", "Report", 2024]], ["id", "text", "label", "when"]),
+        ([[1, 2, 3, 4]], ["id", "text", "label", "when"]),
+    ],
+)
+def test_numbers_and_days_may_be_names_of_columns(tmp_path, above, names):
+    heads = [int(n) if n.isdecimal() else dt.date.fromisoformat(n) if n[:1].isdecimal() else n for n in names]
+    table = read_table(workbook(tmp_path / "a.xlsx", [*above, heads, *FOUR]))
+    assert table.frame.columns == names
+    assert table.frame.height == len(FOUR)
+    assert table.first_row == len(above) + 2
+
+
+@pytest.mark.parametrize(
+    "above", [[["Complaints 2024"]], [["Complaints 2024"], []], [["Bank"], [], ["March"], []]]
+)
+@pytest.mark.parametrize("names", [["text"], ["narrative", "label"]])
+def test_a_title_above_a_narrow_table_is_no_header(tmp_path, above, names):
+    titles = [row * len(names) for row in above]
+    table = read_table(workbook(tmp_path / "a.xlsx", [*titles, names, *[["word"] * len(names)] * 5]))
+    assert table.frame.columns == names
+    assert table.first_row == len(above) + 2
+
+
+def test_a_usual_name_further_down_is_a_text(tmp_path):
+    rows = [["text"], ["a"], ["question"], ["b"]]
+    assert read_table(workbook(tmp_path / "a.xlsx", rows)).frame["text"].to_list() == ["a", "question", "b"]
+    rows = [["beschwerde"], ["a"], ["b"], ["c"], ["question"], ["d"]]
+    assert read_table(workbook(tmp_path / "b.xlsx", rows)).frame.columns == ["beschwerde"]
 
 
 def test_escaped_carriage_returns_are_text(tmp_path):
@@ -307,6 +417,24 @@ def test_lists_of_texts_in_json_lines_stay_lists(tmp_path):
     assert frame["topics"].to_list() == [["Fees", "Card"], [], None]
     content = json.dumps({"text": "a", "topics": [["Fees"], 3]})
     assert read_table(put(tmp_path / "b.jsonl", content)).frame["topics"].to_list() == ['[["Fees"], 3]']
+
+
+def test_lists_in_json_lines_have_the_type_of_their_items(tmp_path):
+    rows = [
+        {"n": [1, 2], "f": [1, 2.5], "b": [True], "m": [1, "a", 2.0, True, None], "t": ["a", None], "x": [1]},
+        {"n": [None], "f": [3], "b": [], "m": [], "t": None, "x": [[2]]},
+    ]
+    frame = read_table(put(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))).frame
+    types = {"n": pl.Int64, "f": pl.Float64, "b": pl.Boolean, "m": pl.String, "t": pl.String}
+    assert {name: frame.schema[name] for name in types} == {name: pl.List(of) for name, of in types.items()}
+    assert values(frame) == {
+        "n": [[1, 2], [None]],
+        "f": [[1.0, 2.5], [3.0]],
+        "b": [[True], []],
+        "m": [["1", "a", "2", "TRUE", None], []],
+        "t": [["a", None], None],
+        "x": ["[1]", "[[2]]"],
+    }
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,9 @@ MultiLabel: TypeAlias = Annotated[
     bool,
     _option(DATA, "A text may carry several labels or none: --problem-type multi_label_classification."),
 ]
-Sheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a workbook.")]
+Sheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a workbook, if not the first in sight.")]
 TestSheet: TypeAlias = Annotated[str | None, _option(DATA, "Sheet of a test workbook.")]
-Encoding: TypeAlias = Annotated[str | None, _option(DATA, "Encoding of a CSV that is not UTF-8.")]
+Encoding: TypeAlias = Annotated[str | None, _option(DATA, "Encoding of a table that is not UTF-8.")]
 Delimiter: TypeAlias = Annotated[str | None, _option(DATA, "Delimiter of a CSV, if it is not found.")]
 Corrections: TypeAlias = Annotated[
     str | None, _option(DATA, "The label_issues.xlsx of an audit with its corrected_label column filled in.")

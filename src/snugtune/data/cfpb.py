@@ -34,6 +34,7 @@ from typing import Any
 
 import polars as pl
 
+from snugtune.data.form import EXCEL_ROWS, cell_text
 from snugtune.errors import UserInputError
 from snugtune.files import replacing, write_text
 
@@ -68,7 +69,6 @@ NARRATIVE, COMPLAINT_ID = "Consumer complaint narrative", "Complaint ID"
 ATTEMPTS = 6  # per page; with the default pause they span a minute and a half
 TIMEOUT_S = 120.0  # the API itself gives Elasticsearch 100 s
 LONGEST_WAIT_S = 600.0  # a server that wants more than this is left for another day
-XLSX_ROWS, XLSX_CHARACTERS = 1_048_575, 32_767  # Excel's limits: rows below the header, characters of a cell
 
 Row = dict[str, str | None]
 Progress = Callable[[int, int], None]
@@ -159,9 +159,9 @@ def _check_output(output: Path, rows: int, overwrite: bool) -> None:
     suffix = output.suffix.lower()
     if suffix not in _WRITERS:
         raise UserInputError(f"Cannot write {output}: let its name end in one of {', '.join(_WRITERS)}.")
-    if suffix == ".xlsx" and rows > XLSX_ROWS:
+    if suffix == ".xlsx" and rows > EXCEL_ROWS:
         raise UserInputError(
-            f"A sheet holds {XLSX_ROWS:,} complaints, not {rows:,}; write a .parquet or .csv file instead."
+            f"A sheet holds {EXCEL_ROWS:,} complaints, not {rows:,}; write a .parquet or .csv file instead."
         )
     if not output.parent.is_dir():
         raise UserInputError(
@@ -477,8 +477,8 @@ def _write_xlsx(frames: Iterator[pl.DataFrame], path: Path) -> int:
             for row in frame.iter_rows():
                 for column, cell in enumerate(row):
                     # Written as a string, a cell that begins with = never computes.
-                    sheet.write_string(line, column, (cell or "")[:XLSX_CHARACTERS])
-                shortened += any(len(cell or "") > XLSX_CHARACTERS for cell in row)
+                    sheet.write_string(line, column, cell_text(cell or ""))
+                shortened += any(cell_text(cell or "") != (cell or "") for cell in row)
                 line += 1
     return shortened
 

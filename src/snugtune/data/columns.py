@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from snugtune.data.cells import RowOf, cell_texts, column_text, is_text, label_cells
 from snugtune.errors import UserInputError
 
 # The narrative of the CFPB consumer complaint database, in the CSV export and in the search API:
@@ -98,16 +99,24 @@ def level_cells(frame: pl.DataFrame, columns: Sequence[str], *, source: str) -> 
     """The cells of the label's levels, stripped, blank where they are null.
 
     Raises:
-        UserInputError: a column is missing.
+        UserInputError: a column is missing, or its bytes are no text.
     """
     for name in columns:
         _check_exists(name, frame, source)
-    return {name: [cell.strip() for cell in _as_strings(frame, name)] for name in columns}
+    return {name: label_cells(frame[name], source=source) for name in columns}
 
 
-def join_texts(frame: pl.DataFrame, text: Sequence[str]) -> list[str]:
-    """One text per row: the cell of one column, or "Name: value" lines of several without the empty ones."""
-    columns = [_as_strings(frame, name) for name in text]
+def join_texts(
+    frame: pl.DataFrame, text: Sequence[str], *, source: str = "the table", row_of: RowOf | None = None
+) -> list[str]:
+    """One text per row: the cell of one column, or "Name: value" lines of several without the empty ones.
+
+    ``source`` and ``row_of`` (see `snugtune.data.cells`) are for messages.
+
+    Raises:
+        UserInputError: the bytes of a column are no text.
+    """
+    columns = [cell_texts(frame[name], source=source, row_of=row_of) for name in text]
     if len(columns) == 1:
         return columns[0]
     return [join_cells(text, row) for row in zip(*columns, strict=True)]
@@ -120,16 +129,13 @@ def join_cells(names: Sequence[str], cells: Sequence[str]) -> str:
     return "\n".join(f"{name}: {cell}" for name, cell in zip(names, cells, strict=True) if cell.strip())
 
 
-def _as_strings(frame: pl.DataFrame, name: str) -> list[str]:
-    return frame[name].cast(pl.String).fill_null("").to_list()
-
-
 def _check_exists(name: str, frame: pl.DataFrame, source: str, *, lists: bool = False) -> None:
     if name not in frame.columns:
         close = _closest(name, frame.columns)
         meant = f"; did you mean {close!r}?" if close else "."
         raise UserInputError(f"{source} has no column {name!r}{meant} It has {_listing(frame.columns)}.")
-    if frame.schema[name].is_nested() and not (lists and frame.schema[name] == pl.List):
+    dtype = frame.schema[name]
+    if (dtype.is_nested() or dtype == pl.Object) and not (lists and dtype == pl.List):
         raise UserInputError(f"Column {name!r} of {source} holds lists or structures, not plain values.")
 
 
@@ -181,19 +187,24 @@ def _find_label(frame: pl.DataFrame, source: str, texts: Sequence[str], *, lists
 
 def _repeats(column: pl.Series) -> bool:
     """Whether the values look like classes: two or more, each on two rows or more on average."""
-    filled = column.drop_nulls()
+    filled = column_text(column).drop_nulls()
     filled = filled.filter(filled.str.strip_chars() != "")
     return 2 <= filled.n_unique() <= min(_MOST_CLASSES, filled.len() / 2)
 
 
 def _mean_length(column: pl.Series) -> float:
     """Mean number of characters of the filled cells; a narrative given on few rows is still a narrative."""
-    mean = column.drop_nulls().str.len_chars().mean()
+    mean = column_text(column).drop_nulls().str.len_chars().mean()
     return float(mean) if isinstance(mean, (int, float)) else 0.0
 
 
 def _strings(frame: pl.DataFrame) -> list[str]:
-    return [name for name, dtype in frame.schema.items() if dtype == pl.String]
+    return [name for name in frame.columns if is_text(frame[name])]
+
+
+def is_text_name(name: str) -> bool:
+    """Whether a column of this name is usually the one of the texts."""
+    return _plain(name) in _CFPB_TEXT | _TEXT_NAMES
 
 
 def _only(names: Iterable[str], known: frozenset[str]) -> str | None:

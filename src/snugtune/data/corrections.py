@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
+from snugtune.data.cells import label_cells
 from snugtune.data.form import Form, cell_text
 from snugtune.data.labels import fold
 from snugtune.data.table import Table, read_table
@@ -69,14 +68,14 @@ def apply_corrections(
         UserInputError: the file cannot be read or is no file of corrections, a row of it is not in the table
             or has another text there, or a corrected label is none of the table's.
     """
-    frame, first_row = _read(path)
-    rows, seen, wanted = (_cells(frame, name) for name in (ROW, TEXT, CORRECTED))
+    read = _read(path)
+    rows, seen, wanted = (label_cells(read.frame[name], source=path) for name in (ROW, TEXT, CORRECTED))
     corrected, known = list(given), set(given)
     by_row: dict[int, str] = {}
-    for place, (row, text, label) in enumerate(zip(rows, seen, wanted, strict=True), start=first_row):
+    for place, (row, text, label) in enumerate(zip(rows, seen, wanted, strict=True)):
         if label:
-            where = f"{path}, row {place}"
-            i = _data_row(row, table, len(texts), where)
+            where = f"{path}, row {read.row_of(place)}"
+            i = _data_row(row, table, where)
             _check_text(text, texts[i], f"{where} corrects row {row} of {table.source}")
             _check_label(label, known, table.source, where)
             by_row[i] = label
@@ -100,7 +99,7 @@ def write_issues(issues: Sequence[Issue], labels: Sequence[str], path: Path) -> 
         form.finish()
 
 
-def _read(path: str) -> tuple[pl.DataFrame, int]:
+def _read(path: str) -> Table:
     read = read_table(path)
     missing = [name for name in (ROW, TEXT, CORRECTED) if name not in read.frame.columns]
     if missing:
@@ -108,7 +107,7 @@ def _read(path: str) -> tuple[pl.DataFrame, int]:
             f"{path} has no column {missing[0]!r}, so it is no file of corrections; "
             "name the label_issues.xlsx that an audit wrote, with its columns as they were."
         )
-    return read.frame, read.first_row
+    return read
 
 
 def _twins(by_row: dict[int, str], texts: Sequence[str], given: Sequence[str]) -> dict[int, str]:
@@ -121,18 +120,14 @@ def _twins(by_row: dict[int, str], texts: Sequence[str], given: Sequence[str]) -
     return {i: label for i, label in found if label is not None}
 
 
-def _cells(frame: pl.DataFrame, name: str) -> list[str]:
-    return [value.strip() for value in frame[name].cast(pl.String).fill_null("").to_list()]
-
-
-def _data_row(row: str, table: Table, rows: int, where: str) -> int:
+def _data_row(row: str, table: Table, where: str) -> int:
     try:
         number = float(row)
     except ValueError:
         number = float("nan")
-    i = int(number) - table.first_row if number.is_integer() else -1
-    if not 0 <= i < rows:
-        last = rows + table.first_row - 1
+    i = table.data_row(int(number)) if number.is_integer() else None
+    if i is None:
+        last = table.row_of(table.frame.height - 1)
         raise UserInputError(
             f"{where}: there is no row {row!r} in {table.source} (its rows are {table.first_row} to {last}); "
             "name the table that the audit looked at."

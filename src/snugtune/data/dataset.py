@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, choose_columns, join_texts, level_cells
 from snugtune.data.corrections import apply_corrections
 from snugtune.data.duplicates import near_duplicate_groups
@@ -24,6 +24,7 @@ from snugtune.data.label_sets import (
 )
 from snugtune.data.labelled import (
     is_labelled_table,
+    merge_new_variants,
     moved,
     moved_part,
     new_labels,
@@ -32,10 +33,11 @@ from snugtune.data.labelled import (
 )
 from snugtune.data.labels import CleaningPolicy, CleanResult, LabelSet, clean
 from snugtune.data.part import Part
-from snugtune.data.reviews import Reviewed, add_reviews
+from snugtune.data.readers.unfilled import unfilled_cells
+from snugtune.data.reviews import Reviewed, add_reviews, last_word, unlike
 from snugtune.data.split import PARTS, Split, split_rows
 from snugtune.data.stratify import split_label_sets
-from snugtune.data.table import Table, read_table
+from snugtune.data.table import Table, read_table, reading_beside
 from snugtune.errors import UserInputError
 from snugtune.progress import Observer
 
@@ -47,10 +49,10 @@ MAX_VALIDATION_ROWS = 10_000
 class Usable:
     """What cleaning leaves of the training table, before any split: N rows.
 
-    ``rows`` (N,) are where they stand in the file (0-based data rows, ascending), ``y`` the labels as in
-    `Part`, ``groups`` (N,) near-duplicate groups. ``first_row`` is the row, as a spreadsheet counts, of data
-    row 0; ``corrections`` says what a file of corrected labels changed, None without one. ``levels``
-    are as in `Part`.
+    ``rows`` (N,) are where they stand below the file's header (from 0, blank lines counted, ascending), ``y``
+    the labels as in `Part`, ``groups`` (N,) near-duplicate groups. ``first_row`` is the row, as a spreadsheet
+    counts, of place 0; ``corrections`` says what a file of corrected labels changed, None without one.
+    ``levels`` are as in `Part`.
     """
 
     rows: NDArray[np.int64]
@@ -100,7 +102,7 @@ class Data:
 
     @property
     def first_row(self) -> int:
-        """The row, in the training file as a spreadsheet counts, of data row 0."""
+        """The row, in the training file as a spreadsheet counts, of the first one below the header."""
         return self.table.first_row
 
     def file_rows(self, part: str, indices: NDArray[np.int64]) -> list[int]:
@@ -125,12 +127,15 @@ def load_data(config: FitConfig, observer: Observer | None = None) -> Data:
     _check_validation(data)
     if config.near_duplicates == "drop":
         data = _without_near_duplicates(data, table.groups[split.indices("train")], observer)
-    added = _read_additions(config, data)
+    test = _read_test_rows(config, data.table, observer) if config.test else None
+    added, aliases = _read_additions(config, data)
+    reviewed = last_word(one for found in added.values() for one in found)
     if config.min_class_count == 1:  # else a class may be missing because it was left out
-        data = _with_their_labels(data, added, observer)
-    if config.test:
-        data = _with_test_file(data, config, observer)
-    return _with_reviews(data, added, config, observer) if added else data
+        held_out = [*data.parts["validation"].texts, *(data.parts["test"] if test is None else test).texts]
+        data = _with_their_labels(data, added, aliases, lambda: unlike(reviewed, held_out), observer)
+    if test is not None:
+        data = _with_test_file(data, test, config, observer)
+    return _with_reviews(data, ", ".join(added), reviewed, config, observer) if added else data
 
 
 def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
@@ -151,7 +156,8 @@ def load_usable(config: FitConfig, observer: Observer | None = None) -> Usable:
 
 def _usable(config: FitConfig, read: Table, columns: Columns, observer: Observer) -> Usable:
     """Rows of one label each."""
-    texts, given = join_texts(read.frame, columns.text), _label_texts(read.frame, columns)
+    texts, given = _texts(read, columns), _label_texts(read, columns)
+    _tell_unfilled(read, columns, texts, [label or None for label in given], observer)
     corrections = None
     if config.corrections is not None:
         given, corrections = apply_corrections(
@@ -166,16 +172,17 @@ def _usable(config: FitConfig, read: Table, columns: Columns, observer: Observer
     levels = level_cells(read.frame, config.label_levels or (), source=read.source)
     return replace(
         usable, corrections=None if corrections is None else corrections.as_dict(),
-        levels=_cells_of(levels, usable.rows),
+        levels=_cells_of(levels, cleaned.row),
     )  # fmt: skip
 
 
 def _usable_sets(config: FitConfig, read: Table, columns: Columns, observer: Observer) -> Usable:
     """Rows of any number of labels."""
-    texts = join_texts(read.frame, columns.text)
+    texts = _texts(read, columns)
     given = read_label_sets(
-        read.frame, columns, config.label_separator, source=read.source, first_row=read.first_row
+        read.frame, columns, config.label_separator, source=read.source, row_of=read.row_of
     )
+    _tell_unfilled(read, columns, texts, given, observer)
     cleaned = clean_label_sets(texts, given, _policy(config), source=read.source)
     names = tuple(sorted({name for labels in cleaned.label_sets for name in labels}))
     labels = LabelSet(names, cleaned.report.aliases, separator_for(names, config.label_separator))
@@ -197,7 +204,7 @@ def _cleaned(
     for sentence in cleaned.report.sentences():
         observer.say(sentence)
     return Usable(
-        cleaned.row, cleaned.texts, y, near_duplicate_groups(cleaned.texts), labels, columns,
+        read.places(cleaned.row), cleaned.texts, y, near_duplicate_groups(cleaned.texts), labels, columns,
         cleaned.report.as_dict(), read.first_row,
     )  # fmt: skip
 
@@ -211,9 +218,40 @@ def _policy(config: FitConfig) -> CleaningPolicy:
     )
 
 
-def _label_texts(frame: pl.DataFrame, columns: Columns) -> list[str]:
+def _tell_unfilled(
+    read: Table, columns: Columns, texts: Sequence[str], given: Sequence[object], observer: Observer
+) -> None:
+    """Say which blank cells of a sheet look filled to a person; ``given`` (N,) is None where no label is."""
+    if read.sheet is None:
+        return
+    is_text = [bool(text.strip()) for text in texts]
+    blank = {
+        "text": (columns.text, [i for i, filled in enumerate(is_text) if not filled]),
+        "label": (columns.labels, [i for i, filled in enumerate(is_text) if filled and given[i] is None]),
+    }
+    for what, (names, rows) in blank.items():
+        if not rows:
+            continue
+        found = unfilled_cells(read.source, read.sheet, names, [read.row_of(i) for i in rows])
+        if found.formulas:
+            observer.say(
+                f"{found.formulas:,} rows of {read.source} have no {what} because its cell holds a formula "
+                "that was never calculated; open the workbook in Excel and save it."
+            )
+        if found.merged:
+            observer.say(
+                f"{found.merged:,} rows of {read.source} have no {what} because its cell is merged with "
+                "another one; unmerge the cells and fill each of them."
+            )
+
+
+def _texts(read: Table, columns: Columns) -> list[str]:
+    return join_texts(read.frame, columns.text, source=read.source, row_of=read.row_of)
+
+
+def _label_texts(read: Table, columns: Columns) -> list[str]:
     (name,) = columns.labels
-    return ["" if value is None else str(value).strip() for value in frame[name].to_list()]
+    return label_cells(read.frame[name], source=read.source, row_of=read.row_of)
 
 
 def _parts(split: Split, table: Usable) -> dict[str, Part]:
@@ -238,8 +276,8 @@ def _check_validation(data: Data) -> None:
         )
 
 
-def _with_test_file(data: Data, config: FitConfig, observer: Observer) -> Data:
-    test = read_test(config, data.table, observer)
+def _with_test_file(data: Data, rows: _TestRows, config: FitConfig, observer: Observer) -> Data:
+    test = rows.encoded(config, data.labels, observer)
     if (test.y < 0).all():
         raise UserInputError(
             f"No label of the test file {config.test} occurs in {config.train}; check --label and --test."
@@ -276,34 +314,51 @@ def _without_near_duplicates(data: Data, groups: NDArray[np.int64], observer: Ob
     return replace(data, parts={**data.parts, "train": part}, table=table)
 
 
-def _read_additions(config: FitConfig, data: Data) -> dict[str, list[Reviewed]]:
-    """Texts that people labelled beside the table, by the file they are in."""
+def _read_additions(config: FitConfig, data: Data) -> tuple[dict[str, list[Reviewed]], dict[str, str]]:
+    """Texts that people labelled beside the table, by the file they are in; spellings that were merged."""
     files = (config.add,) if isinstance(config.add, str) else config.add or ()
-    return {path: read_additions(path, data.columns, data.labels) for path in files}
+    added = {
+        path: read_additions(path, data.columns, data.labels, encoding=config.encoding) for path in files
+    }
+    return merge_new_variants(added, data.labels) if config.merge_label_variants else (added, {})
 
 
-def _with_their_labels(data: Data, added: Mapping[str, Sequence[Reviewed]], observer: Observer) -> Data:
-    """``data`` whose classes are also those that only a spreadsheet of labelled texts has."""
+def _with_their_labels(
+    data: Data,
+    added: Mapping[str, Sequence[Reviewed]],
+    aliases: Mapping[str, str],
+    used: Callable[[], Sequence[Reviewed]],
+    observer: Observer,
+) -> Data:
+    """``data`` whose classes are also those that only a spreadsheet of labelled texts has.
+
+    ``used`` gives the added texts that will be trained on: a label of others would be a class of no rows.
+    """
     tables = {path: found for path, found in added.items() if is_labelled_table(path)}
-    new = sorted({name for path, found in tables.items() for name in new_labels(path, found, data.labels)})
+    given = {name for path, found in tables.items() for name in new_labels(path, found, data.labels)}
+    if not given:
+        return data
+    new = sorted(given.intersection(name for one in used() for name in one.labels))
+    if unused := sorted(given.difference(new)):
+        observer.say(
+            f"{len(unused):,} labels left out of which no added text is trained on, as a later one says "
+            f"otherwise or it is like a validation or test row: {', '.join(map(repr, unused))}."
+        )
     if not new:
         return data
     observer.say(f"{len(new):,} labels that only added texts have: {', '.join(map(repr, new))}.")
-    before, after = data.labels, with_more_labels(data.labels, new)
+    before, after = data.labels, with_more_labels(data.labels, new, aliases)
     parts = {name: moved_part(part, before, after) for name, part in data.parts.items()}
     table = replace(data.table, labels=after, y=moved(data.table.y, before, after))
     return replace(data, parts=parts, table=table)
 
 
 def _with_reviews(
-    data: Data, added: Mapping[str, Sequence[Reviewed]], config: FitConfig, observer: Observer
+    data: Data, files: str, reviewed: Sequence[Reviewed], config: FitConfig, observer: Observer
 ) -> Data:
-    # Of several files the later one has the last word on a text.
-    reviewed = {one.text: one for found in added.values() for one in found}
     train, additions = add_reviews(
-        ", ".join(added), list(reviewed.values()), data.parts, data.labels,
-        may_lack_labels=config.min_class_count > 1,
-    )  # fmt: skip
+        files, reviewed, data.parts, data.labels, may_lack_labels=config.min_class_count > 1
+    )
     observer.say(additions.sentence())
     return replace(data, parts={**data.parts, "train": train}, additions=additions.as_dict())
 
@@ -314,22 +369,51 @@ def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
     Raises:
         UserInputError: it cannot be read, lacks the columns of ``table``, or has no row with both.
     """
+    return _read_test_rows(config, table, observer).encoded(config, table.labels, observer)
+
+
+@dataclass(frozen=True)
+class _TestRows:
+    """The rows (N,) of a test file with both a text and a label, before classes are known for sure."""
+
+    rows: NDArray[np.int64]
+    texts: list[str]
+    given: list[str | LabelNames]
+    levels: dict[str, list[str]]
+
+    def encoded(self, config: FitConfig, labels: LabelSet, observer: Observer) -> Part:
+        """They with their labels as classes of ``labels``; those of others are told of."""
+        y, unseen = labels.encode_given(self.given)
+        if unseen:
+            observer.say(
+                f"{sum(unseen.values()):,} rows of {config.test} carry {len(unseen):,} labels unseen in "
+                "training; they are predicted but not scored."
+            )
+        return Part(self.rows, self.texts, y, self.levels)
+
+
+def _read_test_rows(config: FitConfig, table: Usable, observer: Observer) -> _TestRows:
     assert config.test is not None
-    read = read_table(
-        config.test, sheet=config.test_sheet, encoding=config.encoding, delimiter=config.delimiter
+    reading = reading_beside(
+        config.test,
+        (*table.columns.text, *table.columns.labels),
+        encoding=config.encoding,
+        delimiter=config.delimiter,
     )
+    if reading["encoding"] != config.encoding:
+        observer.say(f"{config.test} is read as UTF-8, or as its mark says, and not as {config.encoding}.")
+    read = read_table(config.test, sheet=config.test_sheet, **reading)
     several = table.labels.separator is not None
     columns = choose_columns(
         read.frame, source=read.source, text=table.columns.text, label=table.columns.label, several=several
     )
-    texts = join_texts(read.frame, columns.text)
+    texts = _texts(read, columns)
     given: Sequence[str | LabelNames | None] = (
-        read_label_sets(
-            read.frame, columns, config.label_separator, source=read.source, first_row=read.first_row
-        )
+        read_label_sets(read.frame, columns, config.label_separator, source=read.source, row_of=read.row_of)
         if several
-        else [label or None for label in _label_texts(read.frame, columns)]
+        else [label or None for label in _label_texts(read, columns)]
     )
+    _tell_unfilled(read, columns, texts, given, observer)
     rows = np.array(
         [i for i, text in enumerate(texts) if text.strip() and given[i] is not None], dtype=np.int64
     )
@@ -341,15 +425,10 @@ def read_test(config: FitConfig, table: Usable, observer: Observer) -> Part:
         observer.say(
             f"{len(texts) - len(rows):,} rows of {config.test} without a text or a label are left out."
         )
-    y, unseen = table.labels.encode_given([given[i] for i in rows])
-    if unseen:
-        observer.say(
-            f"{sum(unseen.values()):,} rows of {config.test} carry {len(unseen):,} labels unseen in "
-            "training; they are predicted but not scored."
-        )
     there = [name for name in table.levels if name in read.frame.columns]
     levels = _cells_of(level_cells(read.frame, there, source=read.source), rows)
-    return Part(rows, [texts[i].strip() for i in rows], y, levels)
+    labels = [one for i in rows if (one := given[i]) is not None]
+    return _TestRows(read.places(rows), [texts[i].strip() for i in rows], labels, levels)
 
 
 def overlapping_rows(train_texts: Sequence[str], test_texts: Sequence[str]) -> int:

@@ -8,6 +8,9 @@ from typing import Any
 EXCEL_CHARACTERS = 32_767
 """What a cell of a workbook holds, in UTF-16 code units; longer texts are cut there."""
 
+EXCEL_ROWS = 1_048_575
+"""What a sheet of a workbook holds below its header. XlsxWriter leaves out what is beyond, without a word."""
+
 
 def cell_text(text: str) -> str:
     """What a workbook's cell keeps of ``text``."""

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from snugtune.data.cells import RowOf, cell_texts, column_text, list_items
 from snugtune.data.columns import Columns
 from snugtune.data.labels import CleaningPolicy, CleaningReport, merge_variants, repeats
 from snugtune.errors import UserInputError
@@ -43,27 +44,28 @@ class CleanSets:
 
 
 def read_label_sets(
-    frame: pl.DataFrame, columns: Columns, separator: str | None, *, source: str, first_row: int | None = None
+    frame: pl.DataFrame, columns: Columns, separator: str | None, *, source: str, row_of: RowOf | None = None
 ) -> list[LabelNames | None]:
     """The labels of each row of ``frame``; None for a row that is not labelled.
 
-    ``first_row`` is the row of the file, as a spreadsheet counts, of the first one here, for messages.
+    ``source`` and ``row_of`` (see `snugtune.data.cells`) are for messages.
 
     Raises:
         UserInputError: a cell of a label's own column says neither yes nor no, or nothing tells how a single
             column holds several labels.
     """
     if len(columns.labels) > 1:
-        return _from_columns(frame, columns.labels, source, first_row)
+        return _from_columns(frame, columns.labels, source, row_of)
     (name,) = columns.labels
     if frame.schema[name] == pl.List:
-        return [None if cell is None else _names(cell) for cell in frame[name].to_list()]
+        items = list_items(frame[name], source=source, row_of=row_of)
+        return [None if cell is None else _names(cell) for cell in items]
     if separator is None:
         raise UserInputError(
             f"Nothing tells how column {name!r} of {source} holds several labels; give the sign between them "
             "with --label-separator, or one column for each label with --label A --label B."
         )
-    cells = frame[name].cast(pl.String).fill_null("").to_list()
+    cells = cell_texts(frame[name], source=source, row_of=row_of)
     return [split_cell(cell, separator) or None for cell in cells]
 
 
@@ -77,15 +79,15 @@ def plain_separator(separator: str) -> str:
     return separator.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def _names(values: Iterable[object]) -> LabelNames:
-    stripped = (str(value).strip() for value in values if value is not None)
+def _names(values: Iterable[str]) -> LabelNames:
+    stripped = (value.strip() for value in values)
     return tuple(dict.fromkeys(name for name in stripped if name))
 
 
 def _from_columns(
-    frame: pl.DataFrame, names: Sequence[str], source: str, first_row: int | None
+    frame: pl.DataFrame, names: Sequence[str], source: str, row_of: RowOf | None
 ) -> list[LabelNames | None]:
-    said = [_said(frame[name], source, first_row) for name in names]
+    said = [_said(frame[name], source, row_of) for name in names]
     yes, filled = (np.stack(arrays, axis=1) for arrays in zip(*said, strict=True))
     found: list[LabelNames | None] = [None] * frame.height
     for i in np.flatnonzero(filled.any(axis=1)).tolist():
@@ -94,16 +96,17 @@ def _from_columns(
 
 
 def _said(
-    column: pl.Series, source: str, first_row: int | None
+    column: pl.Series, source: str, row_of: RowOf | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Of each cell (N,): whether it says yes, and whether it says anything."""
-    plain = column.cast(pl.String).fill_null("").str.strip_chars().str.to_lowercase()
+    texts = column_text(column, source=source, row_of=row_of)
+    plain = texts.fill_null("").str.strip_chars().str.to_lowercase()
     unknown = [value for value in plain.unique().to_list() if value and value not in YES | NO]
     if unknown:
         i = plain.to_list().index(min(unknown))
-        where = "" if first_row is None else f", row {i + first_row}"
+        where = "" if row_of is None else f", row {row_of(i)}"
         raise UserInputError(
-            f"Column {column.name!r} of {source}{where} says {str(column[i])[:60]!r}, where a label's own "
+            f"Column {column.name!r} of {source}{where} says {texts[i][:60]!r}, where a label's own "
             "column must say yes or no (yes, y, true, x, 1; no, n, false, -, 0). If it holds several labels "
             "in a cell, name it alone, with --label-separator."
         )

@@ -8,7 +8,8 @@ unless it looks like a known one with a typing mistake.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, join_texts
 from snugtune.data.label_sets import read_label_sets, split_cell
-from snugtune.data.labels import LabelSet, fold
+from snugtune.data.labels import LabelSet, fold, merge_variants
 from snugtune.data.part import Part
 from snugtune.data.reviews import Reviewed, read_reviews
-from snugtune.data.table import Table, read_table
+from snugtune.data.table import Table, read_table, reading_beside
 from snugtune.data.to_label import LABEL, TEXT
 from snugtune.errors import UserInputError
 from snugtune.table_url import is_table_url
@@ -34,18 +36,21 @@ LIKE_A_TYPO = 0.87
 """Similarity (difflib) from which on a new label passes for a known one with a typing mistake."""
 
 
-def read_additions(path: str, columns: Columns, labels: LabelSet) -> list[Reviewed]:
+def read_additions(
+    path: str, columns: Columns, labels: LabelSet, *, encoding: str | None = None
+) -> list[Reviewed]:
     """Texts with labels from ``path``: decisions of the review page, or the rows of a table.
 
     A table has the text and label columns of the training table (``columns``), or ``text`` and ``label``.
+    ``encoding`` is that of the training table; a text file that is UTF-8 needs none.
 
     Raises:
         UserInputError: it cannot be read, has no such columns, or no row with a text and a label.
     """
     if not is_labelled_table(path):
         return read_reviews(path)
-    read = read_table(path)
-    texts = [text.strip() for text in join_texts(read.frame, _text_columns(read, columns))]
+    read = read_table(path, encoding=reading_beside(path, (), encoding=encoding, delimiter=None)["encoding"])
+    texts = [text.strip() for text in _texts_of(read, columns)]
     given = _labels_of(read, columns, labels)
     found = [Reviewed(text, of) for text, of in zip(texts, given, strict=True) if text and of is not None]
     if not found:
@@ -74,6 +79,10 @@ def _text_columns(read: Table, columns: Columns) -> tuple[str, ...]:
     )
 
 
+def _texts_of(read: Table, columns: Columns) -> list[str]:
+    return join_texts(read.frame, _text_columns(read, columns), source=read.source, row_of=read.row_of)
+
+
 def _labels_of(read: Table, columns: Columns, labels: LabelSet) -> list[tuple[str, ...] | None]:
     """The labels of each row, known spellings in the training table's way; None where none is given."""
     there = all(name in read.frame.columns for name in columns.labels)
@@ -85,10 +94,10 @@ def _labels_of(read: Table, columns: Columns, labels: LabelSet) -> list[tuple[st
     named = columns if there else Columns((), LABEL)
     is_list = read.frame.schema[named.labels[0]] == pl.List
     if labels.separator is not None and (len(named.labels) > 1 or is_list):
-        return read_label_sets(read.frame, named, labels.separator, source=read.source)
+        return read_label_sets(read.frame, named, labels.separator, source=read.source, row_of=read.row_of)
     spelled = {fold(name): name for name in (*labels.aliases, *labels.names)}
-    cells = read.frame[named.labels[0]].cast(pl.String).fill_null("").to_list()
-    of_rows = [_split(cell.strip(), labels.separator) for cell in cells]
+    cells = label_cells(read.frame[named.labels[0]], source=read.source, row_of=read.row_of)
+    of_rows = [_split(cell, labels.separator) for cell in cells]
     exact = set(labels.names)
     return [
         of and tuple(name if name in exact else spelled.get(fold(name), name) for name in of)
@@ -120,9 +129,28 @@ def new_labels(path: str, found: Sequence[Reviewed], labels: LabelSet) -> list[s
     return new
 
 
-def with_more_labels(labels: LabelSet, new: Sequence[str]) -> LabelSet:
-    """``labels`` and the ``new`` ones, in order."""
-    return replace(labels, names=tuple(sorted({*labels.names, *new})))
+def merge_new_variants(
+    added: Mapping[str, Sequence[Reviewed]], labels: LabelSet
+) -> tuple[dict[str, list[Reviewed]], dict[str, str]]:
+    """What was ``added``, by file, with one spelling for each label that is none of ``labels``.
+
+    Spellings are merged as those of a table, over all files. The second value is the kept spelling of each
+    merged one.
+    """
+    unseen = labels.unseen([label for found in added.values() for one in found for label in one.labels])
+    merged = merge_variants(Counter(unseen))
+    kept = {other: name for name, others in merged.items() for other in others}
+
+    def spelled(one: Reviewed) -> Reviewed:
+        return replace(one, labels=tuple(dict.fromkeys(kept.get(label, label) for label in one.labels)))
+
+    return {path: [spelled(one) for one in found] for path, found in added.items()}, kept
+
+
+def with_more_labels(labels: LabelSet, new: Sequence[str], aliases: Mapping[str, str]) -> LabelSet:
+    """``labels`` and the ``new`` ones, in order; ``aliases`` are merged spellings of new ones."""
+    known = {other: name for other, name in aliases.items() if name in new}
+    return replace(labels, names=tuple(sorted({*labels.names, *new})), aliases={**labels.aliases, **known})
 
 
 def moved(y: NDArray[Any], before: LabelSet, after: LabelSet) -> NDArray[Any]:

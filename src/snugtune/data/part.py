@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one part: where they stand in their file (0-based data rows), their texts and labels ``y``.
+    """Rows of one part: where they stand in their file, their texts and labels ``y``.
 
+    ``rows`` (N,) count the file's rows below its header from 0, blank lines of a text file too.
     Where each text has one label, ``y`` (N,) are class ids, and -1 marks a label unseen in training. Where it
     may have several, ``y`` (N, K) is 1 for each that applies and else 0; a row of -1 has unseen labels only.
     ``levels`` are the cells of columns above the label, blank where they are empty. The last ``reviewed``

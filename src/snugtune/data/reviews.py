@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -134,7 +134,7 @@ def add_reviews(
     *,
     may_lack_labels: bool = False,
 ) -> tuple[Part, Additions]:
-    """The training part with what was ``reviewed``, as the file ``path`` says, and a count of it.
+    """The training part with what was ``reviewed`` (each text once), as the file ``path`` says, and a count.
 
     A text that is a training row's gives that row its label, any other becomes a row more. No text that is a
     near-duplicate of a validation or test row is taken: the model would be asked what it was told.
@@ -144,11 +144,18 @@ def add_reviews(
         UserInputError: a label is none of ``labels``; a text has several where it may have one.
     """
     found = Additions(path, len(reviewed))
-    known, unknown = _known(path, reviewed, labels, may_lack_labels)
-    held_out = [text for name, part in parts.items() if name != "train" for text in part.texts]
-    usable = _unlike(known, held_out)
-    found = replace(found, of_unknown_labels=unknown, like_held_out=len(known) - len(usable))
-    return _merged(parts["train"], usable, labels, found)
+    usable = unlike(
+        reviewed, [text for name, part in parts.items() if name != "train" for text in part.texts]
+    )
+    known, unknown = _known(path, usable, labels, may_lack_labels)
+    found = replace(found, of_unknown_labels=unknown, like_held_out=len(reviewed) - len(usable))
+    return _merged(parts["train"], known, labels, found)
+
+
+def last_word(reviewed: Iterable[Reviewed]) -> list[Reviewed]:
+    """What was said last of each text; blanks around it make no other text."""
+    said = {one.text.strip(): one for one in reviewed}
+    return [replace(one, text=text) for text, one in said.items()]
 
 
 def _known(
@@ -175,8 +182,8 @@ def _known(
     return kept, len(reviewed) - len(kept)
 
 
-def _unlike(reviewed: Sequence[Reviewed], held_out: Sequence[str]) -> list[Reviewed]:
-    """Those whose text is no near-duplicate of a ``held_out`` one."""
+def unlike(reviewed: Sequence[Reviewed], held_out: Sequence[str]) -> list[Reviewed]:
+    """Those whose text is no near-duplicate of a ``held_out`` one: the others are not trained on."""
     groups = near_duplicate_groups([*held_out, *(one.text for one in reviewed)])
     taken = np.isin(groups[len(held_out) :], groups[: len(held_out)])
     return [one for one, is_like in zip(reviewed, taken.tolist(), strict=True) if not is_like]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from snugtune.config import read_config
+from snugtune.data.cells import label_cells
 from snugtune.data.table import read_table
 from snugtune.errors import ConfigError, UserInputError
 
@@ -25,7 +26,7 @@ MOST_RULES = 10_000
 LONGEST_PATTERN = 10_000
 ABSTAINS = -1
 
-Votes = NDArray[np.int64]
+Votes = NDArray[np.signedinteger[Any]]
 
 
 class _Given(BaseModel):
@@ -121,10 +122,10 @@ def _from_table(path: str) -> list[Any]:
     known = set(_Given.model_fields)
     if "label" not in frame.columns or not {"words", "regex"} & set(frame.columns):
         raise UserInputError(f"{path} needs the columns label and words (or regex) to be a table of rules.")
-    rows = frame.select(pl.col(name).cast(pl.String) for name in frame.columns if name in known).to_dicts()
+    columns = {name: label_cells(frame[name], source=path) for name in frame.columns if name in known}
     found: list[Any] = []
-    for row in rows:
-        filled = {key: value.strip() for key, value in row.items() if value and value.strip()}
+    for row in zip(*columns.values(), strict=True):
+        filled: dict[str, Any] = {key: cell for key, cell in zip(columns, row, strict=True) if cell}
         for key in ("words", "unless"):
             if key in filled:
                 filled[key] = [part.strip() for part in filled[key].split(";") if part.strip()]
@@ -198,17 +199,19 @@ def _check(pattern: str, where: str) -> None:
 def votes(rules: Sequence[Rule], texts: Sequence[str], names: Sequence[str]) -> Votes:
     """What each of R ``rules`` says of each of N ``texts``: a class id of ``names``, or ``ABSTAINS``: (N, R).
 
-    Of the rules that match a text, those below the highest priority among them abstain.
+    Of the rules that match a text, those below the highest priority among them abstain. Ids are of the
+    smallest type that holds them: N and R are large.
     """
     column = pl.Series("text", list(texts), dtype=pl.String)
     place = {name: k for k, name in enumerate(names)}
-    said = np.full((len(texts), len(rules)), ABSTAINS, dtype=np.int64)
+    said = np.full((len(texts), len(rules)), ABSTAINS, dtype=np.min_scalar_type(-len(names) - 1))
+    highest = np.full(len(texts), np.iinfo(np.int64).min)
     for r, rule in enumerate(rules):
         fires = column.str.contains(rule.pattern).to_numpy()
         if rule.unless is not None:
             fires &= ~column.str.contains(rule.unless).to_numpy()
         said[fires, r] = place[rule.label]
-    priority = np.array([rule.priority for rule in rules], dtype=np.int64)
-    least = np.iinfo(np.int64).min
-    highest = np.where(said != ABSTAINS, priority, least).max(axis=1, initial=least)
-    return np.where(priority == highest[:, None], said, ABSTAINS)
+        highest[fires] = np.maximum(highest[fires], rule.priority)
+    for r, rule in enumerate(rules):
+        said[highest > rule.priority, r] = ABSTAINS
+    return said

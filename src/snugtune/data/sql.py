@@ -6,6 +6,7 @@ SQLite comes with Python. DuckDB has its own library and PostgreSQL one of Apach
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -15,6 +16,7 @@ from urllib.parse import quote
 
 import polars as pl
 
+from snugtune.data.cells import value_text
 from snugtune.errors import UserInputError
 from snugtune.table_url import TableUrl
 
@@ -23,6 +25,14 @@ _ARROW_TYPES = (
     "boolean", "smallint", "integer", "bigint", "real", "double precision", "text", "character varying",
     "character", "date", "timestamp without time zone", "timestamp with time zone", "bytea",
 )  # fmt: skip
+
+# SQLite gives at most 2,000 columns (sqlite.org/limits.html), and four are asked for each.
+_ASKED_AT_ONCE = 400
+
+# Types of DuckDB that Polars does not take, or takes for bytes, by themselves and within others.
+_UNKNOWN_TO_POLARS = re.compile(
+    r"\b(INTERVAL|BIT|TIME WITH TIME ZONE|TIME_NS|BIGNUM|VARINT|UNION|VARIANT|GEOMETRY)\b"
+)
 
 Types = dict[str, str]
 
@@ -165,12 +175,8 @@ def _sqlite_schema(
     base: sqlite3.Connection, names: Sequence[str], url: TableUrl
 ) -> dict[str, type[pl.DataType]]:
     """By what the cells are: SQLite lets each be of another type, whatever was declared."""
-    kinds = ("integer", "real", "text", "blob")
-    asked = ", ".join(f"max(typeof({_quoted(name)}) = '{kind}')" for name in names for kind in kinds)
-    found = base.execute(f"SELECT {asked} FROM {_name(url)}").fetchone()
     schema: dict[str, type[pl.DataType]] = {}
-    for i, name in enumerate(names):
-        held = {kind for kind, is_held in zip(kinds, found[4 * i : 4 * i + 4], strict=True) if is_held}
+    for name, held in _sqlite_kinds(base, names, url).items():
         if "blob" in held and len(held) > 1:
             raise UserInputError(f"{url.shown}: column {name!r} holds both bytes and other values.")
         types = {
@@ -183,10 +189,22 @@ def _sqlite_schema(
     return schema
 
 
+def _sqlite_kinds(base: sqlite3.Connection, names: Sequence[str], url: TableUrl) -> dict[str, set[str]]:
+    """What kinds of cells each column holds."""
+    kinds = ("integer", "real", "text", "blob")
+    held: dict[str, set[str]] = {}
+    for start in range(0, len(names), _ASKED_AT_ONCE):
+        some = names[start : start + _ASKED_AT_ONCE]
+        asked = ", ".join(f"max(typeof({_quoted(name)}) = '{kind}')" for name in some for kind in kinds)
+        found = iter(base.execute(f"SELECT {asked} FROM {_name(url)}").fetchone())
+        held |= {name: {kind for kind in kinds if next(found)} for name in some}
+    return held
+
+
 def _as(values: Sequence[Any], dtype: type[pl.DataType]) -> Sequence[Any]:
     if dtype != pl.String:
         return values
-    return [value if value is None or isinstance(value, str) else str(value) for value in values]
+    return [value_text(value) for value in values]
 
 
 def _write_sqlite(url: TableUrl, parquet: Path, types: Mapping[str, str], overwrite: bool) -> None:
@@ -225,10 +243,15 @@ def _read_duckdb(url: TableUrl, rows: int) -> Iterator[pl.DataFrame]:
     duckdb = _import("duckdb", url)
     if not Path(url.database).is_file():
         raise UserInputError(f"{url.shown}: the file {url.database} does not exist; check the path.")
-    if not sql_types(url):
+    types = sql_types(url)
+    if not types:
         raise _missing(url)
+    columns = ", ".join(
+        f"{_quoted(name)}::VARCHAR AS {_quoted(name)}" if _UNKNOWN_TO_POLARS.search(of) else _quoted(name)
+        for name, of in types.items()
+    )
     with duckdb.connect(url.database, read_only=True) as base:
-        reader = base.sql(f"SELECT * FROM {_name(url)}").to_arrow_reader(rows)
+        reader = base.sql(f"SELECT {columns} FROM {_name(url)}").to_arrow_reader(rows)
         for batch in reader:
             yield _frame(batch)
 

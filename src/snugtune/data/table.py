@@ -7,18 +7,22 @@ put together, so the two agree by construction. A format's reader is in ``reader
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from snugtune.data.readers.datasets import open_hub_dataset, reader_of_folder
-from snugtune.data.readers.delimited import open_delimited
+from snugtune.data.readers.delimited import header_of, open_delimited
 from snugtune.data.readers.json_lines import open_json_lines
 from snugtune.data.readers.parquet import open_parquet
 from snugtune.data.readers.request import Opened, Reader, Request
+from snugtune.data.readers.text import encoding_beside
 from snugtune.data.readers.workbook import open_workbook
 from snugtune.errors import NoRowsError, UserInputError
 from snugtune.table_url import hide_password, is_table_url, parse_table_url
@@ -32,14 +36,35 @@ _FORMATS = "CSV, TSV, TXT, .xlsx, Parquet, JSON lines, or the folder of a saved 
 class Table:
     """A table as read.
 
-    ``first_row`` is the 1-based row, in the file, of the first data row (blank lines of a text file are not
-    counted), so that errors can name rows as a spreadsheet shows them.
+    ``first_row`` is the 1-based row, in the file, of the first row below the header, so that errors can name
+    rows as a spreadsheet shows them. ``blank_lines`` (B,), ascending, are how many data rows are above each
+    blank line of a text file: such a line is no data row, but a row of the spreadsheet.
     """
 
     frame: pl.DataFrame
     source: str
     sheet: str | None
     first_row: int
+    blank_lines: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def row_of(self, i: int) -> int:
+        """The row of data row ``i`` (from 0), as a spreadsheet numbers it."""
+        return int(self.places(np.array([i]))[0]) + self.first_row
+
+    def places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where data ``rows`` (from 0) stand below the header, from 0 and blank lines counted."""
+        return np.asarray(rows + np.searchsorted(self.blank_lines, rows, side="right"), dtype=np.int64)
+
+    def data_row(self, row: int) -> int | None:
+        """The data row (from 0) that a spreadsheet numbers ``row``; None where there is none."""
+        place = row - self.first_row
+        i = place - int(np.searchsorted(self._blank_places, place))
+        return i if 0 <= i < self.frame.height and self.row_of(i) == row else None
+
+    @cached_property
+    def _blank_places(self) -> NDArray[np.int64]:
+        """Where the blank lines stand below the header."""
+        return self.blank_lines + np.arange(len(self.blank_lines))
 
 
 def read_table(
@@ -54,7 +79,7 @@ def read_table(
         source: a file, the folder of a saved Hugging Face dataset, ``hf://owner/name[:split]`` (without a
             split: the only one, else ``train``), or a table of a database: ``sqlite:///file.db?table=name``,
             ``duckdb:///file.duckdb?table=name``, ``postgresql://user@host/database?table=schema.name``.
-        sheet: sheet of a workbook; the first one if left out.
+        sheet: sheet of a workbook; the first one that is not hidden if left out.
         encoding: of a text file; UTF-8, or what its byte order mark says, if left out.
         delimiter: of a text file; found among ``, ; tab |`` if left out.
 
@@ -63,7 +88,31 @@ def read_table(
     """
     source = hide_password(str(source))
     opened = _open(Request(source, _WHOLE_BATCH, sheet, encoding, delimiter))
-    return Table(pl.concat(opened.batches), source, opened.sheet, opened.first_row)
+    frame = pl.concat(opened.batches)
+    blank_lines = np.asarray(opened.blank_lines, dtype=np.int64)
+    return Table(frame, source, opened.sheet, opened.first_row, blank_lines)
+
+
+def reading_beside(
+    source: str, columns: Sequence[str], *, encoding: str | None, delimiter: str | None
+) -> dict[str, str | None]:
+    """``encoding`` and ``delimiter`` for ``source``, a table that goes with another one they were named for.
+
+    Each is None, which lets the file itself tell, where the file is UTF-8 or marked, or where the delimiter
+    does not part its header into several names, of which ``columns`` are some. ``source`` may also be
+    no text file or not be there: that is told when it is read.
+    """
+    reader = None if is_table_url(source) else _READERS.get(Path(source).suffix.lower())
+    if reader not in (open_delimited, open_json_lines) or not Path(source).is_file():
+        return {"encoding": encoding, "delimiter": delimiter}
+    encoding = encoding_beside(Path(source), encoding)
+    if reader is open_delimited and delimiter is not None:
+        try:
+            names = header_of(source, encoding=encoding, delimiter=delimiter)
+        except UserInputError:
+            names = []
+        delimiter = delimiter if len(names) > 1 and set(columns) <= set(names) else None
+    return {"encoding": encoding, "delimiter": delimiter}
 
 
 def iter_tables(
@@ -96,7 +145,7 @@ def _open(request: Request) -> Opened:
     first = next(opened.batches, None)
     if first is None or first.is_empty():
         raise NoRowsError(f"{source} has a header but no rows; check that it is the right file.")
-    return Opened(chain([first], opened.batches), opened.first_row, opened.sheet)
+    return replace(opened, batches=chain([first], opened.batches))
 
 
 def _reader(source: str) -> Reader:

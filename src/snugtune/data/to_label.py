@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from snugtune.data.form import Form
+from snugtune.data.form import EXCEL_ROWS, Form
 from snugtune.errors import UserInputError
 from snugtune.files import check_new_file, replacing
 
@@ -44,6 +44,19 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UserInputError(f"Cannot write {path}: name it with one of {', '.join(SUFFIXES)}.")
     check_new_file(path, overwrite=overwrite)
+
+
+def check_room(path: Path, count: int) -> None:
+    """Refuse, before any work, more rows than a sheet holds.
+
+    Raises:
+        UserInputError: it is a workbook, and ``count`` is too many.
+    """
+    if path.suffix.lower() != ".csv" and count > EXCEL_ROWS:
+        raise UserInputError(
+            f"An Excel sheet holds {EXCEL_ROWS:,} rows below its header, not {count:,}; lower --count, or "
+            "name the output .csv."
+        )
 
 
 def write_to_label(rows: Sequence[ToLabel], labels: Sequence[str], path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import polars as pl
 
-from snugtune.data.readers.delimited import csv_style
+from snugtune.data.readers.delimited import CsvStyle, csv_style
 from snugtune.data.readers.json_lines import json_lines
 from snugtune.data.sql import sql_types
 from snugtune.errors import UserInputError
@@ -94,12 +94,13 @@ def _write_new_workbook(summary: Summary | None, frames: Frames, path: Path) -> 
     write_excel(frames if summary is None else summary.counted(frames), path, summary=summary)
 
 
-def _write_csv(style: tuple[str, bool], frames: Frames, path: Path) -> None:
-    delimiter, is_marked = style
+def _write_csv(style: CsvStyle, frames: Frames, path: Path) -> None:
     with path.open("wb") as file:
-        if is_marked:  # Excel takes a CSV without it for one in the encoding of the machine
+        if style.is_marked:  # Excel takes a CSV without it for one in the encoding of the machine
             file.write(codecs.BOM_UTF8)
-        stream_csv(frames, file, separator=delimiter)
+        if style.is_declared:
+            file.write(f"sep={style.delimiter}\n".encode())
+        stream_csv(frames, file, separator=style.delimiter)
 
 
 def _write_json_lines(

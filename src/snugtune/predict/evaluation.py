@@ -7,6 +7,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, level_cells
 from snugtune.data.label_sets import read_label_sets, split_cell
 from snugtune.errors import UserInputError
@@ -153,7 +156,7 @@ class _LevelRows:
             return
         self.y_true.append(y_true)
         self.y_pred.append(y_pred)
-        for column, cells in level_cells(batch.frame, there, source="The table").items():
+        for column, cells in level_cells(batch.frame, there, source="the table").items():
             self.cells.setdefault(column, []).extend(cells[i] for i in rows.tolist())
 
     def scores(self, levels: Sequence[Level]) -> list[dict[str, Any]]:
@@ -168,6 +171,8 @@ class _Tally:
 
     predictor: Predictor
     drift: DriftTally | None
+    read: int = 0
+    """Rows of the batches before this one."""
     rows: int = 0
     without_text: int = 0
     without_label: int = 0
@@ -182,6 +187,7 @@ class _Tally:
         """Count each batch and pass it on with the predicted columns and ``CORRECT`` added."""
         for batch in batches:
             yield self._count(batch)
+            self.read += batch.frame.height
 
     def result(self) -> dict[str, Any]:
         """Counts, and metrics if a row can be scored; JSON-ready."""
@@ -253,8 +259,10 @@ class _Tally:
 
     def _given(self, batch: Batch) -> Sequence[Any]:
         """What each row is labelled; None where it is not."""
-        values = batch.frame[batch.columns.labels[0]].to_list()
-        return [("" if value is None else str(value).strip()) or None for value in values]
+        # Only tables whose first row of data is row 1 hold cells that may be no text.
+        row_of = partial(add, self.read + 1)
+        cells = label_cells(batch.frame[batch.columns.labels[0]], row_of=row_of)
+        return [cell or None for cell in cells]
 
     def _keep(self, batch: Batch, rows: NDArray[np.int64], y_true: NDArray[Any]) -> list[bool | None]:
         """Keep what the metrics need of ``rows``; whether each is right, None where its label is unseen."""
@@ -288,7 +296,7 @@ class _SetTally(_Tally):
         return [name for cell in cells for name in split_cell(cell, self._separator)]
 
     def _given(self, batch: Batch) -> Sequence[Any]:
-        return read_label_sets(batch.frame, batch.columns, self._separator, source="The table")
+        return read_label_sets(batch.frame, batch.columns, self._separator, source="the table")
 
     def _keep(self, batch: Batch, rows: NDArray[np.int64], y_true: NDArray[Any]) -> list[bool | None]:
         probabilities = batch.probabilities[rows]

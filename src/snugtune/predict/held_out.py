@@ -12,7 +12,7 @@ import polars as pl
 from snugtune.data.columns import choose_columns, join_texts
 from snugtune.data.identity import text_id
 from snugtune.data.readers.parquet import check_parquet
-from snugtune.data.table import iter_tables
+from snugtune.data.table import iter_tables, reading_beside
 from snugtune.errors import UserInputError
 
 ROWS_AT_A_TIME = 10_000
@@ -88,6 +88,8 @@ def _texts(record: dict[str, Any], table: str | Path | None) -> Iterator[str]:
     sources = [(str(table), None)] if table else _sources(record)
     for source, sheet in sources:
         options = {} if table else reading
+        if source == config.get("test"):
+            options = reading_beside(source, _columns(record), **reading)
         if not table and "://" not in source and not Path(source).exists():
             raise UserInputError(
                 f"The table {source} that the run was trained on is not there; name it with --rows."
@@ -95,6 +97,12 @@ def _texts(record: dict[str, Any], table: str | Path | None) -> Iterator[str]:
         for frame in iter_tables(source, rows_per_batch=ROWS_AT_A_TIME, sheet=sheet, **options):
             choose_columns(frame, source=source, text=columns, label=None, need_label=False)
             yield from (text.strip() for text in join_texts(frame, columns))
+
+
+def _columns(record: dict[str, Any]) -> list[str]:
+    """Text and label columns."""
+    text, label = record["columns"]["text"], record["columns"].get("label")
+    return [*text, *([label] if isinstance(label, str) else label or ())]
 
 
 def _sources(record: dict[str, Any]) -> list[tuple[str, str | None]]:

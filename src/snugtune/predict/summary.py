@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from snugtune.data.cells import column_text
 from snugtune.data.label_sets import split_cell
 from snugtune.errors import UserInputError
 
@@ -63,8 +64,9 @@ class Summary:
         if not self._is_begun:
             self._choose_date(frame)
             self._is_begun = True
-        stripped = (pl.col(name).cast(pl.String).str.strip_chars().fill_null("") for name in set(self.text))
-        filled = frame.select(pl.any_horizontal(text != "" for text in stripped)).to_series()
+        texts = pl.DataFrame([column_text(frame[name]) for name in dict.fromkeys(self.text)])
+        stripped = texts.select(pl.all().str.strip_chars().fill_null("") != "")
+        filled = stripped.select(pl.any_horizontal(pl.all())).to_series()
         columns = {"label": "predicted_label", "review": "needs_review", "confidence": "confidence"}
         part = pl.DataFrame(
             {name: frame[column] for name, column in columns.items()} | {"month": self._months(frame)}

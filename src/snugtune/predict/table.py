@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import add
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from snugtune.data.columns import choose_columns, join_texts
+from snugtune.data.cells import column_text
+from snugtune.data.columns import choose_columns
 from snugtune.data.table import iter_tables
 from snugtune.errors import UserInputError
 from snugtune.predict.alike import writer_like
@@ -109,7 +112,9 @@ def survey(
         if isinstance(output, (str, Path)):
             kept = frame.drop(more_columns, strict=False)
             check_fits(kept, output, rows_before=rows, more_columns=len(more_columns))
-        filled = filled or any(value.strip() for value in join_texts(frame, text))
+        row_of = partial(add, rows + 1)
+        texts = [column_text(frame[name], source=str(source), row_of=row_of) for name in text]
+        filled = filled or any(bool((one.str.strip_chars() != "").any()) for one in texts)
         rows += frame.height
     if not filled:
         observer.say(f"{source} has no row with a text in {', '.join(text)}.")

@@ -277,7 +277,7 @@ def _delimiter(path: Path, made: Path, options: Options) -> str | None:
         return None
     # One column may have become several, so it is not guessed at.
     if path.suffix.lower() in (".csv", ".txt"):
-        return csv_style(path, encoding=options.encoding, delimiter=options.delimiter)[0]
+        return csv_style(path, encoding=options.encoding, delimiter=options.delimiter).delimiter
     return ","
 
 

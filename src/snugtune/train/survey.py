@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snugtune.config import FitConfig
+from snugtune.data.cells import label_cells
 from snugtune.data.columns import Columns, choose_columns, join_texts
 from snugtune.data.label_sets import LabelNames, read_label_sets
 from snugtune.data.labels import merge_variants
@@ -52,7 +53,9 @@ def survey(config: FitConfig) -> Survey:
     pairs = [
         (text, labels)
         for text, labels in zip(
-            join_texts(table.frame, columns.text), _given(table, columns, config), strict=True
+            join_texts(table.frame, columns.text, source=table.source, row_of=table.row_of),
+            _given(table, columns, config),
+            strict=True,
         )
         if labels is not None and text.strip()
     ]
@@ -75,10 +78,10 @@ def _given(table: Table, columns: Columns, config: FitConfig) -> list[LabelNames
     """The labels of each row; None for a row that has no label to learn from."""
     if config.is_multi_label:
         return read_label_sets(
-            table.frame, columns, config.label_separator, source=table.source, first_row=table.first_row
+            table.frame, columns, config.label_separator, source=table.source, row_of=table.row_of
         )
     (name,) = columns.labels
-    cells = ("" if value is None else str(value).strip() for value in table.frame[name].to_list())
+    cells = label_cells(table.frame[name], source=table.source, row_of=table.row_of)
     return [(cell,) if cell else None for cell in cells]
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import csv
+import re
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,9 +20,25 @@ from snugtune.errors import NoRowsError, UserInputError
 _DELIMITERS = (",", ";", "\t", "|")
 _NO_DELIMITER = "\x1f"  # ASCII "unit separator": a single column has nothing to split at
 _DELIMITER_NAMES = {"\\t": "\t", "tab": "\t"}  # shells hand "\t" over as two characters
+_DECLARED = re.compile(r'"?sep=([^"\r\n\0])"?[\r\n]*', re.IGNORECASE)
+"""The first line that tells Excel a delimiter other than that of the machine's language."""
 _SNIFF_CHARACTERS = 1 << 18
 _SNIFF_RECORDS = 200
 _LONGEST_CELL = 1 << 24  # characters; the csv module's own 131,072 is less than some documents have
+
+
+@dataclass(frozen=True)
+class CsvStyle:
+    """How a text file with a delimiter is read.
+
+    ``is_marked`` says whether it begins with a byte order mark, ``is_declared`` whether its first line is
+    Excel's ``sep=;``, which tells the delimiter and is no row.
+    """
+
+    codec: str
+    delimiter: str
+    is_marked: bool
+    is_declared: bool
 
 
 def open_delimited(request: Request) -> Opened:
@@ -30,34 +49,45 @@ def open_delimited(request: Request) -> Opened:
     """
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     source, path = request.source, request.path
-    codec = codec_of(path, request.encoding)
-    records = _records(path, codec, _delimiter(path, codec, request.delimiter))
-    _, header = next(records, ("", []))
+    records = _records(path, _style(path, request.encoding, request.delimiter))
+    header_row, _, header = next(records, (0, "", []))
     if not header:
         raise NoRowsError(f"{source} is empty.")
     names = column_names(header, source)
-    cells = (_same_width(record, len(names), where, source) for where, record in records)
-    return Opened(string_frames(names, cells, request.rows), first_row=2)
+    blank_lines = array("q")
+
+    def cells() -> Iterator[Row]:
+        for i, (row, where, record) in enumerate(records):
+            if blank := row - header_row - 1 - i - len(blank_lines):
+                blank_lines.extend([i] * blank)
+            yield _same_width(record, len(names), where, source)
+
+    return Opened(
+        string_frames(names, cells(), request.rows), first_row=header_row + 1, blank_lines=blank_lines
+    )
 
 
 def header_of(source: str | Path, *, encoding: str | None = None, delimiter: str | None = None) -> list[str]:
     """The names of the columns, as ``read_table`` has them; none of an empty file."""
     path = Path(source)
-    codec = codec_of(path, encoding)
-    _, header = next(_records(path, codec, _delimiter(path, codec, delimiter)), ("", []))
+    _, _, header = next(_records(path, _style(path, encoding, delimiter)), (0, "", []))
     return column_names(header, str(source)) if header else []
 
 
-def csv_style(
-    source: str | Path, *, encoding: str | None = None, delimiter: str | None = None
-) -> tuple[str, bool]:
-    """The delimiter of a CSV as ``read_table`` finds it, and whether the file has a byte order mark."""
-    path = Path(source)
+def csv_style(source: str | Path, *, encoding: str | None = None, delimiter: str | None = None) -> CsvStyle:
+    """How ``read_table`` reads a CSV; of a single column, as if commas could part it."""
+    found = _style(Path(source), encoding, delimiter)
+    return replace(found, delimiter=",") if found.delimiter == _NO_DELIMITER else found
+
+
+def _style(path: Path, encoding: str | None, delimiter: str | None) -> CsvStyle:
     codec = codec_of(path, encoding)
     with path.open("rb") as file:
         is_marked = file.read(3).startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    found = _delimiter(path, codec, delimiter)
-    return "," if found == _NO_DELIMITER else found, is_marked
+    with closing(text_lines(path, codec)) as lines:
+        declared = _DECLARED.fullmatch(next(lines, ""))
+    found = _delimiter(path, codec, delimiter, declared[1] if declared else None)
+    return CsvStyle(codec, found, is_marked, declared is not None)
 
 
 def _same_width(record: list[str], width: int, where: str, source: str) -> Row:
@@ -69,21 +99,24 @@ def _same_width(record: list[str], width: int, where: str, source: str) -> Row:
     return [cell or None for cell in record]
 
 
-def _records(path: Path, codec: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
-    """The non-blank records with their place, as in "row 3 (line 7)"."""
-    reader = csv.reader(text_lines(path, codec), delimiter=delimiter, strict=True)
+def _records(path: Path, style: CsvStyle) -> Iterator[tuple[int, str, list[str]]]:
+    """The records that are not blank: the row as a spreadsheet counts, that as in "row 3 (line 7)", cells."""
+    lines = text_lines(path, style.codec)
+    if style.is_declared:
+        next(lines)
+    reader = csv.reader(lines, delimiter=style.delimiter, strict=True)
     row = 0
     while True:
-        line = reader.line_num + 1
+        line = reader.line_num + 1 + style.is_declared
         try:
             record = next(reader, None)
         except csv.Error as error:
             raise UserInputError(_about_csv(error, path, row + 1, line)) from None
         if record is None:
             return
+        row += 1
         if record:
-            row += 1
-            yield f"row {row} (line {line})", record
+            yield row, f"row {row} (line {line})", record
 
 
 def _about_csv(error: csv.Error, path: Path, row: int, line: int) -> str:
@@ -94,12 +127,14 @@ def _about_csv(error: csv.Error, path: Path, row: int, line: int) -> str:
     return f'{path}, row {row} (line {line}) {fault}; write a quote inside a quoted cell twice ("").'
 
 
-def _delimiter(path: Path, codec: str, named: str | None) -> str:
+def _delimiter(path: Path, codec: str, named: str | None, declared: str | None) -> str:
     if named is not None:
         delimiter = _DELIMITER_NAMES.get(named, named)
         if len(delimiter) != 1 or delimiter in '"\r\n\0':
             raise UserInputError(f"The --delimiter must be one character such as ; or tab, not {named!r}.")
         return delimiter
+    if declared is not None:
+        return declared
     if path.suffix.lower() in (".tsv", ".tab"):
         return "\t"
     lines = _head(path, codec)

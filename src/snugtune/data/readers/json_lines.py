@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from snugtune.data.cells import value_text
 from snugtune.data.readers.request import Opened, Request, first_line
 from snugtune.data.readers.text import codec_of, text_lines
 from snugtune.errors import NoRowsError, UserInputError
@@ -40,17 +41,27 @@ def _json_frames(
 
 
 def _json_value(value: Any, dtype: pl.DataType) -> Any:
-    if value is None or dtype != pl.String or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return None
+    if isinstance(dtype, pl.List):
+        item: Any = dtype.inner
+        return [_json_value(one, item) for one in value]
+    if dtype != pl.String:
+        return float(value) if dtype == pl.Float64 else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value_text(value)
 
 
 def _json_schema(objects: Iterable[dict[str, Any]]) -> dict[str, pl.DataType]:
     kinds: dict[str, set[str]] = {}
+    items: dict[str, set[str]] = {}
     for row in objects:
         for name, value in row.items():
             kinds.setdefault(name, set()).add(_json_kind(value))
-    return {name: _json_dtype(kind - {"null"}) for name, kind in kinds.items()}
+            if isinstance(value, list):
+                items.setdefault(name, set()).update(map(_json_kind, value))
+    return {
+        name: _json_dtype(kind - {"null"}, items.get(name, set()) - {"null"}) for name, kind in kinds.items()
+    }
 
 
 def _json_kind(value: Any) -> str:
@@ -58,19 +69,20 @@ def _json_kind(value: Any) -> str:
         return "null"
     if isinstance(value, int) and not isinstance(value, bool):
         return "int" if -(2**63) <= value < 2**63 else "big"
-    if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return "texts"
     return type(value).__name__
 
 
-def _json_dtype(kinds: set[str]) -> pl.DataType:
-    """The type all values share; text, which holds everything, where they share none."""
+def _json_dtype(kinds: set[str], items: set[str]) -> pl.DataType:
+    """The type all values share; text, which holds everything, where they share none.
+
+    Lists of plain values are lists of the type that all ``items`` share.
+    """
     if kinds == {"bool"}:
         return pl.Boolean()
     if kinds == {"int"}:
         return pl.Int64()
-    if kinds == {"texts"}:
-        return pl.List(pl.String())
+    if kinds == {"list"} and not items & {"list", "dict"}:
+        return pl.List(_json_dtype(items, set()))
     return pl.Float64() if "float" in kinds and kinds <= {"int", "float"} else pl.String()
 
 

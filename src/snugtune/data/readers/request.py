@@ -33,11 +33,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Opened:
-    """Batches of rows, the row of the first of them in the file, and the sheet of a workbook."""
+    """Batches of rows, the row of the first of them in the file, and the sheet of a workbook.
+
+    ``blank_lines`` has, for each blank line below the header that is not in a batch, how many data rows are
+    above it; it is complete when the last batch has been made.
+    """
 
     batches: Iterator[pl.DataFrame]
     first_row: int
     sheet: str | None = None
+    blank_lines: Sequence[int] = ()
 
 
 Reader = Callable[[Request], Opened]

@@ -63,6 +63,31 @@ def codec_of(path: Path, encoding: str | None) -> str:
     return "utf-8-sig" if name == "utf-8" else name
 
 
+def encoding_beside(path: Path, named: str | None) -> str | None:
+    """The encoding of a text file that goes with another one, for which an encoding was ``named``.
+
+    None, which is UTF-8 or what a byte order mark says, where that is what the bytes are: text of another
+    encoding is hardly ever UTF-8 by chance. A file of ASCII alone reads the same in most encodings; in the
+    others (UTF-7, ISO-2022) only ``named`` can be right.
+    """
+    if named is None or not path.is_file() or codec_of(path, named) == "utf-8-sig":
+        return named
+    if codec_of(path, None) != "utf-8-sig":
+        return None
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    is_ascii = True
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            is_ascii = is_ascii and chunk.isascii()
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError:
+                return named
+            if b"\0" in chunk:  # UTF-16 without its mark
+                return named
+    return named if is_ascii or decoder.getstate()[0] else None
+
+
 def _about_bytes(path: Path, codec: str, error: UnicodeError) -> str:
     """Say where decoding fails: text streams know the offset in their buffer only, so read once more."""
     name = codec.removesuffix("-sig").upper()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -18,6 +17,8 @@ from openpyxl.utils import get_column_letter
 from openpyxl.utils.escape import unescape
 
 from snugtune.data.archive import check_archive
+from snugtune.data.cells import value_text
+from snugtune.data.columns import is_text_name
 from snugtune.data.readers.request import (
     Opened,
     Request,
@@ -29,8 +30,17 @@ from snugtune.data.readers.request import (
 )
 from snugtune.errors import UserInputError
 
+# Those of newer Excels, which openpyxl does not know: support.microsoft.com, "How to correct a #SPILL! error"
+# and its neighbours.
+_ERRORS = frozenset(ERROR_CODES) | {
+    "#SPILL!", "#CALC!", "#FIELD!", "#BLOCKED!", "#UNKNOWN!", "#CONNECT!", "#BUSY!", "#EXTERNAL!", "#PYTHON!",
+    "#GETTING_DATA",
+}  # fmt: skip
 _QUIET_ROWS = 256
 _HEADER_WITHIN = 100  # rows of a sheet in which its header is looked for
+_NEARLY_ALL = 0.9
+_TITLE_CELLS = 2  # as many as a title may fill
+_TITLE_ROWS = 3
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class SheetHeader:
 
 
 def sheet_header(source: str | Path, sheet: str | None = None) -> SheetHeader:
-    """Where ``read_table`` finds the header in ``sheet`` (None: the first one) of a workbook.
+    """Where ``read_table`` finds the header in ``sheet`` (None: the first in sight) of a workbook.
 
     Raises:
         UserInputError: as ``read_table``.
@@ -54,16 +64,29 @@ def sheet_header(source: str | Path, sheet: str | None = None) -> SheetHeader:
 
 
 def sheet_names(source: str | Path) -> list[str]:
-    """The sheets of a workbook that hold cells, in its order.
+    """The sheets of a workbook that hold cells: those in sight, in its order, then hidden ones.
 
     Raises:
         UserInputError: it is damaged or no workbook.
     """
     book, file, _ = _workbook(str(source), None)
-    names = [str(worksheet.title) for worksheet in book.worksheets]
+    names = _titles(book)
     book.close()
     file.close()
     return names
+
+
+def sheet_part(source: str | Path, sheet: str) -> str:
+    """The part of a workbook's archive that holds ``sheet``.
+
+    Raises:
+        UserInputError: it is damaged, no workbook, or has no such sheet.
+    """
+    book, file, name = _workbook(str(source), sheet)
+    part = str(book[name]._worksheet_path)  # openpyxl tells it nowhere else
+    book.close()
+    file.close()
+    return part
 
 
 def open_workbook(request: Request) -> Opened:
@@ -97,14 +120,14 @@ def _begin_sheet(source: str, sheet: str | None) -> tuple[SheetHeader, Iterator[
 
 def _workbook(source: str, sheet: str | None) -> tuple[Any, BinaryIO, str]:
     """The workbook, opened for streaming, the file it is read from, and the name of the sheet to read."""
-    with _damage(source), warnings.catch_warnings(), ExitStack() as opened:
+    with damage_told(source), warnings.catch_warnings(), ExitStack() as opened:
         check_archive(source)
         warnings.simplefilter("ignore")  # of looks that openpyxl does not keep: nothing is written back
         # By itself, openpyxl leaves a file open that it cannot load.
         file = opened.enter_context(Path(source).open("rb"))
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         opened.pop_all()
-    names = [str(worksheet.title) for worksheet in book.worksheets]  # without sheets that are charts
+    names = _titles(book)
     if names and sheet in (None, *names):
         return book, file, sheet or names[0]
     book.close()
@@ -113,8 +136,14 @@ def _workbook(source: str, sheet: str | None) -> tuple[Any, BinaryIO, str]:
     raise UserInputError(f"{source} has no sheet {missing}; it has {listing(names) or 'none'}.")
 
 
+def _titles(book: Any) -> list[str]:
+    """The sheets but those that are charts; a hidden one is read only if it is named or there is no other."""
+    in_order = sorted(book.worksheets, key=lambda worksheet: worksheet.sheet_state != "visible")
+    return [str(worksheet.title) for worksheet in in_order]
+
+
 @contextmanager
-def _damage(source: str) -> Iterator[None]:
+def damage_told(source: str) -> Iterator[None]:
     """Whatever the parser stumbles over is damage of the file: it raises all kinds of errors."""
     try:
         yield
@@ -129,7 +158,7 @@ def _damage(source: str) -> Iterator[None]:
 
 def _sheet_rows(book: Any, file: BinaryIO, name: str, source: str) -> Generator[Row]:
     """The cells as text, row 1 first; blank rows are kept where rows follow, so that row numbers hold."""
-    with closing(file), closing(book), _damage(source):
+    with closing(file), closing(book), damage_told(source):
         worksheet = book[name]
         worksheet.reset_dimensions()  # the size some writers record is wrong and would cut the table
         blank = 0
@@ -155,31 +184,43 @@ def _quietly(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
 
 
 def _cell_text(value: Any) -> str | None:
-    """The text of a cell: ISO dates, whole numbers without a point; an error such as #N/A is no value."""
-    if value is None or value in ERROR_CODES:
-        return None
-    if isinstance(value, bool):
-        return str(value).upper()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:  # Excel keeps 15 digits
-        return str(int(value))
-    if isinstance(value, dt.datetime):
-        return value.date().isoformat() if value.time() == dt.time() else value.isoformat(sep=" ")
+    """The text of a cell (see `snugtune.data.cells`); an error such as #N/A is no value."""
+    if not isinstance(value, str):
+        return value_text(value)
     # A carriage return is stored as _x000D_ (ECMA-376 part 1, 22.9.2.19).
-    return unescape(value) or None if isinstance(value, str) else str(value)
+    return None if value in _ERRORS else unescape(value) or None
 
 
 def _header_index(head: Sequence[Row]) -> int:
-    """The first row in which most of the used columns hold text; titles above it fill one or two cells.
+    """The first row in which most of the used columns hold text, or nearly all of them anything.
 
-    A column is used if a tenth of the rows fill it, so that a stray note does not count as one.
+    Titles above it fill one or two cells; years and numbers may be names beside others that are text. A
+    column is used if a tenth of the rows fill it, so that a stray note does not count as one.
     """
     filled = Counter(c for row in head for c, cell in enumerate(row) if cell)
     used = [c for c, count in filled.items() if 10 * count >= sum(map(any, head))]
     for i, row in enumerate(head):
-        texts = sum(c < len(row) and _is_name(row[c]) for c in used)
-        if 2 * texts > len(used):
-            return i
+        cells = [row[c] for c in used if c < len(row) and row[c]]
+        texts = sum(map(_is_name, cells))
+        if 2 * texts > len(used) or (texts and len(cells) >= _NEARLY_ALL * len(used)):
+            return _below_title(head, i, used)
     return next(i for i, row in enumerate(head) if any(row))
+
+
+def _below_title(head: Sequence[Row], at: int, used: Sequence[int]) -> int:
+    """Row ``at``, unless it is the title of a table of one or two columns: these have no room to tell by.
+
+    It is if none of its cells is a usual name of a text column, and one of the next filled rows has one.
+    """
+
+    def names_text(row: Row) -> bool:
+        cells = [row[c] for c in used if c < len(row)]
+        return all(map(_is_name, cells)) and any(is_text_name(cell) for cell in cells if cell)
+
+    if len(used) > _TITLE_CELLS or names_text(head[at]):
+        return at
+    below = (i for i in range(at + 1, len(head)) if any(head[i]))
+    return next((i for i in islice(below, _TITLE_ROWS) if names_text(head[i])), at)
 
 
 def _is_name(cell: str | None) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from snugtune.data.cells import label_cells
 from snugtune.data.identity import text_id
 from snugtune.errors import UserInputError
 from snugtune.predict.predictor import Batch, Predictor
@@ -104,7 +105,7 @@ def _given(predictor: Predictor, batch: Batch) -> list[str | None]:
     """The label that the table itself has, if it has the run's column."""
     name = predictor.label_column
     if isinstance(name, str) and name in batch.frame.columns:
-        return [None if value is None else str(value) for value in batch.frame[name].to_list()]
+        return [cell or None for cell in label_cells(batch.frame[name])]
     return [None] * len(batch.texts)
 
 
