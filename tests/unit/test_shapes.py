@@ -67,9 +67,8 @@ def test_traces_are_those_of_the_usual_mode(family, tmp_path, monkeypatch):
     method = "full" if family in ("bert", "qwen3") else "lora"
     config = make_config({"train": "", "model": model, "method": method, "hidden_dropout": 0.1})
     names = ("card", "checkpointed") if family in ("gpt2", "albert", "mpnet") else SETUPS
-    for setup in (SETUPS[name] for name in names):
-        if method == "full":
-            setup = replace(setup, weights="float32", embedding_on_host=False)
+    changes = {"weights": "float32", "embedding_on_host": False} if method == "full" else {}
+    for setup in (replace(SETUPS[name], **changes) for name in names):
         found = Rehearsal(config, 3, setup).trace(2, 32, work=True)
         with monkeypatch.context() as context:
             context.setattr(rehearsal, "Shapes", FakeTensorMode)
