@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.svm import LinearSVC
 
 from snugtune.errors import ArtifactError, UserInputError
 from snugtune.evaluate import baseline as module
@@ -145,6 +147,23 @@ def test_foreign_or_missing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "baseline.safetensors").write_bytes(b"cut off")
     with pytest.raises(ArtifactError, match="Cannot read the baseline"):
         TfidfBaseline.load(tmp_path)
+
+
+def test_rows_that_outnumber_words_are_told_in_the_time_of_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There scikit-learn would turn to the primal problem, whose answer is the same and takes far longer."""
+    rng = np.random.default_rng(0)
+    X = csr_matrix(rng.random((300, 20)) * (rng.random((300, 20)) < 0.3))
+    y = np.argmax(X[:, :3].toarray() + 0.1 * rng.random((300, 3)), axis=1)
+    made = []
+    monkeypatch.setattr(
+        module, "LinearSVC", lambda **settings: (made.append(LinearSVC(**settings)), made[-1])[1]
+    )
+    _, weights, bias = module.fit_linear("svc", 1.0, X, y)
+    (model,) = made
+    primal = LinearSVC(C=1.0, dual=False, tol=1e-6).fit(X, y)
+    assert model.dual is True
+    np.testing.assert_allclose(weights, primal.coef_, atol=5e-3)
+    np.testing.assert_allclose(bias, primal.intercept_, atol=5e-3)
 
 
 def test_metrics_of_the_baseline() -> None:

@@ -1,6 +1,7 @@
 """Rates, quotes and bills, checked against sums done by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,8 +9,21 @@ from snugtune.cost.bill import EARLIER, START, Terms, Usage, bill
 from snugtune.cost.budget import Allowance
 from snugtune.cost.meter import Counter, Energy, EnergyMeter, processor_counters
 from snugtune.cost.prices import Price, prices
-from snugtune.cost.quote import Work, baseline_s, budget_warning, pass_s, quote, quote_as_dict, quote_sentence
+from snugtune.cost.quote import (
+    LEARNING_CURVE,
+    Work,
+    baseline_s,
+    budget_warning,
+    features_s,
+    linear_s,
+    pass_s,
+    quote,
+    quote_as_dict,
+    quote_sentence,
+)
 from snugtune.cost.rates import Rates, rates
+from snugtune.evaluate.label_quality import MAX_FIT_ROWS
+from snugtune.evaluate.learning_curve import SHARES
 
 OWN = rates("", own_price=2.0, memory_gb=None)
 SECONDS = {"data": 10.0, "probe": 20.0, "train": 100.0, "evaluate": 6.0, "baseline": 4.0, "total": 142.0}
@@ -167,7 +181,17 @@ def test_a_short_pass_is_believed_where_it_was_measured():
 
 
 def test_an_audit_takes_its_time():
-    assert work(audit=True).after_s - work().after_s == pytest.approx(6 * baseline_s(10_000, 20))
+    audit_s = work(audit=True).after_s - work().after_s
+    assert audit_s == pytest.approx(features_s(10_000) + (5 * 0.8 + 1.55) * linear_s(10_000, 20))
+
+
+def test_the_labels_judges_learn_from_no_more_rows_than_they_do():
+    """Of a table of five times the rows that they read at most, a judge reads a fifth."""
+    large = replace(work(audit=True), train_rows=5 * MAX_FIT_ROWS)
+    small = replace(large, train_rows=MAX_FIT_ROWS)
+    judges_s = 5 * linear_s(large.words, large.classes)
+    assert small.audit_s - large.audit_s == pytest.approx((0.8 - 0.2) * judges_s)
+    assert pytest.approx(0.8 * sum(SHARES)) == LEARNING_CURVE
 
 
 def test_a_quote_needs_a_plan_with_a_time():
