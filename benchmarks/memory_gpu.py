@@ -37,13 +37,13 @@ GOAL = {"worst_error_percent": 5.0, "most_under_percent": -2.0, "mean_error_perc
 """Of the reserved peak: the largest error, the furthest below what was measured, the mean of all errors."""
 
 ENOUGH_CASES = 60
-CASE_TIMEOUT_S = 240
+CASE_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
 class Case:
     """One configuration; ``expandable`` is the allocator's ``expandable_segments``, ``settings`` are further
-    ones of a fit.
+    ones of a fit. Packed texts may have so many ``tokens`` in all: one of ``length`` and shorter ones.
     """
 
     model: str
@@ -60,6 +60,8 @@ class Case:
     top_layers: int | None = None
     chunked_evaluation: bool = True
     expandable: bool = True
+    tokens: int | None = None
+    labels: int = LABELS
     settings: tuple[tuple[str, Any], ...] = ()
 
 
@@ -120,8 +122,28 @@ def cases() -> list[Case]:
             Case("bert-base-uncased", 16, 128, method=method)
             for method in ("ia3", "vera", "bitfit", "adalora")
         ),
+        *many_short(),
     ]
     return list(dict.fromkeys(found))
+
+
+def many_short() -> list[Case]:
+    """Packed texts of which hundreds share the tokens of a few long ones, and heads of many labels."""
+    modern, qwen, large = "answerdotai/ModernBERT-base", "Qwen/Qwen3-0.6B", "xlm-roberta-large"
+    packed, full = {"attention": "packed"}, {"method": "full", "weights": "float32"}
+    return [
+        *(Case(large, n, 512, tokens=4096, labels=214, **packed) for n in (64, 256)),
+        Case(large, 256, 512, tokens=4096, labels=214, activation_checkpointing=24, **packed),
+        *(Case("bert-base-uncased", n, 512, tokens=8192, labels=214, **packed) for n in (64, 512, 2048)),
+        Case("bert-base-uncased", 1024, 256, tokens=8192, labels=5000, **packed),
+        Case("bert-base-uncased", 512, 256, tokens=4096, labels=2, **packed, **full),
+        *(Case("minilm", n, 512, tokens=16384, labels=214, **packed, **full) for n in (64, 2048)),
+        *(Case(model, 512, 512, tokens=8192, labels=214, **packed) for model in (modern, qwen)),
+        Case(qwen, 256, 512, tokens=4096, activation_checkpointing=28, **packed),
+        Case("minilm", 64, 64, **packed, **full),
+        Case("minilm", 512, 256, **full),
+        Case("bert-base-uncased", 32, 128, labels=5000),
+    ]
 
 
 def prepared(case: Case) -> tuple[Any, Any]:
@@ -151,10 +173,14 @@ def predict(case: Case, capability: tuple[int, int]) -> dict[str, Any]:
 
     config, setup = prepared(case)
     surface = Surface(
-        Rehearsal(config, LABELS, setup), expandable_segments=case.expandable,
+        Rehearsal(config, case.labels, setup), expandable_segments=case.expandable,
         library_bytes=cublas_bytes(capability),
     )  # fmt: skip
-    trace = surface.exact_trace(case.micro_batch, case.length)
+    # From traces of small micro-batches, as in a plan.
+    if case.tokens is None:
+        trace = surface.trace(case.micro_batch, case.length)
+    else:
+        trace = surface.packed_trace(case.micro_batch, case.tokens, case.length)
     peaks = replay(trace, expandable_segments=case.expandable)
     return {
         "allocated": peaks.peak_allocated, "reserved": peaks.peak_reserved,
@@ -168,7 +194,7 @@ def measure(case: Case) -> dict[str, int]:
 
     from snugtune.memory.trace import Ledger
     from snugtune.train import rehearsal
-    from snugtune.train.forward import INFERENCE_TOKENS, classify
+    from snugtune.train.forward import classify
 
     config, _setup = prepared(case)
     model, head_names = real_model(case)
@@ -179,16 +205,19 @@ def measure(case: Case) -> dict[str, int]:
 
     def evaluate() -> None:
         told["after_steps"] = torch.cuda.memory_allocated()
-        rows = case.micro_batch if case.chunked_evaluation else max(1, INFERENCE_TOKENS // case.length)
+        tokens = case.tokens or case.micro_batch * case.length
+        rows = rehearsal.validation_rows(tokens, case.length, chunked=case.chunked_evaluation)
         model.eval()
         with torch.inference_mode(), autocast():
             classify(model, padded_batch(rows, case.length)).float()
 
     def batch() -> Any:
-        labels = LABELS if config.is_multi_label else None
-        make = packed_batch if case.attention == "packed" else padded_batch
+        labels = case.labels if config.is_multi_label else None
         target = rehearsal._target(case.micro_batch, labels).cuda()
-        return rehearsal.MicroBatch(make(case.micro_batch, case.length, model), target)
+        packed = case.attention == "packed"
+        return rehearsal.MicroBatch(
+            packed_batch(case, model) if packed else padded_batch(case.micro_batch, case.length), target
+        )
 
     told = {"weights": torch.cuda.memory_allocated()}
     torch.cuda.reset_peak_memory_stats()
@@ -216,7 +245,7 @@ def real_model(case: Case) -> tuple[Any, tuple[str, ...]]:
 
     config, setup = prepared(case)
     built = rehearsal.Rehearsal(
-        config, LABELS,
+        config, case.labels,
         type(setup)(**{**asdict(setup), "activation_checkpointing": 0, "embedding_on_host": False}),
     )  # fmt: skip
     model: Any = built.model
@@ -228,31 +257,13 @@ def real_model(case: Case) -> tuple[Any, tuple[str, ...]]:
             torch.zeros(word.weight.shape, dtype=word.weight.dtype), requires_grad=False
         )
         embedding_to_host(model)
-    _fill(model, torch.device("cuda"))
+    rehearsal.materialise(model, "cuda")
     if setup.activation_checkpointing:
         checkpoint_layers(model, setup.activation_checkpointing)
     return model, built.head_names
 
 
-def _fill(model: Any, device: Any) -> None:
-    """Zeros on ``device`` for every tensor that is a shape alone; one that modules share stays one."""
-    import torch
-    from torch import nn
-
-    made: dict[int, Any] = {}
-    for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is None or "Fake" not in type(tensor.data).__name__:
-                    continue
-                if id(tensor) not in made:
-                    fresh = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    made[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if is_parameter else fresh
-                held[name] = made[id(tensor)]
-
-
-def padded_batch(micro_batch: int, length: int, _model: Any = None) -> Any:
+def padded_batch(micro_batch: int, length: int) -> Any:
     """Texts on the card as ``forward.collate`` brings them, the first of half the length."""
     import torch
 
@@ -264,16 +275,24 @@ def padded_batch(micro_batch: int, length: int, _model: Any = None) -> Any:
     return {"input_ids": both[0], "attention_mask": both[1]}
 
 
-def packed_batch(micro_batch: int, length: int, model: Any) -> Any:
-    """Texts of one length on the card as the engine packs them."""
+def packed_batch(case: Case, model: Any) -> Any:
+    """Texts on the card as the engine packs them."""
     import numpy as np
     import torch
 
     from snugtune.model.packing import pack
     from snugtune.train.readback import to_device
 
-    rows = [np.full(length, 3, dtype=np.int32)] * micro_batch
+    rows = [np.full(length, 3, dtype=np.int32) for length in lengths_of(case)]
     return pack(rows, model).to(lambda host: to_device(host, torch.device("cuda")))
+
+
+def lengths_of(case: Case) -> list[int]:
+    """Of the texts: all of one length or, of so many ``tokens``, one of it and the others of about one."""
+    if case.tokens is None:
+        return [case.length] * case.micro_batch
+    each, over = divmod(case.tokens - case.length, case.micro_batch - 1)
+    return [case.length, *(each + (i < over) for i in range(case.micro_batch - 1))]
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -393,7 +412,7 @@ def one(case: Case) -> dict[str, Any]:
     from snugtune.model.packing import kernel_takes
     from snugtune.train.rehearsal import model_shape
 
-    if case.attention == "packed" and not kernel_takes(model_shape(prepared(case)[0], LABELS)):
+    if case.attention == "packed" and not kernel_takes(model_shape(prepared(case)[0], case.labels)):
         return {"case": asdict(case), "left_out": "this PyTorch cannot pack texts for this model"}
     capability = torch.cuda.get_device_capability()
     if capability < (8, 0) and (case.attention == "packed" or "bfloat16" in (case.weights, case.compute)):

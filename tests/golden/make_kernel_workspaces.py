@@ -14,6 +14,8 @@ import torch
 import torch.nn.attention.varlen
 from torch import Tensor
 
+from snugtune.model.varlen import kernel
+
 ATEN = torch.ops.aten
 
 OUT = Path(__file__).with_name("kernel_workspaces.json")
@@ -25,10 +27,17 @@ SUMS = (
     ((512, 384), [0]), ((8192, 1153), [0]), ((8192, 22), [0]), ((300, 768), [0]), ((2048, 768), [1]),
     ((100_000, 8), [0]), ((64, 512, 2), [0, 1]), ((64, 512, 2), None), ((4096, 6), [0]),
 )  # fmt: skip
-EMBEDDINGS = ((4096, 30_000, 768), (3000, 30_000, 768), (8192, 30_000, 384))
+EMBEDDINGS = (
+    (4096, 30_000, 768), (3000, 30_000, 768), (8192, 30_000, 384), (16_384, 4096, 384),
+)  # fmt: skip
 ATTENTIONS = (
     (8, 16, 512, 64, "float16"), (4, 12, 100, 32, "float16"), (2, 4, 300, 128, "bfloat16"),
     (4, 12, 128, 64, "float32"), (2, 8, 512, 256, "bfloat16"), (32, 4, 512, 256, "bfloat16"),
+)  # fmt: skip
+NORMS = (
+    (512, 384, "float32"), (65_536, 384, "float32"), (65_568, 384, "float32"), (131_072, 384, "bfloat16"),
+    (100_001, 768, "float16"), (131_072, 1024, "float32"), (73_728, 2112, "float32"),
+    (65_664, 2048, "float16"),
 )  # fmt: skip
 PACKED = ((8, 512, 16, 64), (256, 16, 16, 64), (16, 100, 12, 32))
 
@@ -62,7 +71,7 @@ def embeddings() -> list[dict[str, Any]]:
     for tokens, vocabulary, width in EMBEDDINGS:
         gradient, ids = torch.zeros(tokens, width, device=CARD), torch.zeros(tokens, dtype=torch.int64).cuda()
         taken = taken_beside(ATEN.embedding_dense_backward, gradient, ids, vocabulary, 0, False)
-        rows.append({"tokens": tokens, "width": width, "bytes": taken})
+        rows.append({"tokens": tokens, "rows": vocabulary, "width": width, "bytes": taken})
     return rows
 
 
@@ -87,7 +96,24 @@ def attentions() -> list[dict[str, Any]]:
     return rows
 
 
+def norms() -> list[dict[str, Any]]:
+    rows = []
+    for count, columns, name in NORMS:
+        values = torch.zeros(count, columns, device=CARD, dtype=getattr(torch, name))
+        weight, (_, mean, rstd) = (
+            values[0],
+            ATEN.native_layer_norm(values, [columns], values[0], values[0], 0.0),
+        )
+        for wanted in ((True, True, True), (True, True, False), (True, False, False)):
+            args = (values, values, [columns], mean, rstd, weight, weight, wanted)
+            taken = taken_beside(ATEN.native_layer_norm_backward, *args)
+            shape = [count, columns]
+            rows.append({"shape": shape, "dtype": name, "wanted": wanted, "bytes": taken})
+    return rows
+
+
 def packed() -> list[dict[str, Any]]:
+    kernel()  # which keeps cuDNN out
     rows = []
     for texts, length, heads, head_dim in PACKED:
         shape = (texts * length, heads, head_dim)
@@ -105,7 +131,8 @@ def main() -> None:
     torch.zeros(1, device=CARD)
     found = {
         "card": torch.cuda.get_device_name(), "torch": torch.__version__, "sums": sums(),
-        "embeddings": embeddings(), "softmax": softmax(), "attentions": attentions(), "packed": packed(),
+        "embeddings": embeddings(), "softmax": softmax(), "attentions": attentions(),
+        "norms": norms(), "packed": packed(),
     }  # fmt: skip
     OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="ascii")
 

@@ -34,7 +34,8 @@ def test_sums(row):
 @pytest.mark.parametrize("row", FOUND["embeddings"], ids=lambda row: f"{row['tokens']} x {row['width']}")
 def test_gradients_of_embeddings(row):
     gradient, ids = meta(row["tokens"], row["width"], dtype="float32"), meta(row["tokens"], dtype="int64")
-    assert workspace_bytes(ATEN.embedding_dense_backward.default, (gradient, ids)) == close(row["bytes"])
+    args = gradient, ids, row["rows"]
+    assert workspace_bytes(ATEN.embedding_dense_backward.default, args) == close(row["bytes"])
 
 
 def test_the_gradient_of_softmax():
@@ -48,6 +49,15 @@ def test_the_gradient_of_memory_efficient_attention(row):
     query = meta(*row["shape"], dtype=row["dtype"])
     operator = ATEN._scaled_dot_product_efficient_attention_backward.default
     assert workspace_bytes(operator, (query, query, query, query)) == close(row["bytes"])
+
+
+@pytest.mark.parametrize(
+    "row", FOUND["norms"], ids=lambda row: f"{row['shape']} {row['dtype']} {row['wanted']}"
+)
+def test_the_gradient_of_layer_norm(row):
+    values = meta(*row["shape"], dtype=row["dtype"])
+    args = (values, values, row["shape"][1:], None, None, None, None, row["wanted"])
+    assert workspace_bytes(ATEN.native_layer_norm_backward.default, args) == close(row["bytes"])
 
 
 @pytest.mark.parametrize("row", FOUND["packed"], ids=lambda row: f"{row['texts']} x {row['length']}")

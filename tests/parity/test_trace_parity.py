@@ -4,8 +4,6 @@ from itertools import groupby
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 from transformers import AttentionMaskInterface, BertConfig, ModernBertConfig, Qwen3Config
 from transformers.masking_utils import sdpa_mask
 
@@ -15,7 +13,7 @@ from snugtune.memory.setup import Setup
 from snugtune.memory.trace import Ledger, Trace
 from snugtune.model import attention
 from snugtune.train import rehearsal
-from snugtune.train.rehearsal import Rehearsal, run_steps
+from snugtune.train.rehearsal import Rehearsal, materialise, run_steps
 
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -54,24 +52,6 @@ def _no_look_at_the_mask(monkeypatch):
     monkeypatch.setattr(attention, "register", registered)
     yield
     register()
-
-
-def materialise(model):
-    """Real tensors in place of the fake ones; whole numbers are zero, which every table of rows has."""
-    made = {}
-    for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, tensor in held.items():
-                if tensor is None:
-                    continue
-                if id(tensor) not in made:
-                    fresh = torch.zeros(tensor.shape, dtype=tensor.dtype)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    made[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if is_parameter else fresh
-                held[name] = made[id(tensor)]
-        numbers = getattr(module, "prompt_tokens", {})
-        for name in numbers:
-            numbers[name] = torch.zeros(numbers[name].shape, dtype=torch.int64)
 
 
 def real_trace(predicted):
@@ -174,3 +154,13 @@ def test_adalora_takes_what_was_predicted(folder):
     found = real_trace(predicted)
     assert found.peak_bytes == expected.peak_bytes
     assert found.composition() == expected.composition()
+
+
+@pytest.mark.parametrize("folder", ["bert"], indirect=True)
+def test_validation_keeps_no_casts_of_weights(folder):
+    """Autocast keeps none in inference mode, which fake tensors have not."""
+    setup = Setup("cpu", "float32", "bfloat16", chunked_evaluation=True)
+    found = Rehearsal(make_config({"train": "", "model": folder, "method": "full"}), 5, setup).trace(2, 8)
+    casts = {i for i, s in enumerate(found.storages) if (s.category, s.kind) == (trace.EVALUATION, "casts")}
+    kept = [s.n_bytes if i in casts else 0 for i, s in enumerate(found.storages)]
+    assert 0 < found.running_bytes(np.array(kept)).max() < sum(kept) / 4

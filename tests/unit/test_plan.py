@@ -10,6 +10,7 @@ from transformers import BertConfig, Qwen3Config
 from snugtune.config import make_config
 from snugtune.cost.quote import START_S
 from snugtune.errors import UserInputError
+from snugtune.memory.allocator import replay
 from snugtune.memory.devices import devices_named, find_device, this_device, with_memory
 from snugtune.memory.limits import Limits
 from snugtune.memory.plan import CHUNKED, CORRECTION, CRAMPED, MARGIN
@@ -26,7 +27,7 @@ from snugtune.train.planning import (
     plan_run,
     record_run,
 )
-from snugtune.train.rehearsal import model_shape
+from snugtune.train.rehearsal import Rehearsal, model_shape
 
 SHAPE = {
     "vocab_size": 20_000, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -63,6 +64,28 @@ def test_what_fits_stays_within_the_margin_and_one_more_example_would_not(plans)
         if plan.fits:
             assert plan.predicted_peak_gib <= plan.capacity_gib * (1 - MARGIN)
     assert plans[1].micro_batch < 32
+
+
+@pytest.mark.parametrize(("card", "memory_gib", "short"), [("t4", 0.55, 4), ("l4", 0.62, 8)])
+def test_many_short_texts_that_share_a_micro_batch_have_room(bert, card, memory_gib, short):
+    """Kernels keep room for each text, so hundreds of short ones take more than a few long ones."""
+    device = with_memory(find_device(card), memory_gib)
+    config = make_config({"train": "", "model": bert, "r": 8, "effective_batch_size": 4096})
+    planner = make_planner(config, 5, [short] * 8192 + [512] * 4096)
+    plan = planner.plan(device, may_change_result=False)
+    packs = plan.setup.attention == "packed"
+    assert packs == (card == "l4")
+    rehearsal = Rehearsal(config, 5, plan.setup)
+    tokens = plan.tokens_per_micro_batch
+
+    def reserved(found):
+        sizes = found.sized(found.sizes, device.library_bytes)
+        return replay(found, sizes, expandable_segments=device.grows_segments).peak_reserved
+
+    many = rehearsal.trace(tokens // short, 512 if packs else short, work=True, tokens=tokens)
+    few = rehearsal.trace(plan.micro_batch, 512, work=True)
+    assert reserved(many) > 1.05 * reserved(few)
+    assert plan.predicted_peak_gib * 2**30 == pytest.approx(reserved(many) + device.context_bytes)
 
 
 def test_levers_that_change_the_result_come_last(plans):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from transformers import BertConfig
+from transformers import BertConfig, ModernBertConfig
 
 from snugtune.config import make_config
+from snugtune.memory.allocator import replay
 from snugtune.memory.setup import Setup
 from snugtune.memory.surface import Surface
 from snugtune.memory.trace import LIBRARY, Storage, Trace
@@ -91,3 +92,51 @@ class Straight:
 @pytest.mark.parametrize(("budget", "largest"), [(1099, 0), (1100, 1), (1999, 9), (2000, 10), (10**9, 64)])
 def test_the_largest_micro_batch_within_a_budget(budget, largest):
     assert Surface(Straight(), allocator=False).max_micro_batch(budget, 8, 64) == largest
+
+
+@pytest.fixture(scope="module", params=["bert", "modernbert"])
+def packing(request, tmp_path_factory):
+    """Of a model trained in full; ModernBERT's head averages over (texts, tokens)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+    shape = {"bert": BertConfig, "modernbert": ModernBertConfig}[request.param](**SHAPE, **tokens)
+    if request.param == "modernbert":
+        shape.classifier_pooling = "mean"
+    shape.save_pretrained(folder)
+    setup = Setup(weights="float32", compute="bfloat16", attention="packed", chunked_evaluation=True)
+    return Rehearsal(make_config({"train": "", "model": str(folder), "method": "full"}), 7, setup)
+
+
+@pytest.mark.parametrize(("texts", "tokens"), [(8, 4096), (300, 4096), (64, 1000)])
+def test_packed_texts_of_any_length_from_four_traces_are_exact(packing, texts, tokens):
+    surface = Surface(packing)
+    made = packing.trace(texts, 512, work=True, tokens=tokens)
+    found = surface.packed_trace(texts, tokens, 512)
+    assert found.peak_bytes == pytest.approx(made.peak_bytes, rel=1e-4)
+    exact = replay(made, expandable_segments=True).peak_reserved
+    assert surface.packed_peak_bytes(texts, tokens, 512) == exact
+    if texts * 512 == tokens:
+        assert surface.peak_bytes(texts, 512) == exact
+
+
+def test_more_texts_of_as_many_tokens_take_more_and_are_found(packing):
+    surface = Surface(packing)
+    few, many = (surface.packed_trace(n, 4096, 512).peak_bytes for n in (8, 300))
+    assert many > few
+    assert surface.heaviest([(8, 4096), (300, 4096), (299, 3000), (300, 3999)], 512) == (300, 4096)
+    assert surface.heaviest([(8, 4096), (9, 100)], 512) == (8, 4096)
+
+
+@pytest.mark.parametrize("packing", ["bert"], indirect=True)
+def test_buffers_that_begin_at_a_size_are_there_from_that_size_on(packing):
+    """Sums over rows, as of biases' gradients, take nothing in the small micro-batches that are traced."""
+    surface = Surface(packing, allocator=False)
+    assert not any(s.n_bytes for i, s in enumerate(surface.trace(2, 64).storages) if i in of_sums(packing))
+    large = surface.trace(64, 64)
+    assert large.storages == packing.trace(64, 64, work=True).storages
+    assert any(large.storages[i].n_bytes for i in of_sums(packing))
+
+
+def of_sums(rehearsal):
+    demands = rehearsal.trace(2, 64, work=True).demands
+    return [i for i, demand in demands.items() if "reduction" in demand.rule.__name__]

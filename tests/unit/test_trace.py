@@ -181,3 +181,20 @@ def test_storages_name_the_line_of_the_model_forward_and_backward():
     with Ledger() as outside:
         mebibyte()
     assert outside.close().storages[0].line == ""
+
+
+def test_gradients_that_autograd_alone_holds_are_added_in_place():
+    """Two products' gradients of one tensor take the room of the first, but one that others hold does not."""
+    other = mebibyte()
+
+    def backward_mebibytes(outputs):
+        x = 2 * mebibyte(requires_grad=True)
+        with Ledger() as ledger:
+            torch.autograd.backward(outputs(x), mebibyte())
+        return [s.n_bytes / MIB for s in ledger.close().storages if s.category == BACKWARD]
+
+    one, two = (backward_mebibytes(lambda x, n=n: sum((x @ other for _ in range(n)), other)) for n in (1, 2))
+    assert len(two) == len(one) + 1
+    # The gradient of a sum is that of both its terms: adding to the one would change the other.
+    plain, shared = (backward_mebibytes(f) for f in (lambda x: x + other, lambda x: x + x))
+    assert len(shared) == len(plain) + 1

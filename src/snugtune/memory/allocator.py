@@ -191,13 +191,18 @@ def allocation_size(size: int) -> int:
 
 
 def replay(trace: Trace, sizes: NDArray[np.int64] | None = None, *, expandable_segments: bool) -> Replay:
-    """Run the trace's events through the allocator, with its own sizes or others for the same storages."""
+    """Run the trace's events through the allocator, with its own sizes or others for the same storages.
+
+    Storages of no bytes are passed over.
+    """
     allocator = CachingAllocator(expandable_segments=expandable_segments)
     n_bytes = (trace.sizes if sizes is None else sizes).tolist()
     held: dict[int, Block] = {}
     reserved = np.zeros(len(trace.events), dtype=np.int64)
     for i, event in enumerate(trace.events.tolist()):
-        if event > 0:
+        if not n_bytes[abs(event) - 1]:
+            pass
+        elif event > 0:
             held[event] = allocator.allocate(n_bytes[event - 1])
         else:
             allocator.free(held.pop(-event))

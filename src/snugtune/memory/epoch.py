@@ -18,12 +18,14 @@ class Epoch:
     """The micro-batches of an epoch, in ``steps`` optimiser steps on so many ``devices``.
 
     ``tokens`` (M,) are what is computed of each micro-batch, the padding with them; ``pairs`` (M,) the sum of
-    its texts' squared lengths (padded ones), which attention computes; ``place`` (M,) tells step and device:
-    ``devices * step + device``. ``scale`` is the whole epoch over the sample that was cut.
+    its texts' squared lengths (padded ones), which attention computes; ``texts`` (M,) how many it has;
+    ``place`` (M,) tells step and device: ``devices * step + device``. ``scale`` is the whole epoch over the
+    sample that was cut.
     """
 
     tokens: NDArray[np.float64]
     pairs: NDArray[np.float64]
+    texts: NDArray[np.int64]
     place: NDArray[np.int64]
     steps: int
     devices: int
@@ -63,16 +65,18 @@ def cut_epoch(
     pool = step_examples * STEPS_PER_POOL
     most = max(1, SAMPLE_ROWS // pool) * pool
     sample = lengths if len(lengths) <= most else lengths[rng.permutation(len(lengths))[:most]]
-    found: list[tuple[int, int, int]] = []
+    found: list[tuple[int, int, int, int]] = []
     steps = 0
     for step in epoch_steps(sample, step_examples, rng):
         for device, share in enumerate(shares(step, sample, devices) if devices > 1 else [step]):
             parts = micro_batches(share, sample, tokens_per_micro_batch, max_examples, packed=packed)
-            found += [(*_computed(sample[part], packed), devices * steps + device) for part in parts]
+            found += [
+                (*_computed(sample[part], packed), len(part), devices * steps + device) for part in parts
+            ]
         steps += 1
-    tokens, pairs, place = np.array(found, dtype=np.int64).reshape(-1, 3).T
+    tokens, pairs, texts, place = np.array(found, dtype=np.int64).reshape(-1, 4).T
     scale = len(lengths) / max(len(sample), 1)
-    return Epoch(tokens.astype(float), pairs.astype(float), place, steps, devices, scale)
+    return Epoch(tokens.astype(float), pairs.astype(float), texts, place, steps, devices, scale)
 
 
 def _computed(lengths: NDArray[np.int64], packed: bool) -> tuple[int, int]:

@@ -92,14 +92,14 @@ class Divided:
     def __init__(self, rehearsal: Rehearses, shards: int, gathered_bytes: int) -> None:
         self._rehearsal, self._shards, self._gathered_bytes = rehearsal, shards, gathered_bytes
 
-    def trace(self, micro_batch: int, length: int, *, work: bool = False) -> Trace:
+    def trace(self, micro_batch: int, length: int, *, work: bool = False, tokens: int | None = None) -> Trace:
         """The trace of one step."""
-        whole = self._rehearsal.trace(micro_batch, length, work=work)
+        whole = self._rehearsal.trace(micro_batch, length, work=work, tokens=tokens)
         storages = [self._divided(storage) for storage in whole.storages]
         # There from the first event to the last.
         events = np.concatenate([[len(storages) + 1], whole.events]).astype(np.int64)
         gathered = Storage(self._gathered_bytes, GATHERED, "gathered", "")
-        return Trace([*storages, gathered], events, whole.work)
+        return Trace([*storages, gathered], events, whole.work, whole.demands)
 
     def _divided(self, storage: Storage) -> Storage:
         if storage.category not in DIVIDED:

@@ -42,6 +42,9 @@ correction by a real step may still miss is what another shape or a fragmented h
 
 ESTIMATED, CALIBRATED, MEASURED = "estimated", "calibrated", "measured"
 
+BLOCK_TOKENS = 64
+"""Tokens of a text that attention's backward pass on a card keeps room for at once."""
+
 ENOUGH_TOKENS = 2048
 """Padded tokens per micro-batch past which a card gains little: no lever is spent on more."""
 
@@ -194,6 +197,29 @@ class _Choice:
     price: str = ""
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """What a micro-batch holds: so many texts, the longest of ``length``, and so many ``tokens`` in all: as
+    many of each unless texts are packed.
+    """
+
+    count: int
+    length: int
+    tokens: int
+
+    def peak_bytes(self, surface: Surface) -> int:
+        """The peak that is predicted with them."""
+        if self.tokens != self.count * self.length:
+            return surface.packed_peak_bytes(self.count, self.tokens, self.length)
+        return surface.peak_bytes(self.count, self.length)
+
+    def trace(self, surface: Surface) -> ledger.Trace:
+        """The trace of a step with them."""
+        if self.tokens != self.count * self.length:
+            return surface.packed_trace(self.count, self.tokens, self.length)
+        return surface.trace(self.count, self.length)
+
+
 class Planner:
     """Plans one job for any number of devices; traces are shared between them.
 
@@ -228,6 +254,7 @@ class Planner:
         self._surfaces: dict[tuple[Setup, int, bool], Surface] = {}
         self._residuals: dict[tuple[Device, Setup], Residual | None] = {}
         self._epochs: dict[tuple[int, int, bool], Epoch] = {}
+        self._worsts: dict[tuple[Setup, Device, int, int], _Texts] = {}
         self._all_costs: dict[Setup, Costs] = {}
 
     def plan(
@@ -362,9 +389,12 @@ class Planner:
     def _fewest_layers(self, device: Device, setup: Setup, micro_batch: int) -> int:
         """Layers to checkpoint so that ``micro_batch`` fits, by a straight line between none and all."""
         none, all_layers = (
-            self._peak(device, replace(setup, activation_checkpointing=k), micro_batch, self.job.length)
+            self._peak(
+                device, replace(setup, activation_checkpointing=k), micro_batch, self.job.length,
+                of_longest=True,
+            )
             for k in (0, self.layers)
-        )
+        )  # fmt: skip
         budget = self._budget(device, setup)
         if none <= budget:
             return 0
@@ -445,12 +475,71 @@ class Planner:
         length = length or self.job.length
         budget = self._budget(device, setup)
         limit = self._limit(device, length) if self._weights_share(device, setup) <= 1 else 0
-        best = largest(lambda b: self._peak(device, setup, b, length) <= budget, limit)
+        best = self._largest(device, setup, length, budget, limit)
         peak = self._peak(device, setup, max(best, 1), length)
         epoch = self._epoch(setup, max(best, 1), length)
         epoch_s = self._epoch_s(device, setup, epoch) if best else math.inf
         is_timed = best > 0 and self.job.lengths is not None and device.knows_rates
         return _Choice(setup, levers, best, peak, length, epoch, epoch_s, is_timed, price)
+
+    def _largest(self, device: Device, setup: Setup, length: int, budget: int, limit: int) -> int:
+        """The largest micro-batch within the budget, whichever texts fill its tokens.
+
+        First of the longest texts alone; what others take more is then kept free for them.
+        """
+        best, room = limit, budget
+        while best:
+            best = self._largest_of_longest(device, setup, length, room, best)
+            over = self._peak(device, setup, best, length) - budget if best else 0
+            if over <= 0:
+                break
+            best, room = best - 1, room - over
+        return best
+
+    def _largest_of_longest(self, device: Device, setup: Setup, length: int, room: int, limit: int) -> int:
+        def fits(micro_batch: int) -> bool:
+            return self._peak(device, setup, micro_batch, length, of_longest=True) <= room
+
+        return largest(fits, limit)
+
+    def _worst(self, device: Device, setup: Setup, micro_batch: int, length: int) -> _Texts:
+        """Of the texts that may share the tokens of ``micro_batch`` of the longest, those that take most.
+
+        As far as texts are known, and on a card: its kernels keep room for each of them.
+        """
+        longest = _Texts(micro_batch, length, micro_batch * length)
+        if device.kind == "cpu" or self.job.lengths is None:
+            return longest
+        key = setup, device, micro_batch, length
+        if key not in self._worsts:
+            epoch = self._epoch(setup, micro_batch, length)
+            others = np.unique(np.stack([epoch.texts, epoch.tokens.astype(np.int64)]), axis=1).T.tolist()
+            more = [(texts, tokens) for texts, tokens in others if texts > micro_batch]
+            self._worsts[key] = self._heaviest(self.surface(setup, device), setup, longest, more)
+        return self._worsts[key]
+
+    def _heaviest(
+        self, surface: Surface, setup: Setup, longest: _Texts, more: list[tuple[int, int]]
+    ) -> _Texts:
+        """The one among the ``longest`` texts and those that are ``more``, (count, tokens) each."""
+        if not more:
+            return longest
+        if setup.attention == "packed":
+            count, tokens = surface.heaviest([(longest.count, longest.tokens), *more], longest.length)
+            return longest if count == longest.count else _Texts(count, longest.length, tokens)
+        length = self._short(setup, longest.length)
+        count = min(max(count for count, _ in more), longest.tokens // length)
+        short = _Texts(count, length, count * length)
+        return max(longest, short, key=lambda texts: texts.peak_bytes(surface))
+
+    def _short(self, setup: Setup, length: int) -> int:
+        """The length of padded texts for which kernels take most beside what tokens take.
+
+        That they take for whole blocks of tokens of each text.
+        """
+        epoch = self._epoch(setup, max(1, ENOUGH_TOKENS // length), length)
+        lengths = epoch.tokens // epoch.texts
+        return int(lengths[np.argmax(epoch.texts * np.ceil(lengths / BLOCK_TOKENS))])
 
     def surface(self, setup: Setup, device: Device) -> Surface:
         """Peaks of a setup on a device: with the allocator on a card, tensors alone on a CPU."""
@@ -473,9 +562,11 @@ class Planner:
             return whole
         return Divided(whole, setup.shards, BYTES_OF[setup.weights] * self.units.gathered)
 
-    def _peak(self, device: Device, setup: Setup, micro_batch: int, length: int) -> int:
+    def _peak(
+        self, device: Device, setup: Setup, micro_batch: int, length: int, *, of_longest: bool = False
+    ) -> int:
         """The peak as far as it is known: modelled, put right by real steps, or measured in this one."""
-        modelled = self._modelled(device, setup, micro_batch, length)
+        modelled = self._modelled(device, setup, micro_batch, length, of_longest=of_longest)
         residual = self._residual(device, setup)
         if residual is None or self.subject is None:
             return modelled
@@ -485,9 +576,13 @@ class Planner:
         seen = residual.measured(self.subject.model, micro_batch, length, taken)
         return context + (residual.corrected(taken) if seen is None else seen)
 
-    def _modelled(self, device: Device, setup: Setup, micro_batch: int, length: int) -> int:
+    def _modelled(
+        self, device: Device, setup: Setup, micro_batch: int, length: int, *, of_longest: bool = False
+    ) -> int:
+        """The model's own, of a micro-batch of the longest texts alone or whichever take most."""
         surface = self.surface(setup, device)
-        peak = surface.peak_bytes(micro_batch, length)
+        worst = None if of_longest else self._worst(device, setup, micro_batch, length)
+        peak = surface.peak_bytes(micro_batch, length) if worst is None else worst.peak_bytes(surface)
         if device.kind == "cpu":
             lasting = surface.lasting_bytes(length)
             return process_bytes(peak, lasting, half=setup.compute != "float32")
@@ -623,7 +718,7 @@ class Planner:
     def _at_peak(self, choice: _Choice, device: Device) -> tuple[ledger.Trace, int]:
         """The step's trace and the event that makes its peak."""
         surface = self.surface(choice.setup, device)
-        trace = surface.trace(max(choice.micro_batch, 1), choice.length)
+        trace = self._worst(device, choice.setup, max(choice.micro_batch, 1), choice.length).trace(surface)
         return trace, surface.peak_event(trace)
 
     def _composition(

@@ -11,10 +11,10 @@ import sys
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import PurePath
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from snugtune.memory.workspaces import library_workspaces, workspace_bytes
+from snugtune.memory.workspaces import Demand, demands_of, library_workspaces
 
 WEIGHTS, GRADIENTS, STATE = "weights", "gradients", "optimiser state"
 ACTIVATIONS, BACKWARD, WORKSPACES = "activations", "backward temporaries", "workspaces"
@@ -83,11 +83,14 @@ class Trace:
     """Everything allocated and freed, in order.
 
     ``events`` (N,) holds ``i + 1`` where storage ``i`` is allocated and ``-(i + 1)`` where it is freed.
+    ``demands`` are the rules, by storage, of what operators take beside their results; at the sizes of this
+    trace that may be 0 bytes, which is no allocation.
     """
 
     storages: list[Storage]
     events: NDArray[np.int64]
     work: Work = field(default_factory=lambda: Work(np.zeros(0), np.zeros(0), np.zeros(0, np.str_)))
+    demands: Mapping[int, Demand] = field(default_factory=dict)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -136,7 +139,8 @@ class Trace:
         for i in self.alive(self.peak_event if event is None else event):
             storage = self.storages[i]
             name = storage.category
-            counts[f"{name}: {storage.kind}" if name == ACTIVATIONS else name] += storage.n_bytes
+            if storage.n_bytes:
+                counts[f"{name}: {storage.kind}" if name == ACTIVATIONS else name] += storage.n_bytes
         return dict(counts.most_common())
 
     def peak_place(self, event: int | None = None) -> str:
@@ -153,7 +157,7 @@ class Trace:
         """The trace less one category, for instance what lives on the host."""
         dropped = np.array([s.category == category for s in self.storages], dtype=bool)
         kept = self.events[~dropped[np.abs(self.events) - 1]] if len(self.events) else self.events
-        return Trace(self.storages, kept, self.work)
+        return Trace(self.storages, kept, self.work, self.demands)
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -171,7 +175,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = ACTIVATIONS
-        self._workspaces, self._count_work = workspaces, work
+        self._workspaces, self._count_work, self._alone = workspaces, work, _holds_alone()
         self._libraries: set[tuple[bool, str]] = set()
         self._n_bytes: list[int] = []
         self._category: list[str] = []
@@ -179,6 +183,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._module: list[str] = []
         self._line: list[str] = []
         self._events: list[int] = []
+        self._demands: dict[int, Demand] = {}
         self._alive: dict[int, tuple[int, Any]] = {}
         self._flops: list[float] = []
         self._moved: list[float] = []
@@ -207,6 +212,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             fake_device = getattr(args[0], "fake_device", None)
             return func(*args, **kwargs) if fake_device is None else fake_device
         self._running = self._source_line()
+        if _adds_gradients(func, args) and _holds(args[0]) == self._alone:
+            # Autograd adds in place what it alone holds, but not while a dispatch mode is watching.
+            func = torch.ops.aten.add_.Tensor
         out = func(*args, **kwargs)
         if not func.is_view:
             kind = ""
@@ -252,6 +260,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 np.array(self._phases, np.str_),
                 *np.array(self._squares, float).reshape(-1, 2).T,
             ),
+            self._demands,
         )
 
     def enter_module(self, name: str) -> None:
@@ -320,10 +329,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _see_workspace(self, func: Any, args: tuple[Any, ...]) -> None:
         """What the operator takes beside its results, and gives back at its end."""
-        n_bytes = workspace_bytes(func, args)
-        if n_bytes:
-            index = self._enter(n_bytes, WORKSPACES, _kind(func))
-            self._events += [index + 1, -(index + 1)]
+        taken = []
+        for demand in demands_of(func, args):
+            taken.append(self._enter(demand.n_bytes, WORKSPACES, _kind(func)))
+            self._demands[taken[-1]] = demand
+        self._events += [index + 1 for index in taken] + [-(index + 1) for index in reversed(taken)]
 
     def _see_libraries(self, func: Any) -> None:
         """What libraries keep from a thread's first product on."""
@@ -350,6 +360,42 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         square = sum(t.numel() * t.element_size() for t in tensors if is_attention and _is_square(t))
         self._squares.append((flops if is_attention else 0.0, float(square)))
         self._phases.append(self.phase)
+
+
+def _adds_gradients(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether autograd is adding up two gradients of one tensor, alike in shape and format."""
+    if func is not torch.ops.aten.add.Tensor or torch.is_grad_enabled():
+        return False
+    one, other = args[:2]
+    alike = isinstance(other, Tensor) and one.shape == other.shape and one.dtype == other.dtype
+    return alike and torch._C._current_autograd_node() is not None
+
+
+def _holds(tensor: Tensor) -> tuple[int, int]:
+    """How often a tensor and its storage are held, as an operator's argument."""
+    return tensor._use_count(), torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)  # type: ignore[attr-defined]
+
+
+@cache
+def _holds_alone() -> tuple[int, int]:
+    """The same where autograd alone holds the first of two gradients (``InputBuffer::accumulate`` in
+    ``torch/csrc/autograd/input_buffer.cpp``): tried out, because it hangs on the version.
+    """
+    seen: list[tuple[int, int]] = []
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if _adds_gradients(func, args):
+                seen.append(_holds(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    with torch.utils._python_dispatch._disable_current_modes(), torch.enable_grad():
+        leaf, other = torch.zeros(2, 2, requires_grad=True), torch.zeros(2, 2)
+        values = 2 * leaf
+        total = (values @ other + values @ other).sum()
+        with Watch():  # type: ignore[no-untyped-call]
+            torch.autograd.backward(total)
+    return seen[0]
 
 
 def _model_line() -> str:

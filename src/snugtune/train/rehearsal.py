@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, PretrainedConfig
 
 from snugtune.config import FitConfig
@@ -53,22 +54,24 @@ class Rehearsal:
         self.config, self.num_labels, self.setup = config, num_labels, setup
         self._fake = Shapes()
         self.model, self.head_names = _build(config, num_labels, setup, self._fake)
-        self._traces: dict[tuple[int, int, bool], Trace] = {}
+        self._traces: dict[tuple[int, int, int, bool], Trace] = {}
 
-    def trace(self, micro_batch: int, length: int, *, work: bool = False) -> Trace:
+    def trace(self, micro_batch: int, length: int, *, work: bool = False, tokens: int | None = None) -> Trace:
         """Everything the step allocates on the device with texts of ``length`` tokens, virtual ones included.
 
-        Validation, where micro-batches are cut by tokens, is part of it (see ``INFERENCE_TOKENS``).
+        Packed texts may have other lengths: so many ``tokens`` in all, and ``length`` is the longest's.
+        Validation, where micro-batches are cut by tokens, is part of it (see ``validation_rows``).
         """
-        with_work = self._traces.get((micro_batch, length, True))
+        tokens = micro_batch * length if tokens is None else tokens
+        with_work = self._traces.get((micro_batch, length, tokens, True))
         if with_work is not None:
             return with_work
-        key = (micro_batch, length, work)
+        key = (micro_batch, length, tokens, work)
         if key not in self._traces:
-            self._traces[key] = self._run(micro_batch, length, work)
+            self._traces[key] = self._run(micro_batch, length, tokens, work)
         return self._traces[key]
 
-    def _run(self, micro_batch: int, length: int, work: bool) -> Trace:
+    def _run(self, micro_batch: int, length: int, tokens: int, work: bool) -> Trace:
         on_card = self.setup.device == "cuda"
         labels = self.num_labels if self.config.is_multi_label else None
         ledger = Ledger(self.model, workspaces=on_card, work=work)
@@ -80,9 +83,9 @@ class Rehearsal:
             stack.enter_context(ledger)
             run_steps(
                 self.model, self.config, self.head_names, ledger,
-                batch=lambda: self._batch(micro_batch, length, labels), autocast=self._autocast,
+                batch=lambda: self._batch(micro_batch, length, tokens, labels), autocast=self._autocast,
                 accumulates=self.setup.accumulates, on_card=on_card,
-                evaluate=lambda: self._evaluate(ledger, micro_batch, length),
+                evaluate=lambda: self._evaluate(ledger, length, tokens),
             )  # fmt: skip
         return ledger.close().without(trace.HOST)
 
@@ -93,24 +96,33 @@ class Rehearsal:
         tensors = (*self.model.parameters(), *self.model.buffers())
         ledger.mark((t for t in tensors if id(t) not in known), trace.WEIGHTS)
 
-    def _batch(self, micro_batch: int, length: int, labels: int | None) -> MicroBatch:
-        make = _packed_batch if self.setup.attention == "packed" else _batch
-        return make(micro_batch, self._text_length(length), labels)
+    def _batch(self, micro_batch: int, length: int, tokens: int, labels: int | None) -> MicroBatch:
+        if self.setup.attention == "packed":
+            return _packed_batch(micro_batch, length, tokens, labels)
+        return _batch(micro_batch, self._text_length(length), labels)
 
     def _text_length(self, length: int) -> int:
         """Of the ``length`` tokens that are computed for a text, its own."""
         return max(1, length - self.config.virtual_tokens)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def _autocast(self, *, cache_enabled: bool = True) -> AbstractContextManager[Any]:
         dtype = DTYPES[self.setup.compute]
-        return nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
+        if dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast("cpu", dtype=dtype, cache_enabled=cache_enabled)
 
-    def _evaluate(self, ledger: Ledger, micro_batch: int, length: int) -> None:
-        usual = max(1, INFERENCE_TOKENS // length)
-        rows = micro_batch if self.setup.chunked_evaluation else usual
+    def _evaluate(self, ledger: Ledger, length: int, tokens: int) -> None:
+        rows = validation_rows(tokens, length, chunked=self.setup.chunked_evaluation)
         self.model.eval()
-        with ledger.during(trace.EVALUATION), torch.no_grad(), self._autocast():
+        # Inference mode, which fake tensors have not, keeps none of autocast's casts of weights.
+        autocast = self._autocast(cache_enabled=False)
+        with ledger.during(trace.EVALUATION), torch.no_grad(), autocast:
             classify(self.model, _batch(rows, self._text_length(length)).inputs).float()
+
+
+def validation_rows(tokens: int, length: int, *, chunked: bool) -> int:
+    """Rows of ``length`` tokens that validation takes at a time: of training's ``tokens`` if ``chunked``."""
+    return max(1, (tokens if chunked else INFERENCE_TOKENS) // length)
 
 
 def model_shape(config: FitConfig, num_labels: int) -> PretrainedConfig:
@@ -201,8 +213,8 @@ def _batch(micro_batch: int, length: int, labels: int | None = None) -> MicroBat
     return MicroBatch(inputs, _target(micro_batch, labels))
 
 
-def _packed_batch(micro_batch: int, length: int, labels: int | None = None) -> MicroBatch:
-    ids, positions = (torch.ones(1, micro_batch * length, dtype=torch.int64) for _ in range(2))
+def _packed_batch(micro_batch: int, length: int, tokens: int, labels: int | None = None) -> MicroBatch:
+    ids, positions = (torch.ones(1, tokens, dtype=torch.int64) for _ in range(2))
     boundaries = torch.zeros(micro_batch + 1, dtype=torch.int32)
     read_at = torch.zeros(micro_batch, dtype=torch.int64)
     texts = PackedTexts(ids, positions, boundaries, read_at, length)
@@ -259,6 +271,24 @@ def _no_values() -> Iterator[None]:
 
 def _fake_tensors(model: nn.Module) -> None:
     """Replace meta tensors by fake ones that say they are on the CPU; shared ones stay shared."""
+    _remake(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+
+
+def materialise(model: nn.Module, device: torch.device | str = "cpu") -> None:
+    """Zeros on ``device`` in place of a rehearsal's fake tensors, for real steps of its model.
+
+    Whole numbers are zero, too, a row that every table has. Real tensors stay, and shared ones stay shared.
+    """
+
+    def zeros(tensor: Tensor) -> Tensor:
+        is_fake = isinstance(tensor.data, FakeTensor)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device) if is_fake else tensor
+
+    _remake(model, zeros)
+
+
+def _remake(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    """Put what ``make`` makes of each parameter and buffer in its place."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
@@ -266,10 +296,10 @@ def _fake_tensors(model: nn.Module) -> None:
                 if tensor is None:
                     continue
                 if id(tensor) not in made:
-                    fresh = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    is_parameter = isinstance(tensor, nn.Parameter)
+                    fresh = make(tensor)
+                    is_new_parameter = isinstance(tensor, nn.Parameter) and fresh is not tensor
                     made[id(tensor)] = (
-                        nn.Parameter(fresh, requires_grad=tensor.requires_grad) if is_parameter else fresh
+                        nn.Parameter(fresh, requires_grad=tensor.requires_grad) if is_new_parameter else fresh
                     )
                 held[name] = made[id(tensor)]  # type: ignore[assignment]
         # PEFT keeps the numbers of its virtual tokens beside parameters and buffers.
