@@ -118,6 +118,7 @@ def test_a_budget_on_a_card():
 
 def test_a_plan_for_this_processor_asks_how_fast_it_is():
     assert devices_named("l4,t4", None) == [find_device("l4"), find_device("t4")]
+    assert devices_named("l4, t4,L4", None) == [find_device("l4"), find_device("t4")]
     assert with_measured_gain(find_device("l4")) == find_device("l4")
     processor = replace(find_device("l4"), kind="cpu", has_bfloat16=False)
     rates = [replace(processor, half_tflops=tflops) for tflops in (1e-3, 1e3)]

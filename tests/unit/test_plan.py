@@ -1,8 +1,10 @@
 import json
+import math
 import re
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, Qwen3Config
@@ -12,9 +14,11 @@ from snugtune.cost.quote import START_S
 from snugtune.errors import UserInputError
 from snugtune.memory.allocator import replay
 from snugtune.memory.devices import devices_named, find_device, this_device, with_memory
+from snugtune.memory.epoch import cut_epoch
 from snugtune.memory.limits import Limits
-from snugtune.memory.plan import CHUNKED, CORRECTION, CRAMPED, MARGIN
+from snugtune.memory.plan import CHUNKED, CORRECTION, CRAMPED, MARGIN, OFFERS, _Choice, _pick
 from snugtune.memory.residual import record_residual
+from snugtune.memory.setup import Setup
 from snugtune.model.parameters import meta_model
 from snugtune.stages import agreeing
 from snugtune.train import planning
@@ -326,6 +330,8 @@ def test_micro_batches_on_a_card_are_bounded_by_what_was_asked_for_alone(bert, g
     again = make_config(config.model_dump(mode="json", exclude_unset=True))
     plans = [plan_run(one, 5, [32] * 600, find_device("h100")) for one in (config, again)]
     assert [plan.micro_batch for plan in plans] == ([64, 64] if given else [512, 512])
+    assert ("the settings ask for no more" in plans[0].why) == bool(given)
+    assert "largest micro-batch that fits" not in plans[0].why
 
 
 def test_the_loaded_model_is_room_of_the_plan_that_counts_it(bert, monkeypatch):
@@ -351,7 +357,7 @@ def decoder(folder, **shape):
 
 
 def test_no_offer_but_4_bit_weights_takes_the_place_of_a_plan_that_fits(tmp_path):
-    model = decoder(tmp_path, intermediate_size=16384, num_hidden_layers=12)
+    model = decoder(tmp_path, intermediate_size=32768, num_hidden_layers=6)
     for method, changes_result in (("ia3", False), ("lora", True)):
         config = make_config({"train": "", "model": model, "max_length": 64, "method": method})
         planner = make_planner(config, 5)
@@ -433,6 +439,25 @@ def test_more_tokens_than_the_model_reads_are_refused(bert):
         plan_devices(config, 5, [T4])
 
 
+def test_the_fastest_offer_is_taken_and_shorter_texts_last():
+    def choice(name, seconds, *, micro_batch=1, **setup):
+        epoch = cut_epoch(np.array([32]), step_examples=1, tokens_per_micro_batch=32)
+        setup = Setup(**setup)
+        return _Choice(setup, (name,), micro_batch, 2**30, 32, epoch, seconds, True, OFFERS.get(name, ""))
+
+    safe = choice("none", math.inf, micro_batch=0)
+    quantized, top, shorter = (
+        choice("4-bit weights (NF4)", 9.0, quantized=True),
+        choice("adapters in the top layers only", 5.0),
+        choice("shorter texts", 1.0),
+    )
+    assert _pick([safe], [quantized, top, shorter]) is top
+    assert _pick([safe], [shorter]) is shorter
+    fits = replace(safe, micro_batch=1, epoch_s=2.0)
+    assert _pick([fits], [quantized, top]) is quantized
+    assert _pick([fits, replace(fits, epoch_s=1.0)], []).epoch_s == 1.0
+
+
 def test_own_prices_are_of_one_device_or_named():
     cards = devices_named("Tesla T4,h100", None)
     assert own_prices(None, cards) == {}
@@ -446,6 +471,7 @@ def test_own_prices_are_of_one_device_or_named():
     [
         ("0.35", "is one price for 2 devices; give t4=0.35,h100=0.35"),
         ("l4=0.35", "'l4' is not among the devices"),
+        ("", "not nothing"),
         ("t4=cheap", "not 'cheap'"), ("t4=-1", "not '-1'"), ("t4=nan", "not 'nan'"), ("0.35,1", "NAME=USD"),
     ],
 )  # fmt: skip

@@ -179,6 +179,14 @@ def test_bad_input_is_one_sentence(arguments, message):
     assert not result.stdout
 
 
+def test_a_table_of_one_label_is_told_by_its_name(tmp_path):
+    table = tmp_path / "one.csv"
+    table.write_text("text,label\n" + "".join(f"my card number {i} is lost,Card\n" for i in range(30)))
+    result = run(str(table), "--gpu", "t4")
+    assert isinstance(result.exception, UserInputError)
+    assert "one.csv all carry one label" in str(result.exception)
+
+
 @pytest.mark.long
 def test_the_recipe_beside_our_plan():
     result = run("--recipe", "blog", "--json")
@@ -188,6 +196,8 @@ def test_the_recipe_beside_our_plan():
     assert recipe["compute_units"] == 135
     assert recipe["cost_usd"] == pytest.approx(13.49, abs=0.005)
     assert 10 < recipe["predicted_peak_gib"] < 15.77
+    assert sum(recipe["composition"].values()) == pytest.approx(recipe["predicted_peak_gib"])
+    assert recipe["composition"]["activations: attention"] > 2
     assert ours["predicted_peak_gib"] < recipe["predicted_peak_gib"]
     assert ours["time_s"] < recipe["time_s"]
     assert found["ours_by_formula"]["cost_usd"] < 2

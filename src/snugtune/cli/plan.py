@@ -136,7 +136,10 @@ def plan(
     ] = None,
 ) -> None:
     """Say what a fit trains, takes and costs, before it runs."""
+    from rich.console import Console
+
     from snugtune.cli.plan_tables import show_parameters, show_plans, show_recipe
+    from snugtune.cli.terminal import escape
     from snugtune.config import make_config, read_config
     from snugtune.memory.devices import devices_named
     from snugtune.memory.fleet import fleet_of
@@ -148,7 +151,8 @@ def plan(
     quiet_libraries()
     given_limits = Limits(_hours(max_hours, max_time), _positive("--max-cost", max_cost))
     if recipe is not None:
-        found = _recipe(recipe, price, context)
+        with Console(stderr=True).status("Rehearsing the recipe's steps and ours ..."):
+            found = _recipe(recipe, price, context)
         typer.echo(json_module.dumps(found)) if json else show_recipe(found)
         return
     given = {key: value for key, value in context.params.items() if key not in NOT_SETTINGS}
@@ -159,12 +163,15 @@ def plan(
     in_config = None if settings.max_time_s is None else settings.max_time_s / 3600
     limits = Limits(given_limits.max_hours or in_config, given_limits.max_cost_usd or settings.max_cost_usd)
     on = devices_named(gpu, memory)
-    own = settings.price_per_hour_usd if price is None else price
-    prices = own_prices(own, on)
+    prices = own_prices(price, on)
     labels, lengths, are_exact = labels_and_lengths(settings, labels, rows)
     report = plan_parameters(settings, labels)
     fleet = fleet_of(devices, settings.sharding, link)
-    plans = plan_devices(settings, labels, on, lengths=lengths, limits=limits, fleet=fleet, prices=prices)
+    with Console(stderr=True).status("Planning ...") as status:
+        plans = plan_devices(
+            settings, labels, on, lengths=lengths, limits=limits, fleet=fleet, prices=prices,
+            on_device=lambda one: status.update(f"Rehearsing steps for {escape(one.name)} ..."),
+        )  # fmt: skip
     if picture is not None:
         from snugtune.report.peak_picture import draw_peaks
 
@@ -176,6 +183,8 @@ def plan(
     else:
         show_parameters(settings.model, labels, report)
         show_plans(plans)
+        if lengths is None:
+            typer.echo("No time or cost is told without texts: give a table, or their number with --rows.")
         if settings.train and not are_exact:
             typer.echo(
                 "Lengths are estimated from characters: the model's tokenizer is neither here nor to be had."

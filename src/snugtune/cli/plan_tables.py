@@ -148,7 +148,7 @@ def _show_limits(name: str, verdict: Verdict) -> None:
 
 
 def _show_prices(plans: Sequence[Plan]) -> None:
-    prices = {one.name: one.price for one in plans if one.price is not None and one.cost_usd is not None}
+    prices = {_name(one): one.price for one in plans if one.price is not None and one.cost_usd is not None}
     told = [f"{name} {_hourly(vars(price))}" for name, price in prices.items()]
     if told:
         _say(f"Prices an hour: {'; '.join(told)}.")

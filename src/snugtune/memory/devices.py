@@ -163,10 +163,10 @@ def devices_named(names: str | None, memory: str | None) -> list[Device]:
     if names is None:
         here = with_measured_gain(this_device())
         return [here if budget is None else replace(here, usable_gib=budget, is_capped=True)]
-    asked = [name.strip() for name in names.split(",") if name.strip()]
+    asked = {name.strip().lower(): name.strip() for name in names.split(",") if name.strip()}
     if not asked:
         raise UserInputError(f"--gpu must name a GPU, as in --gpu t4,l4, not {names!r}.")
-    return [_card_asked(name, budget) for name in asked]
+    return [_card_asked(name, budget) for name in asked.values()]
 
 
 def _card_asked(name: str, budget_gib: float | None) -> Device:

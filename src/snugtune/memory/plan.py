@@ -56,6 +56,9 @@ CRAMPED = 0.85
 
 BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
 
+TRIED_LAYERS = 3
+"""Numbers of layers to checkpoint that are tried from where a straight line says they would do."""
+
 MOST_WAYS = 6
 """Ways to keep to a limit that are told."""
 
@@ -387,19 +390,23 @@ class Planner:
         return found[::-1]
 
     def _fewest_layers(self, device: Device, setup: Setup, micro_batch: int) -> int:
-        """Layers to checkpoint so that ``micro_batch`` fits, by a straight line between none and all."""
-        none, all_layers = (
-            self._peak(
-                device, replace(setup, activation_checkpointing=k), micro_batch, self.job.length,
-                of_longest=True,
-            )
-            for k in (0, self.layers)
-        )  # fmt: skip
-        budget = self._budget(device, setup)
+        """Layers to checkpoint so that ``micro_batch`` fits.
+
+        From where a straight line between none and all says, a few more: the last layers save less than
+        others, for their activations are the first to go.
+        """
+
+        def peak(k: int) -> int:
+            some = replace(setup, activation_checkpointing=k)
+            return self._peak(device, some, micro_batch, self.job.length, of_longest=True)
+
+        none, budget = peak(0), self._budget(device, setup)
         if none <= budget:
             return 0
-        share = (none - budget) / max(none - all_layers, 1)
-        return min(self.layers, int(np.ceil(share * self.layers)) + 1)
+        share = (none - budget) / max(none - peak(self.layers), 1)
+        k = min(self.layers, int(np.ceil(share * self.layers)) + 1)
+        most = min(k + TRIED_LAYERS, self.layers)
+        return next((more for more in range(k, most) if peak(more) <= budget), most)
 
     def _offers(self, device: Device, smallest: _Choice) -> list[_Choice]:
         """Levers that change the result, on top of all that do not."""
@@ -672,7 +679,10 @@ class Planner:
             levers=best.levers,
             time_s=time_s,
             cost_usd=cost_usd(time_s, per_hour),
-            why=_why(best, device, self.job.step_examples, margin, self.fleet),
+            why=_why(
+                best, others, device, self.job.step_examples, margin, self.fleet,
+                self._limit(device, best.length),
+            ),
             basis=basis,
             basis_why=basis_why,
             bases={
@@ -725,15 +735,11 @@ class Planner:
         self, choice: _Choice, device: Device, trace: ledger.Trace, event: int
     ) -> dict[str, float]:
         """The peak by category in GiB; what no tensor accounts for has its own names, and it adds up."""
-        micro_batch = max(choice.micro_batch, 1)
-        parts = trace.composition(event)
-        modelled = self._modelled(device, choice.setup, micro_batch, choice.length)
-        if device.kind == "cuda":
-            parts[CONTEXT] = device.context_bytes + parts.pop(ledger.LIBRARY, 0)
-        parts[PROCESS if device.kind == "cpu" else ROUNDING] = modelled - sum(parts.values())
+        modelled = self._modelled(device, choice.setup, max(choice.micro_batch, 1), choice.length)
+        parts = composition_gib(trace, event, modelled, device)
         if choice.peak_bytes != modelled:
-            parts[CORRECTION] = choice.peak_bytes - modelled
-        return {name: gib(n_bytes) for name, n_bytes in parts.items() if n_bytes}
+            parts[CORRECTION] = gib(choice.peak_bytes - modelled)
+        return parts
 
     def _as_alternative(self, choice: _Choice, device: Device, per_hour: float | None) -> Alternative:
         time_s = self._time_s(choice)
@@ -747,6 +753,15 @@ class Planner:
             cost_usd=cost_usd(time_s, per_hour),
             composition=self._composition(choice, device, *self._at_peak(choice, device)),
         )
+
+
+def composition_gib(trace: ledger.Trace, event: int, peak_bytes: int, device: Device) -> dict[str, float]:
+    """A peak on ``device`` by category in GiB, which add up; ``event`` of the ``trace`` is its place."""
+    parts = trace.composition(event)
+    if device.kind == "cuda":
+        parts[CONTEXT] = device.context_bytes + parts.pop(ledger.LIBRARY, 0)
+    parts[PROCESS if device.kind == "cpu" else ROUNDING] = peak_bytes - sum(parts.values())
+    return {name: gib(n_bytes) for name, n_bytes in parts.items() if n_bytes}
 
 
 def _speed(choice: _Choice) -> tuple[float, int]:
@@ -768,15 +783,17 @@ def _half(setup: Setup) -> tuple[str, ...]:
 
 def _pick(safe: list[_Choice], offers: list[_Choice]) -> _Choice:
     """The fastest choice that keeps the result, unless weights leave it no room and 4 bits are offered; the
-    first offer that fits where none does; and what needs least where nothing fits.
+    fastest offer where none does, one that reads less of the texts only if no other fits; and what needs
+    least where nothing fits.
     """
     fitting = [choice for choice in safe if choice.micro_batch]
     offered = [choice for choice in offers if choice.micro_batch]
-    in_4_bits = [choice for choice in offered if choice.setup.quantized]
-    before = in_4_bits if fitting else offered
-    if before:
-        return before[0]
-    return min(fitting, key=_speed) if fitting else min((*safe, *offers), key=lambda c: c.peak_bytes)
+    if fitting:
+        in_4_bits = [choice for choice in offered if choice.setup.quantized]
+        return min(in_4_bits or fitting, key=_speed)
+    if offered:
+        return min(offered, key=lambda choice: (choice.price == OFFERS[SHORTER], *_speed(choice)))
+    return min((*safe, *offers), key=lambda c: c.peak_bytes)
 
 
 def _would_do(smallest: _Choice, device: Device, margin: float) -> str:
@@ -796,23 +813,35 @@ def _would_do(smallest: _Choice, device: Device, margin: float) -> str:
     return f"the {'whole ' if large[0][1] == device.card else ''}{large[0][1]} would do"
 
 
-def _why(best: _Choice, device: Device, step_examples: int, margin: float, fleet: Fleet) -> str:
-    at = f"{max(best.micro_batch, 1)} x {best.length} tokens"
+def _why(
+    best: _Choice, others: list[_Choice], device: Device, step_examples: int, margin: float, fleet: Fleet,
+    limit: int,
+) -> str:  # fmt: skip
+    """Why this choice; ``limit`` is the largest micro-batch that was of any use."""
     if not best.micro_batch:
         missing = gib(best.peak_bytes) - device.usable_gib * (1 - margin)
         return (
-            f"Even {at} needs {gib(best.peak_bytes):.2f} GiB, {missing:.2f} GiB more than there is; "
-            f"{_would_do(best, device, margin)}."
+            f"Even 1 x {best.length} tokens needs {gib(best.peak_bytes):.2f} GiB, {missing:.2f} GiB more "
+            f"than there is; {_would_do(best, device, margin)}."
         )
     if best.price:
-        return f"Nothing else fits with room to spare, and it changes the result: {best.price}."
-    if fleet.devices > 1 and best.micro_batch == fleet.share(step_examples):
-        return f"Each of {fleet.devices} devices computes its share of a step, {at}, at once."
-    if fleet.devices > 1:
-        return (
-            f"The largest micro-batch that fits each of {fleet.devices} devices is {at}; their shares of a "
-            f"step of {step_examples} examples are cut into such."
-        )
-    if best.micro_batch == step_examples:
+        keeps = any(other.micro_batch and not other.price for other in others)
+        told = "Nothing else fits with room to spare" if keeps else "Nothing that keeps it fits"
+        return f"{told}; this changes the result: {best.price}."
+    return _why_so_many(best, device, step_examples, fleet, limit)
+
+
+def _why_so_many(best: _Choice, device: Device, step_examples: int, fleet: Fleet, limit: int) -> str:
+    """Why so many examples are computed at once."""
+    at, several = f"{best.micro_batch} x {best.length} tokens", fleet.devices > 1
+    if best.micro_batch == fleet.share(step_examples):
+        if several:
+            return f"Each of {fleet.devices} devices computes its share of a step, {at}, at once."
         return f"A whole step of {at} fits at once."
-    return f"The largest micro-batch that fits is {at}; a step of {step_examples} examples is cut into such."
+    cut = f"{'their shares of ' if several else ''}a step of {step_examples} examples"
+    are_cut = f"{cut} {'are' if several else 'is'} cut into such."
+    if best.micro_batch == limit:
+        bound = "a CPU gains nothing from more" if device.kind == "cpu" else "the settings ask for no more"
+        return f"{at} fit at once, and {bound}; {are_cut}"
+    on_each = f"each of {fleet.devices} devices " if several else ""
+    return f"The largest micro-batch that fits {on_each}is {at}; {are_cut}"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import PurePath
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,10 @@ KINDS = {
     "embedding": ("embedding",),
 }
 """Kinds of activations by the beginning of the operator's name; everything else is element-wise."""
+
+
+_SOURCES: dict[CodeType, str] = {}
+"""File names of functions that are the model's, "" of others: the stack is read at every operator."""
 
 
 @dataclass(frozen=True)
@@ -402,8 +406,12 @@ def _model_line() -> str:
     """File and number of the innermost line of the model's source in the stack; empty without one."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith(MODEL_SOURCES):
-            return f"{PurePath(frame.f_code.co_filename).name} line {frame.f_lineno}"
+        code = frame.f_code
+        if code not in _SOURCES:
+            is_model = str(frame.f_globals.get("__name__", "")).startswith(MODEL_SOURCES)
+            _SOURCES[code] = PurePath(code.co_filename).name if is_model else ""
+        if _SOURCES[code]:
+            return f"{_SOURCES[code]} line {frame.f_lineno}"
         frame = frame.f_back
     return ""
 

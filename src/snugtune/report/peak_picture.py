@@ -117,7 +117,9 @@ def _figure(found: list[Bar], title: str) -> Any:
         _mark(axes, bar, height, total, in_sight)
     axes.set_yticks(heights, [bar.name for bar in found], fontsize=8)
     axes.set_xlim(0, 1.1 * in_sight)
-    axes.set_xlabel("GiB at the predicted peak; the red line is what the device has", fontsize=8)
+    is_marked = any(bar.capacity_gib <= in_sight for bar in found)
+    marked = "; the red line is what the device has" if is_marked else ""
+    axes.set_xlabel(f"GiB at the predicted peak{marked}", fontsize=8)
     axes.set_title(title, fontsize=10, loc="left")
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
@@ -129,7 +131,7 @@ def _figure(found: list[Bar], title: str) -> Any:
 def _mark(axes: Any, bar: Bar, height: int, total: float, in_sight: float) -> None:
     """The total beside a bar, and the device's capacity across it where that is in sight."""
     beyond = bar.capacity_gib > in_sight
-    told = f"{total:.2f} of {bar.capacity_gib:.1f} GiB" + ("" if bar.fits else ": does not fit")
+    told = f"{total:.2f} of {bar.capacity_gib:.2f} GiB" + ("" if bar.fits else ": does not fit")
     axes.annotate(
         told, (total if beyond else max(total, bar.capacity_gib), height), xytext=(5, 0),
         textcoords="offset points", va="center", fontsize=8, fontweight="bold" if bar.chosen else "normal",

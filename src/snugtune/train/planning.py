@@ -79,11 +79,13 @@ def plan_devices(
     limits: Limits | None = None,
     fleet: Fleet = ONE_DEVICE,
     prices: Mapping[str, float] | None = None,
+    on_device: Callable[[Device], None] | None = None,
 ) -> list[Plan]:
     """One plan for each device, with levers that change the result where nothing else fits.
 
     With a ``fleet``, for several of each together. ``prices`` are the user's own in USD an hour, by the
-    devices' names; those not among them have the setting ``price_per_hour_usd``.
+    devices' names; those not among them have the setting ``price_per_hour_usd``. ``on_device`` is told which
+    device is planned for.
     Where the model does not fit, or not within the ``limits``, LoRA in place of full fine-tuning and a
     smaller model of its kind are looked at, too.
 
@@ -94,7 +96,13 @@ def plan_devices(
         _check_format(config, device)
     own = {device.name: (prices or {}).get(device.name, config.price_per_hour_usd) for device in devices}
     planner = make_planner(config, num_labels, lengths, fleet, checks_length=True)
-    plans = [planner.plan(device, price_per_hour_usd=own[device.name], limits=limits) for device in devices]
+
+    def planned(device: Device) -> Plan:
+        if on_device is not None:
+            on_device(device)
+        return planner.plan(device, price_per_hour_usd=own[device.name], limits=limits)
+
+    plans = [planned(device) for device in devices]
     others = _other_planners(config, num_labels, lengths, fleet) if any(map(_wants, plans)) else {}
     return [
         _with_others(plan, device, others, own[device.name], limits) if _wants(plan) else plan
@@ -111,6 +119,8 @@ def own_prices(given: str | float | None, devices: Sequence[Device]) -> dict[str
     if given is None:
         return {}
     named = [piece.partition("=") for piece in str(given).split(",") if piece.strip()]
+    if not named:
+        raise UserInputError("--price must be USD per hour, as 0.35 or t4=0.35,h100=2.5, not nothing.")
     if [sign for _, sign, _ in named] == [""]:
         if len(devices) > 1:
             example = ",".join(f"{device.name}=0.35" for device in devices[:2])
@@ -315,6 +325,11 @@ def labels_and_lengths(
             if value is not None:
                 raise UserInputError(f"{option} is for plans without a table; leave it out, or the table.")
         found = survey(config)
+        if found.labels < 2:
+            raise UserInputError(
+                f"The rows of {config.train} all carry one label, and a classifier needs at least 2; name "
+                "another column with --label."
+            )
         return found.labels, found.lengths, found.exact
     if labels is None:
         raise UserInputError("Give the number of classes with --labels, or a table to count them in.")

@@ -16,6 +16,7 @@ from snugtune.config import FitConfig, make_config
 from snugtune.cost.prices import blog_compute_units, compute_units_usd, cost_usd
 from snugtune.memory.devices import Device, find_device
 from snugtune.memory.epoch import cut_epoch
+from snugtune.memory.plan import composition_gib
 from snugtune.memory.setup import Setup
 from snugtune.memory.surface import MICRO_BATCHES, Surface
 from snugtune.memory.timing import costs
@@ -79,7 +80,7 @@ def compare_with_blog(price_per_hour_usd: float | None = None) -> dict[str, Any]
             "cost_usd": compute_units_usd(units), "rented_usd": cost_usd(seconds, per_hour),
             "estimated_compute_units": recipe_units,
             "estimated_cost_usd": compute_units_usd(recipe_units),
-            "composition": {name: gib(n) for name, n in trace.composition(surface.peak_event(trace)).items()},
+            "composition": composition_gib(trace, trace.peak_event, peak, card),
             "basis": "estimated",
         },
         "ours": plan.as_dict(),
