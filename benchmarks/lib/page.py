@@ -205,6 +205,8 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "active": ("Which texts to label next", fewer.active),
     "few-shot": ("Few texts a class", fewer.few_shot),
     "near-duplicates": ("Near-duplicates left out", fewer.near_duplicates),
+    "rehearsal": ("A step on shapes alone", less.rehearsal),
+    "linear": ("The baseline's classifier", less.linear),
     "pruning": ("Training on fewer rows", less.pruning),
     "report-page": ("The report", report_page),
     "recipe": ("The recipe's memory and time, predicted", recipe),

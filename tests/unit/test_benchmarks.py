@@ -835,7 +835,19 @@ def _computing_less():
         commit_s={**_spread(0.05), "n": 40}, share=_spread(0.002), seconds_ratio=_spread(1.01),
         cpu_ratio=_spread(1.01),
     )  # fmt: skip
-    return prefix_cache, pruning, checkpoints
+    modes = {"PyTorch's fake mode": _spread(8.0), "plain operators at once": _spread(4.0)}
+    rehearsal = _result(
+        "rehearsal",
+        settings={"repeats": 3, "max_length": 256, "micro_batch": 2},
+        models={"minilm": {"allocations": 4000, "cpu_s": modes, "ratio": _spread(2.0)}},
+    )
+    linear = _result(
+        "linear",
+        settings={"repeats": 1, "classes": 150},
+        rows=15_000, features=12_000, cpu_s={"primal": _spread(220.0), "dual": _spread(2.0)},
+        accuracy={"primal": 0.91, "dual": 0.91}, ratio=_spread(110.0),
+    )  # fmt: skip
+    return prefix_cache, pruning, checkpoints, rehearsal, linear
 
 
 _VERDICT = {"level": "ready_with_review", "against_baseline": "better"}
@@ -904,6 +916,8 @@ def test_the_page_shows_every_benchmark_with_its_source(results):
     assert "| badge | 0.800 (0.720 to 0.880) | 0.800 (0.720 to 0.880) | 0.8100 |" in drawn
     assert "| 8 texts a class | SetFit | 0.810 (0.729 to 0.891) | 3 | 90 (81 to 99) |" in drawn
     assert "| the recipe | 11.95 GiB | 3 h 28 min |" in drawn
+    assert "| minilm | 4,000 | 8.00 (7.20 to 8.80) | 4.00 (3.60 to 4.40) | 2.00 (1.80 to 2.20) |" in drawn
+    assert "| dual | 2.0 (1.8 to 2.2) | 0.9100 |" in drawn
     assert "3.4 at 1, 2.2 at 8 texts at a time" in drawn
     assert "| banking77 | 95 % | 80.0 % | 96.1 % | 0.0 % |  | 97.0 % | 75.0 % |" in drawn
     assert "200 classes, 10,000 test rows: 0.35 MB" in drawn
