@@ -23,6 +23,7 @@ SETUPS = {
     ),
     "bfloat16": replace(CARD, weights="bfloat16", compute="bfloat16"),
     "cpu": Setup("cpu", "float32", "float32"),
+    "cpu, bfloat16": Setup("cpu", "bfloat16", "bfloat16"),
 }
 
 

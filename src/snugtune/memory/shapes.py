@@ -27,7 +27,7 @@ PLAIN = frozenset(
         _aten.div.Scalar, _aten.div.Tensor, _aten.empty_like.default, _aten.exp.default,
         _aten.expand.default, _aten.gelu.default, _aten.gelu_backward.default, _aten.mean.dim,
         _aten.mm.default, _aten.mul.Scalar, _aten.mul.Tensor, _aten.mul_.Tensor,
-        _aten.native_layer_norm.default, _aten.native_layer_norm_backward.default, _aten.neg.default,
+          _aten.neg.default,
         _aten.permute.default, _aten.pow.Tensor_Scalar, _aten.relu.default, _aten.rsqrt.default,
         _aten.select.int, _aten.select_backward.default, _aten.sigmoid.default, _aten.silu.default,
         _aten.silu_backward.default, _aten.sin.default, _aten.slice.Tensor, _aten.slice_backward.default,
@@ -37,7 +37,8 @@ PLAIN = frozenset(
         _aten.zeros_like.default,
     }
 )  # fmt: skip
-"""Operators whose results follow from their tensors alone: no numbers are read, no device is chosen."""
+"""Operators whose results follow from their tensors alone: no numbers are read, no device is asked for (as by
+layer norm, whose statistics have another format on a CPU)."""
 
 
 ELEMENTWISE = frozenset(
