@@ -393,14 +393,15 @@ def _meets_goal(reserved: dict[str, float]) -> bool:
 
 
 def largest_first(found: list[Case]) -> list[Case]:
-    """By the padded values of one micro-batch, a rough order of their peaks, largest first."""
+    """By the tokens of one micro-batch, a rough order of their peaks, largest first."""
     from snugtune.model.known import known_models
 
     known = known_models()
 
     def size(case: Case) -> float:
         parameters = known[case.model].published_parameters if case.model in known else 0
-        return parameters * (4 if case.method == "full" else 1) * case.micro_batch * case.length
+        tokens = case.micro_batch * case.length if case.tokens is None else case.tokens
+        return parameters * (4 if case.method == "full" else 1) * tokens
 
     return sorted(found, key=size, reverse=True)
 
