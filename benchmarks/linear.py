@@ -5,7 +5,6 @@ In turns, on the same features; scikit-learn would choose the primal here. Secon
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -24,13 +23,14 @@ def main() -> None:
         return
     common.quiet_libraries()
     import numpy as np
+    from lib.datasets import clinc150_rows
 
     from snugtune.evaluate.baseline import TfidfBaseline
 
-    data = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
-    names = sorted({label for _, label in data["train"]})
-    y, y_val = (np.array([names.index(label) for _, label in data[part]]) for part in ("train", "val"))
-    texts = [text for part in ("train", "val") for text, _ in data[part]]
+    train, val = (clinc150_rows(folder, part) for part in ("train", "val"))
+    names = sorted({label for _, label in train})
+    y, y_val = (np.array([names.index(label) for _, label in part]) for part in (train, val))
+    texts = [text for text, _ in (*train, *val)]
     X = TfidfBaseline().fit_features(texts, len(names))
     found = _measure(X[: len(y)], y, X[len(y) :], y_val, options.repeats)
     found["settings"] = {"repeats": options.repeats, "classes": len(names)}

@@ -51,14 +51,19 @@ def cfpb(folder: Path, label: str = "Issue") -> Texts:
     return read_tables(folder, CFPB_TEXT, label)
 
 
+def clinc150_rows(folder: Path, *parts: str) -> list[list[str]]:
+    """Text and intent of CLINC150's in-scope rows in these ``parts``: train, val, test."""
+    found = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
+    return [row for part in parts for row in found[part]]
+
+
 def clinc150_csv(folder: Path, out: Path) -> tuple[Path, Path]:
     """CLINC150's in-scope rows as two tables in ``out``: its training and validation part, its test part."""
     import polars as pl
 
-    parts = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
     paths = []
     for name, chosen in (("train", ("train", "val")), ("test", ("test",))):
-        rows = [row for part in chosen for row in parts[part]]
+        rows = clinc150_rows(folder, *chosen)
         paths.append(out / f"{name}.csv")
         pl.DataFrame(rows, schema=["text", "intent"], orient="row").write_csv(paths[-1])
     return paths[0], paths[1]

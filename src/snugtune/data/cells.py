@@ -50,10 +50,7 @@ def column_text(column: pl.Series, *, source: str = "the table", row_of: RowOf |
             values.
     """
     dtype = column.dtype
-    if dtype.is_nested() or dtype == pl.Object:
-        raise UserInputError(
-            f"Column {column.name!r} of {source} holds lists or structures, not plain values."
-        )
+    check_plain(column.name, dtype, source)
     if dtype == pl.Binary:
         return _decoded(column, source, row_of)
     if dtype == pl.Date:
@@ -92,6 +89,16 @@ def list_items(
     ]
 
 
+def check_plain(name: str, dtype: pl.DataType, source: str) -> None:
+    """Refuse a column that holds more than one value in a cell.
+
+    Raises:
+        UserInputError: it does.
+    """
+    if dtype.is_nested() or dtype == pl.Object:
+        raise UserInputError(f"Column {name!r} of {source} holds lists or structures, not plain values.")
+
+
 def is_text(column: pl.Series) -> bool:
     """Whether a column is one of texts: strings, or bytes that are all UTF-8."""
     if column.dtype != pl.Binary:
@@ -108,12 +115,13 @@ def _check_days(column: pl.Series, source: str, row_of: RowOf | None) -> None:
     outside = (~column.is_between(dt.date.min, dt.date.max)).arg_true()
     if outside.len():
         raise UserInputError(
-            f"Column {column.name!r} of {source}{_where(int(outside[0]), row_of)} holds a day outside of the "
+            f"Column {column.name!r} of {source}{where(int(outside[0]), row_of)} holds a day outside of the "
             "years 1 to 9999; correct it, or name another column."
         )
 
 
-def _where(i: int, row_of: RowOf | None) -> str:
+def where(i: int, row_of: RowOf | None) -> str:
+    """For a message: the row of the file, behind its name; nothing where nobody knows it."""
     return "" if row_of is None else f", row {row_of(i)}"
 
 
@@ -123,7 +131,7 @@ def _decoded(column: pl.Series, source: str, row_of: RowOf | None) -> pl.Series:
     except pl.exceptions.ComputeError:
         i, byte = next(bad for bad in enumerate(map(_undecodable, column)) if bad[1] is not None)
         raise UserInputError(
-            f"Column {column.name!r} of {source}{_where(i, row_of)} holds bytes that are no text in UTF-8 "
+            f"Column {column.name!r} of {source}{where(i, row_of)} holds bytes that are no text in UTF-8 "
             f"(0x{byte:02X}); decode it where it comes from, or name another column."
         ) from None
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from snugtune.data.cells import RowOf, cell_texts, column_text, is_text, label_cells
+from snugtune.data.cells import RowOf, cell_texts, check_plain, column_text, is_text, label_cells
 from snugtune.errors import UserInputError
 
 # The narrative of the CFPB consumer complaint database, in the CSV export and in the search API:
@@ -135,8 +135,8 @@ def _check_exists(name: str, frame: pl.DataFrame, source: str, *, lists: bool = 
         meant = f"; did you mean {close!r}?" if close else "."
         raise UserInputError(f"{source} has no column {name!r}{meant} It has {_listing(frame.columns)}.")
     dtype = frame.schema[name]
-    if (dtype.is_nested() or dtype == pl.Object) and not (lists and dtype == pl.List):
-        raise UserInputError(f"Column {name!r} of {source} holds lists or structures, not plain values.")
+    if not (lists and dtype == pl.List):
+        check_plain(name, dtype, source)
 
 
 def _closest(name: str, names: Sequence[str]) -> str | None:

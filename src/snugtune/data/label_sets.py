@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from snugtune.data.cells import RowOf, cell_texts, column_text, list_items
+from snugtune.data.cells import RowOf, cell_texts, column_text, list_items, where
 from snugtune.data.columns import Columns
 from snugtune.data.labels import CleaningPolicy, CleaningReport, merge_variants, repeats
 from snugtune.errors import UserInputError
@@ -104,11 +104,10 @@ def _said(
     unknown = [value for value in plain.unique().to_list() if value and value not in YES | NO]
     if unknown:
         i = plain.to_list().index(min(unknown))
-        where = "" if row_of is None else f", row {row_of(i)}"
         raise UserInputError(
-            f"Column {column.name!r} of {source}{where} says {texts[i][:60]!r}, where a label's own "
-            "column must say yes or no (yes, y, true, x, 1; no, n, false, -, 0). If it holds several labels "
-            "in a cell, name it alone, with --label-separator."
+            f"Column {column.name!r} of {source}{where(i, row_of)} says {texts[i][:60]!r}, where a label's "
+            "own column must say yes or no (yes, y, true, x, 1; no, n, false, -, 0). If it holds several "
+            "labels in a cell, name it alone, with --label-separator."
         )
     values = plain.to_numpy()
     return np.isin(values, list(YES)), values != ""

@@ -115,8 +115,7 @@ class Surface:
 
     def exact_trace(self, micro_batch: int, length: int) -> Trace:
         """The same, made at this very shape."""
-        made = self.rehearsal.trace(micro_batch, length, work=True)
-        return replace(made, storages=_resized(made, made.sized(made.sizes, self.library_bytes)))
+        return self._with_library(self.rehearsal.trace(micro_batch, length, work=True))
 
     def exact_peak_bytes(self, micro_batch: int, length: int) -> int:
         """The same from a trace of this very shape."""
@@ -133,8 +132,7 @@ class Surface:
         """The trace of such a step, without its work."""
         row = self.row(length)
         if row is None or texts < min(MICRO_BATCHES):
-            made = self.rehearsal.trace(texts, length, work=True, tokens=tokens)
-            return replace(made, storages=_resized(made, made.sized(made.sizes, self.library_bytes)))
+            return self._with_library(self.rehearsal.trace(texts, length, work=True, tokens=tokens))
         few = row.corners[0]
         return Trace(_resized(few, self._packed_sizes(row, texts, tokens / length)), few.events)
 
@@ -227,6 +225,9 @@ class Surface:
         mixed = sum(share * corner.sizes for share, corner in zip(shares, corners, strict=True))
         sizes = np.rint(np.maximum(mixed, 1)).astype(np.int64)
         return corners[0].sized(_with_demands(sizes, corners, shares), self.library_bytes)
+
+    def _with_library(self, trace: Trace) -> Trace:
+        return replace(trace, storages=_resized(trace, trace.sized(trace.sizes, self.library_bytes)))
 
     def _peak_of(self, trace: Trace) -> int:
         return self._peak(trace, trace.sized(trace.sizes, self.library_bytes))
